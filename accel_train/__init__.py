@@ -1,0 +1,32 @@
+"""accel_train: training runs that are a function of (config, seed, data) alone."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig
+    from accel_train.data.source import BatchSource, IndexedSource
+    from accel_train.run_folder import load_exported
+    from accel_train.task import Event, Loss, Objective, Task
+    from accel_train.trainer import Trainer
+
+_WHERE = {
+    "Task": "task", "Objective": "task", "Loss": "task", "Event": "task",
+    "BatchSource": "data.source", "IndexedSource": "data.source",
+    "TrainConfig": "config", "PhaseConfig": "config", "OptimizerConfig": "config",
+    "Trainer": "trainer", "load_exported": "run_folder",
+}  # fmt: skip
+
+__all__ = [
+    "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "OptimizerConfig", "PhaseConfig", "Task",
+    "TrainConfig", "Trainer", "load_exported",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for, so that the command line answers without loading torch."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'accel_train' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"accel_train.{_WHERE[name]}"), name)

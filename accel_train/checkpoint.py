@@ -1,0 +1,253 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is written to a temporary sibling, described by a manifest, flushed to disk and renamed; only then are
+older ones removed. Before anything in memory changes, a checkpoint is verified against its manifest, and the newest
+one that is whole is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_train.errors import UserError
+
+MANIFEST = "MANIFEST.json"
+PROGRESS = "progress.json"
+_PREFIX, _TEMPORARY = "step-", ".writing-"
+
+
+@dataclass(frozen=True)
+class Damage:
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class CheckpointFolder:
+    """``output_dir/checkpoints``: step-000012000/ folders and the links ``latest`` and ``best``.
+
+    Args:
+        limit: keep so many of the newest; None keeps all. The best one and every ``keep_every`` steps stay beside them.
+    """
+
+    def __init__(self, root: Path, limit: int | None = None, keep_every: int | None = None) -> None:
+        self.root, self.limit, self.keep_every = Path(root), limit, keep_every
+
+    def path(self, step: int) -> Path:
+        return self.root / f"{_PREFIX}{step:09d}"
+
+    def steps(self) -> list[int]:
+        """Steps of all finished checkpoints, oldest first."""
+        found = []
+        for path in self.root.glob(f"{_PREFIX}*") if self.root.is_dir() else ():
+            if path.name.removeprefix(_PREFIX).isdecimal() and path.is_dir():
+                found.append(int(path.name.removeprefix(_PREFIX)))
+        return sorted(found)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def temporary(self, step: int) -> Path:
+        return self.root / f"{_TEMPORARY}{step:09d}"
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder to write into (rank 0)."""
+        temporary = self.temporary(step)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, step: int) -> Path:
+        """Make the temporary folder a checkpoint: manifest, flush, rename, links (rank 0, after every rank has written)."""
+        temporary, final = self.temporary(step), self.path(step)
+        write_manifest(temporary, {"step": step})
+        for path in files_in(temporary):
+            _flush(path)
+        _flush(temporary)
+        if final.exists():  # the same step of the same run, saved again: never without one of the two
+            old = self.root / f"{_TEMPORARY}old-{step:09d}"
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(final, old)
+            os.replace(temporary, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
+        _flush(self.root)
+        self.link("latest", step)
+        return final
+
+    def abandon(self, step: int) -> None:
+        shutil.rmtree(self.temporary(step), ignore_errors=True)
+
+    def link(self, name: str, step: int) -> None:
+        """Point ``latest`` or ``best`` at a step, atomically."""
+        new = self.root / f"{_TEMPORARY}{name}"
+        new.unlink(missing_ok=True)
+        new.symlink_to(self.path(step).name)
+        os.replace(new, self.root / name)
+
+    def linked(self, name: str) -> int | None:
+        link = self.root / name
+        if not link.is_symlink():
+            return None
+        target = os.readlink(link).removeprefix(_PREFIX)
+        return int(target) if target.isdecimal() else None
+
+    def prune(self) -> list[int]:
+        """Remove what retention does not keep; returns the steps removed."""
+        if self.limit is None:
+            return []
+        steps = self.steps()
+        kept = set(steps[-self.limit :]) | {self.linked("best")}
+        if self.keep_every:
+            kept |= {step for step in steps if step % self.keep_every == 0}
+        removed = [step for step in steps if step not in kept]
+        for step in removed:  # renamed first, so that a kill half-way leaves no torn folder under a good name
+            doomed = self.root / f"{_TEMPORARY}doomed-{step:09d}"
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(self.path(step), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        return removed
+
+    def set_aside(self, after_step: int) -> list[Path]:
+        """Rename every checkpoint newer than the one a run goes on from, so that none is resumed or counted again."""
+        moved = []
+        for step in self.steps():
+            if step > after_step:
+                path = self.root / f"set-aside-{self.path(step).name}"
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(self.path(step), path)
+                moved.append(path)
+        for name in ("latest", "best"):
+            if (self.linked(name) or 0) > after_step:
+                (self.root / name).unlink()
+        return moved
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half-written (rank 0, at start)."""
+        for path in self.root.glob(f"{_TEMPORARY}*") if self.root.is_dir() else ():
+            if "old-" in path.name:  # killed between two renames: the old one is still the good one
+                step = int(path.name.rpartition("-")[2])
+                if not self.path(step).exists():
+                    os.replace(path, self.path(step))
+                    continue
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def newest_whole(self) -> tuple[Path | None, list[Damage]]:
+        """The newest checkpoint that verifies, and what is wrong with each newer one."""
+        damaged = []
+        for step in reversed(self.steps()):
+            reason = verify(self.path(step))
+            if reason is None:
+                return self.path(step), damaged
+            damaged.append(Damage(self.path(step), reason))
+        return None, damaged
+
+    def find(self, which: str) -> Path:
+        """A whole checkpoint by ``latest``, ``best``, a step number or a path; an error says what is wrong with it."""
+        if which == "latest":
+            path, damaged = self.newest_whole()
+            if path is None:
+                raise UserError(f"{self.root}: no checkpoint that can be used{_because(damaged)}")
+            return path
+        path = self.path(int(which)) if which.isdecimal() else self.root / which if which == "best" else Path(which)
+        if which == "best" and not path.exists():
+            raise UserError(f"{self.root}: there is no best checkpoint (was there an evaluation?); use latest")
+        return whole(path)
+
+
+def whole(path: Path) -> Path:
+    """This checkpoint, verified."""
+    if not path.exists():
+        steps = CheckpointFolder(path.parent).steps()
+        there = f"; there are steps {', '.join(map(str, steps[-5:]))}" if steps else ""
+        raise UserError(f"checkpoint {path} does not exist{there}")
+    if not (path / MANIFEST).exists() and (path / "checkpoints").is_dir():
+        return CheckpointFolder(path / "checkpoints").find("latest")
+    reason = verify(path)
+    if reason is not None:
+        raise UserError(f"checkpoint {path} is damaged: {reason}; use another one or resume_from_checkpoint=auto")
+    return path
+
+
+def _because(damaged: list[Damage]) -> str:
+    return "".join(f"; {d.path.name} is damaged: {d.reason}" for d in damaged)
+
+
+def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
+    entries = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in files_in(folder)
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"version": 1, **extra, "files": entries}, indent=1))
+
+
+def verify(folder: Path) -> str | None:
+    """None if every file is there with its size and hash, else what is wrong, naming the file."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())["files"]
+        if not entries:
+            return f"{MANIFEST} lists no files"
+        for name, entry in entries.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
+        for name, entry in entries.items():
+            if _sha256(folder / name) != entry["sha256"]:
+                return f"{name} has been altered (its SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    unlisted = {str(p.relative_to(folder)) for p in files_in(folder)} - set(entries) - {MANIFEST}
+    return f"{sorted(unlisted)[0]} is not in {MANIFEST}" if unlisted else None
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    return json.loads((path / PROGRESS).read_text())
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its final place and swap it in, flushed."""
+    temporary = final.with_name(f".{final.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in files_in(temporary):
+        _flush(path)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

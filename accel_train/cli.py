@@ -1,0 +1,262 @@
+"""The commands. Nothing heavy is imported before it is known which one is meant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from accel_train.errors import NonFiniteError, UserError
+
+COMMANDS = {
+    "train": "train a task, or go on with a run",
+    "evaluate": "metrics and figures of a run's best model on held-out data",
+    "export": "a run's best model as safetensors with what is needed to rebuild it",
+    "inspect": "what is in a run folder, a checkpoint, or a task's data",
+    "synth": "make a small data set with known truth for a task",
+    "status": "how a running or finished run stands",
+    "stop": "ask a running run to save and stop",
+    "save": "ask a running run for a checkpoint now",
+    "tasks": "list the tasks",
+    "doctor": "what this machine can do",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. 0 done, 1 training failed, 2 something to mend in config or data."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"accel-train: error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"accel-train: training failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("accel-train: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"accel_train {version('accel_train')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name in COMMANDS:
+        return globals()[f"_{name}"](rest)
+    from accel_train.tasks import TASKS, commands
+    from accel_train.optim import suggest
+
+    if name in TASKS:
+        module = commands(name)
+        if module is None:
+            raise UserError(f"{name} has no commands of its own")
+        return module.main(rest)
+    known = [*COMMANDS, *TASKS]
+    raise UserError(f"unknown command {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+
+
+def _help() -> str:
+    from accel_train.tasks import TASKS
+
+    lines = ["usage: accel-train COMMAND ...", "", "commands:"]
+    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "tasks (each may have commands of its own: accel-train TASK --help):"]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in TASKS.items()]
+    lines += [
+        "",
+        "accel-train COMMAND --help tells more. On several processes:",
+        "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_train train --config FILE.yaml",
+    ]
+    return "\n".join(lines)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def _train(rest: list[str]) -> int:
+    from accel_train.config import parse
+
+    if rest in ([], ["-h"], ["--help"]) or "--print_config" in rest:
+        return _train_help(rest)
+    task, config = parse(rest)
+
+    from accel_train.trainer import Trainer
+
+    try:
+        result = Trainer(task, config).fit()
+    finally:
+        _leave_process_group()
+    if os.environ.get("RANK", "0") == "0":
+        _say_what_next(result, rest)
+    return config.requeue_exit_code if result.by_signal else 0
+
+
+def _train_help(rest: list[str]) -> int:
+    from accel_train.config import parser
+    from accel_train.tasks import expand_arguments
+
+    if "--print_config" not in rest:
+        print(parser().format_help())
+        return 0
+    try:
+        parser().parse_args(expand_arguments(rest))
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def _say_what_next(result, rest: list[str]) -> None:
+    folder = result.output_dir
+    print()
+    if result.outcome == "completed":
+        print(f"Complete: {result.step:,} steps.")
+        print(f"  weights      {folder}/model" + (f"   best: {folder}/best" if result.best else ""))
+        print(f"  evaluate     accel-train evaluate {folder}")
+        print(f"  go on        accel-train train --config {folder}/config.yaml --max_steps={2 * result.step}")
+    else:
+        print(f"Stopped after step {result.step:,}: {result.reason}. A checkpoint of that step is saved.")
+        print(f"  go on        accel-train train --config {folder}/config.yaml")
+    print(f"  run folder   {folder}")
+    print(f"  look         tensorboard --logdir {folder}/tensorboard")
+
+
+def _leave_process_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# -- after and beside training ---------------------------------------------------------------------------------------
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str):  # noqa: ANN202
+            raise UserError(f"{name}: {message}")
+
+    return Parser(prog=f"accel-train {name}", description=COMMANDS[name])
+
+
+def _evaluate(rest: list[str]) -> int:
+    parser = _parser("evaluate")
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model folder")
+    parser.add_argument("--checkpoint", default=None, help="best (default where there is one), latest, a step, or a path")
+    parser.add_argument("--split", default="validation", help="validation or test")
+    parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
+    options = parser.parse_args(rest)
+    from accel_train.inspection import evaluate_run
+
+    metrics = evaluate_run(options.run, options.checkpoint, options.split, options.batch_size, options.out)
+    print(json.dumps(metrics, indent=1))
+    return 0
+
+
+def _export(rest: list[str]) -> int:
+    parser = _parser("export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoint", default=None, help="best (default where there is one), latest, a step, or a path")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(rest)
+    from accel_train.inspection import export_run
+
+    print(f"exported to {export_run(options.run, options.checkpoint, options.out)}")
+    return 0
+
+
+def _inspect(rest: list[str]) -> int:
+    parser = _parser("inspect")
+    parser.add_argument("what", help="a run folder, a checkpoint, a config file, or a task's name")
+    options, others = parser.parse_known_args(rest)
+    from accel_train.inspection import inspect
+
+    print(inspect(options.what, others))
+    return 0
+
+
+def _synth(rest: list[str]) -> int:
+    parser = _parser("synth")
+    parser.add_argument("task", help="a task's name")
+    parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=None, help="how many items (the task says of what)")
+    options = parser.parse_args(rest)
+    from accel_train.tasks import find
+
+    task = find(options.task)
+    if not hasattr(task, "synth"):
+        raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(f"synth: {options.out} is not empty")
+    print(task.synth(options.out, seed=options.seed, size=options.size))
+    return 0
+
+
+def _status(rest: list[str]) -> int:
+    parser = _parser("status")
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args(rest)
+    from accel_train.tracking.status import describe
+
+    path = options.run / "status.json"
+    if not path.is_file():
+        raise UserError(f"status: {path} does not exist; is {options.run} a run folder?")
+    print(describe(json.loads(path.read_text())))
+    return 0
+
+
+def _ask(command: str, rest: list[str]) -> int:
+    parser = _parser(command)
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args(rest)
+    from accel_train.control import request
+
+    if not (options.run / "config.yaml").is_file():
+        raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
+    request(options.run, command)
+    print(f"asked {options.run} to {command}; accel-train status {options.run} tells when it has")
+    return 0
+
+
+def _stop(rest: list[str]) -> int:
+    return _ask("stop", rest)
+
+
+def _save(rest: list[str]) -> int:
+    return _ask("save", rest)
+
+
+def _tasks(rest: list[str]) -> int:
+    _parser("tasks").parse_args(rest)
+    from accel_train.tasks import TASKS
+
+    for name, (path, text) in TASKS.items():
+        print(f"{name:<10} {text}\n{'':<10} {path}")
+    return 0
+
+
+def _doctor(rest: list[str]) -> int:
+    parser = _parser("doctor")
+    parser.add_argument("--launch", action="store_true", help="also start two processes and let them add a number")
+    options = parser.parse_args(rest)
+    from accel_train.doctor import report
+
+    text, healthy = report(options.launch)
+    print(text)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

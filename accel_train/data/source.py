@@ -1,0 +1,86 @@
+"""Where batches come from: global batch ``step`` of ``epoch`` as a pure function, and each rank's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from accel_train import keyed
+from accel_train.task import Batch
+
+
+class BatchSource:
+    """Global batches by position. Subclasses give random access (``batch``) or a sequential scan (``iterate``)."""
+
+    def steps(self, epoch: int) -> int | None:
+        """Global batches in this epoch; None if the data never ends or does not know its length."""
+        raise NotImplementedError
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        """This rank's share of one global batch, as CPU tensors or numpy arrays; None if its share is empty."""
+        raise NotImplementedError
+
+    def iterate(self, epoch: int, step: int, rank: int, world_size: int) -> Iterator[Batch | None] | None:
+        """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``."""
+        return None
+
+    def describe(self, epoch: int, step: int) -> str:
+        """Which items global batch ``step`` holds, for error messages."""
+        return f"epoch {epoch}, batch {step}"
+
+
+class Indexed(Protocol):
+    """Random-access data: what a task implements for an ``IndexedSource``."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """One batch of these items (int64), read as a whole. Called from several threads at once."""
+        ...
+
+
+class IndexedSource(BatchSource):
+    """Batches of items that can be read in any order.
+
+    Args:
+        data: anything with ``read(indices)``; ``len(data)`` items, unless ``endless``.
+        batch_size: items of one *global* batch. The last batch of an epoch may be shorter.
+        shuffle: a permutation drawn from (seed, epoch); otherwise the items in order.
+        endless: ``data`` has no length: item i of the run is item i of the data, and there is one epoch.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True, endless: bool = False) -> None:
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.shuffle, self.endless = shuffle and not endless, endless
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def steps(self, epoch: int) -> int | None:
+        return None if self.endless else -(-len(self.data) // self.batch_size)
+
+    def indices(self, epoch: int, step: int) -> np.ndarray:
+        """The items of one global batch, in order."""
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        if not self.endless:
+            stop = min(stop, len(self.data))
+        if not self.shuffle:
+            return np.arange(start, stop, dtype=np.int64)
+        return self._permutation(epoch)[start:stop]
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        indices = self.indices(epoch, step)
+        share = indices[len(indices) * rank // world_size : len(indices) * (rank + 1) // world_size]
+        return self.data.read(share) if len(share) else None
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        cached = self._order  # one read: another thread may replace it
+        if cached is None or cached[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "order", epoch)))
+            cached = self._order = (epoch, generator.permutation(len(self.data)))
+        return cached[1]
+
+    def describe(self, epoch: int, step: int) -> str:
+        indices = self.indices(epoch, step)
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        return f"epoch {epoch}, batch {step}, {len(indices)} items: {shown}"

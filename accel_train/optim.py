@@ -1,0 +1,159 @@
+"""Optimisers by name, and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from accel_train.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# -- schedules: (fraction of the way from the end of warm-up to the end of the run, base rate) -> rate ---------------
+
+
+def constant(done: float, base: float) -> float:
+    return base
+
+
+def cosine(done: float, base: float, min_lr: float = 0.0) -> float:
+    """Half a cosine from ``base`` to ``min_lr`` (Loshchilov and Hutter, 2017, without restarts)."""
+    return min_lr + (base - min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def linear(done: float, base: float, min_lr: float = 0.0) -> float:
+    return base + (min_lr - base) * done
+
+
+def step(done: float, base: float, *, steps_done: int = 0, step_size: int = 1000, gamma: float = 0.1) -> float:
+    """Times ``gamma`` after every ``step_size`` steps."""
+    return base * gamma ** (steps_done // step_size)
+
+
+def plateau(
+    done: float,
+    base: float,
+    *,
+    history: Sequence[float] = (),
+    factor: float = 0.5,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    min_lr: float = 0.0,
+    mode: str = "min",
+) -> float:
+    """Times ``factor`` whenever ``patience`` evaluations in a row brought no improvement of more than ``threshold``
+    (relative), replayed from the whole list of metric values, so there is no state to restore."""
+    sign = 1.0 if mode == "min" else -1.0
+    best, bad, rate = math.inf, 0, base
+    for value in history:
+        if sign * value < best - threshold * abs(best if math.isfinite(best) else 0.0):
+            best, bad = sign * value, 0
+        else:
+            bad += 1
+        if bad > patience:
+            rate, bad = max(rate * factor, min_lr), 0
+    return rate
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    f.__name__: f for f in (constant, cosine, linear, step, plateau)
+}
+
+
+class Schedule:
+    """The learning rate at a step.
+
+    During warm-up the rate is ``base * (f + (1 - f) * step / warmup_steps)`` with f = ``warmup_start_factor``; after
+    it the named schedule runs from 0 at the end of warm-up to 1 at ``total_steps``.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: float,
+        total_steps: int | None,
+        warmup_steps: int = 0,
+        warmup_start_factor: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if kind not in SCHEDULES:
+            raise UserError(f"lr_scheduler_type: unknown {kind!r}{suggest(kind, SCHEDULES)}; there are {', '.join(SCHEDULES)}")
+        known = [p for p in inspect.signature(SCHEDULES[kind]).parameters if p not in _FROM_THE_LOOP]
+        for name in kwargs:
+            if name not in known:
+                raise UserError(f"lr_scheduler_kwargs: {kind} has no option {name!r}{suggest(name, known)}")
+        if total_steps is None and kind in ("cosine", "linear"):
+            raise UserError(f"lr_scheduler_type: {kind} needs to know the length of the run: give max_steps")
+        self.kind, self.base, self.total_steps, self.kwargs = kind, base, total_steps, kwargs
+        self.warmup_steps, self.warmup_start_factor = warmup_steps, warmup_start_factor
+
+    def __call__(self, at: int, history: Sequence[float] = ()) -> float:
+        if at < self.warmup_steps:
+            f = self.warmup_start_factor
+            return self.base * (f + (1.0 - f) * at / self.warmup_steps)
+        after = at - self.warmup_steps
+        done = min(after / max(self.total_steps - self.warmup_steps, 1), 1.0) if self.total_steps else 0.0
+        extra: dict[str, Any] = {}
+        if self.kind == "plateau":
+            extra["history"] = history
+        elif self.kind == "step":
+            extra["steps_done"] = after
+        return SCHEDULES[self.kind](done, self.base, **extra, **self.kwargs)
+
+
+_FROM_THE_LOOP = ("done", "base", "steps_done", "history")
+
+
+# -- optimisers ------------------------------------------------------------------------------------------------------
+
+
+def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
+    """``AdamW``, ``adamw``, ``torch.optim.AdamW`` or any importable optimiser class."""
+    import torch
+
+    short = {name.lower(): cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    if "." not in class_path:
+        if class_path.lower() in short:
+            return short[class_path.lower()]
+        names = sorted(cls.__name__ for cls in short.values())
+        raise UserError(f"optimizer.class_path: unknown {class_path!r}{suggest(class_path, names)}")
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"optimizer.class_path: cannot import {class_path!r}: {error}") from None
+
+
+def build_optimizer(
+    params: list[torch.nn.Parameter], class_path: str, learning_rate: float, init_args: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """On CUDA the fused kernels are chosen where they exist: they can skip a non-finite update without a host sync."""
+    cls = optimizer_class(class_path)
+    known = [p for p in inspect.signature(cls).parameters if p not in ("params", "lr")]
+    for name in init_args:
+        if name == "lr":
+            raise UserError("optimizer.init_args.lr: give the rate as learning_rate")
+        if name not in known:
+            raise UserError(f"optimizer.init_args: {cls.__name__} has no option {name!r}{suggest(name, known)}")
+    arguments = dict(init_args)
+    if "fused" in known and "fused" not in arguments and "foreach" not in arguments:
+        if all(p.is_cuda and p.is_floating_point() for p in params):
+            arguments["fused"] = True
+    for name, value in arguments.items():  # YAML has no tuples
+        if isinstance(value, list):
+            arguments[name] = tuple(value)
+    try:
+        return cls(params, lr=learning_rate, **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {error}") from None
+
+
+def suggest(word: str, known: Any) -> str:
+    """`` (did you mean X?)`` if there is a near name, else nothing."""
+    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,327 @@
+"""What a run is made of: accelerate, data, models, plan and run folder, built from the config, saved and restored."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from accel_train import keyed, run_folder
+from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
+from accel_train.config import OptimizerConfig, TrainConfig, differences, to_dict
+from accel_train.data.loader import Loader
+from accel_train.data.source import BatchSource
+from accel_train.errors import NonFiniteError, UserError
+from accel_train.optim import Schedule, suggest
+from accel_train.progress import Duration, Phase, Plan
+from accel_train.ranks import Ranks
+from accel_train.step import Stepper, group_objectives
+from accel_train.task import Event, Objective, Task
+from accel_train.tracking import Observer
+
+Tell = Callable[[Event], None]
+
+
+class Session:
+    """The parts of a run on this rank. Building one moves models to the device but restores nothing yet."""
+
+    def __init__(self, task: Task, config: TrainConfig) -> None:
+        self.task, self.config = task, config
+        self.output_dir = Path(config.output_dir or Path("runs") / task.task_name())
+        self.accelerator = start_accelerate(config)
+        self.device: torch.device = self.accelerator.device
+        self.ranks = Ranks(self.accelerator)
+        self.global_batch_size = config.global_batch_size
+        if config.per_device_batch_size is not None:
+            self.global_batch_size = config.per_device_batch_size * self.ranks.world_size
+        self.described = to_dict(task, config) | {"global_batch_size": self.global_batch_size}
+
+        self.source = self._source("train")
+        eval_source = task.build_data("validation", self.global_batch_size, config.seed)
+        torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
+        self.models = run_folder.as_dict(task.build_model())
+        self.objectives = {objective.name: objective for objective in task.objectives()}
+        self.plan = self._plan()
+        self.stepper = self._stepper()
+        self.loader = self._loader(self.source)
+        self.eval_loader = None
+        if eval_source is not None and config.eval_steps != 0:
+            self.eval_loader = self._loader(eval_source)
+
+        self.checkpoints = CheckpointFolder(
+            self.output_dir / "checkpoints", config.save_total_limit, config.save_keep_every
+        )
+        self.last_saved: int | None = None
+        self.resumed_from: Path | None = None
+        self.early_events: list[Event] = []
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    def _source(self, split: str) -> BatchSource:
+        source = self.task.build_data(split, self.global_batch_size, self.config.seed)
+        if source is None:
+            raise UserError(f"{self.task.task_name()}: there is no {split} data")
+        return source
+
+    def _loader(self, source: BatchSource) -> Loader:
+        config, ranks = self.config, self.ranks
+        return Loader(source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+
+    def _plan(self) -> Plan:
+        phases = []
+        for i, phase in enumerate(self.config.phases):
+            for name in phase.objectives:
+                if name not in self.objectives:
+                    hint = suggest(name, self.objectives)
+                    raise UserError(f"phases[{i}].objectives: unknown {name!r}{hint}; there are {', '.join(self.objectives)}")
+            chosen = tuple(self.objectives[n] for n in phase.objectives) or tuple(self.objectives.values())
+            length = Duration.parse(phase.length, f"phases[{i}].length") if phase.length is not None else None
+            name = "+".join(o.name for o in chosen)
+            phases += [Phase(chosen, length, name)] * phase.repeat
+        if not phases:
+            phases = [Phase(tuple(self.objectives.values()), None, "+".join(self.objectives))]
+        return Plan(phases, self.source.steps, self.config.max_steps, self.config.num_train_epochs)
+
+    def _stepper(self) -> Stepper:
+        config = self.config
+        for name in config.optimizers:
+            if name not in self.objectives:
+                raise UserError(f"optimizers: unknown objective {name!r}{suggest(name, self.objectives)}")
+        for model in self.models.values():
+            model.to(self.device)
+            if config.torch_compile:
+                model.compile(mode=None if config.torch_compile == "default" else config.torch_compile)
+        stepper = Stepper(
+            self.task, self.models, self.accelerator, self.ranks, config.seed,
+            config.max_grad_norm, config.micro_batch_size, config.memory_guard,
+        )  # fmt: skip
+        used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
+        used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
+        for trains, members in group_objectives(used_objectives, list(self.models)).items():
+            optimizer = self._optimizer(members)
+            schedule = Schedule(
+                config.lr_scheduler_type,
+                config.learning_rate if optimizer.learning_rate is None else optimizer.learning_rate,
+                self.plan.total_steps,
+                self._warmup_steps(),
+                config.warmup_start_factor,
+                **({"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}),
+                **config.lr_scheduler_kwargs,
+            )
+            stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
+        return stepper
+
+    def _optimizer(self, members: list[Objective]) -> OptimizerConfig:
+        chosen = [self.config.optimizers[o.name] for o in members if o.name in self.config.optimizers]
+        if len(chosen) > 1:
+            names = ", ".join(o.name for o in members)
+            raise UserError(f"optimizers: {names} train the same models and share one optimizer; set one of them only")
+        return chosen[0] if chosen else self.config.optimizer
+
+    def _warmup_steps(self) -> int:
+        text = self.config.warmup_steps
+        if text in (0, "0"):
+            return 0
+        length = Duration.parse(text, "warmup_steps")
+        if length.unit == "st":
+            return length.count
+        in_epoch = [self.source.steps(epoch) for epoch in range(length.count)]
+        if None in in_epoch:
+            raise UserError("warmup_steps: this data has no epochs; give steps")
+        return sum(n for n in in_epoch if n is not None)
+
+    def build_observers(self) -> list[Observer]:
+        """What the config asks for, on rank 0."""
+        from accel_train.tracking.console import Console
+        from accel_train.tracking.jsonl import Jsonl
+        from accel_train.tracking.status import Status
+
+        config = self.config
+        observers: list[Observer] = [Console(), Jsonl(), Status()]
+        if "tensorboard" in config.report_to:
+            from accel_train.tracking.tensorboard import TensorBoard
+
+            observers.append(TensorBoard(config.histogram_steps))
+        if other_trackers(config):
+            from accel_train.tracking.accelerate import AccelerateTrackers
+
+            observers.append(AccelerateTrackers(self.accelerator))
+        hook = config.webhook
+        if os.environ.get(hook.url_env) or hook.url_file:
+            from accel_train.tracking.webhook import Webhook
+
+            milestones = hook.milestones or ()
+            observers.append(
+                Webhook(hook.kinds, hook.status_steps, milestones, url_env=hook.url_env, url_file=hook.url_file)
+            )
+        return observers
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def write_about(self) -> None:
+        run_folder.write_config(self.output_dir / "config.yaml", self.described)
+        about = run_folder.environment(self.config.seed, self.ranks.world_size, str(self.device))
+        run_folder.write_json(self.output_dir / "environment.json", about)
+
+    def export(self, folder: Path, info: dict[str, Any]) -> None:
+        run_folder.export_models(folder, self.task, self.models, self.described, info)
+
+    def mark_best(self, step: int, info: dict[str, Any]) -> None:
+        self.export(self.output_dir / "best", info)
+        self.checkpoints.link("best", step)
+        self.checkpoints.prune()
+
+    def save(self, step: int, progress: dict[str, Any], tell: Tell) -> None:
+        """A whole checkpoint of this step, or none and a warning; every rank must call it."""
+        if self.last_saved == step:
+            return
+        if not self._weights_are_finite():
+            raise NonFiniteError(f"step {step}: the weights are not finite; the last checkpoint is of step {self.last_saved}")
+        error = ""
+        try:
+            folder = self.checkpoints.begin(step) if self.ranks.is_main else self.checkpoints.temporary(step)
+            self.ranks.all_agree(True)  # the folder exists before any rank writes into it
+        except OSError as problem:
+            error = _brief(problem)
+            folder = self.checkpoints.temporary(step)
+            self.ranks.all_agree(False)
+        if not error:
+            try:
+                self.accelerator.save_state(str(folder))
+                if self.ranks.is_main:
+                    run_folder.write_json(folder / PROGRESS, progress)
+                    run_folder.write_config(folder / "config.yaml", self.described)
+            except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
+                error = _brief(problem)
+        if self.ranks.all_agree(not error) and self.ranks.is_main:
+            try:
+                self.checkpoints.commit(step)
+            except OSError as problem:
+                error = _brief(problem)
+        errors = [e for e in self.ranks.gather(error) if e]
+        if errors:
+            if self.ranks.is_main:
+                self.checkpoints.abandon(step)
+                tell(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {errors[0]}. Training goes on; "
+                           f"the last good checkpoint is of step {self.last_saved}"))  # fmt: skip
+            return
+        self.last_saved = step
+        if self.ranks.is_main:
+            try:
+                self.checkpoints.prune()
+            except OSError as problem:
+                tell(Event("warning", f"old checkpoints could not be removed: {_brief(problem)}"))
+
+    def _weights_are_finite(self) -> bool:
+        tensors = [t for m in self.models.values() for t in m.state_dict().values() if t.is_floating_point()]
+        finite = all(bool(torch.isfinite(t.full_tensor() if hasattr(t, "full_tensor") else t).all()) for t in tensors)
+        return self.ranks.all_agree(finite)
+
+    # -- resuming ----------------------------------------------------------------------------------------------------
+
+    def restore(self, tell: Tell) -> dict[str, Any] | None:
+        """Load the checkpoint that ``resume_from_checkpoint`` names and return its progress; None to start afresh."""
+        answer: tuple[str, Any] = ("none", None)
+        if self.ranks.is_main:
+            try:
+                answer = ("path", self._choose(tell))
+            except UserError as error:
+                answer = ("error", str(error))
+        kind, value = self.ranks.from_main(answer)
+        if kind == "error":
+            raise UserError(value)
+        if value is None:
+            return None
+        path = Path(value)
+        try:
+            self.accelerator.load_state(str(path))
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
+        progress = read_progress(path)
+        self.last_saved = progress["position"]["step"] if path.parent == self.checkpoints.root else None
+        self.resumed_from = path
+        return progress
+
+    def _choose(self, tell: Tell) -> str | None:
+        """The checkpoint to resume from (rank 0), after everything that could speak against it."""
+        choice, folder = self.config.resume_from_checkpoint, self.checkpoints
+        folder.tidy()
+        if choice == "never":
+            for path in folder.set_aside(-1):
+                tell(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
+            return None
+        if choice == "auto":
+            path, damaged = folder.newest_whole()
+            for damage in damaged:
+                tell(Event("warning", f"checkpoint {damage} - not used"))
+            if path is None:
+                if damaged:
+                    raise UserError(
+                        f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
+                        "resume_from_checkpoint=never starts over"
+                    )
+                return None
+        else:
+            path = whole(Path(choice))
+        path = path.resolve() if path.is_symlink() else path
+        self._compare(path, tell)
+        here = path.parent.resolve() == folder.root.resolve()
+        for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
+            tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
+        return str(path)
+
+    def _compare(self, path: Path, tell: Tell) -> None:
+        old = yaml.safe_load((path / "config.yaml").read_text())
+        free, identity = differences(old, self.described, self.task.movable)
+        if identity and not self.config.allow_changed_config:
+            shown = "; ".join(identity[:5]) + (f"; and {len(identity) - 5} more" if len(identity) > 5 else "")
+            raise UserError(
+                f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
+                "or --allow_changed_config=true"
+            )
+        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "init_from")
+        for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
+            tell(Event("warning", f"resuming with a changed config: {line}"))
+
+    def close(self) -> None:
+        """Finish the trackers; the process group stays, for a further run in this process."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def start_accelerate(config: TrainConfig) -> Accelerator:
+    """The accelerator for this config, in this process; several runs may follow each other in one process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()  # a second run in a notebook may want another precision
+    GradientState._reset_state()
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=other_trackers(config) or None,
+        project_dir=config.output_dir or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def other_trackers(config: TrainConfig) -> list[str]:
+    return [name for name in config.report_to if name not in ("tensorboard", "none")]
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

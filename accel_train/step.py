@@ -1,0 +1,314 @@
+"""One optimiser step whose gradient is that of the whole global batch, however the batch is cut.
+
+Every micro-batch contributes its share of the global loss and shares add up, so the gradient does not depend on the
+number of ranks or micro-batches. What happens when something goes wrong is agreed without asking the device: a
+non-finite loss poisons the gradient of its rank, the all-reduce spreads it, and every rank skips the same update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from accel_train import keyed
+from accel_train.errors import UserError
+from accel_train.optim import Schedule, build_optimizer
+from accel_train.ranks import Ranks
+from accel_train.task import Batch, Loss, Objective, Task
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+class StepModule(nn.Module):
+    """The models a group trains, with the loss inside ``forward``, where DDP and autocast see it."""
+
+    def __init__(self, task: Task, models: dict[str, nn.Module], trains: Sequence[str]) -> None:
+        super().__init__()
+        self.trained = nn.ModuleDict({name: models[name] for name in trains})
+        self.task = task
+        self.models = models  # a plain dict: models that are only read are not registered here
+
+    def forward(self, batch: Batch | None, totals: dict[str, Tensor], objective: Objective) -> Loss:
+        if batch is None:  # nothing to contribute but a zero gradient, for which the other ranks wait
+            return Loss(torch.stack([p.sum() * 0 for p in self.trained.parameters() if p.requires_grad]).sum())
+        return self.task.loss_step(self.models, batch, totals, objective)
+
+
+@dataclass
+class Group:
+    """Objectives that train the same models share one wrapped module, optimiser, schedule and scaler."""
+
+    name: str
+    objectives: tuple[Objective, ...]
+    module: nn.Module
+    params: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
+    lr: float = field(default=math.nan)
+
+    def set_lr(self, lr: float) -> None:
+        if lr != self.lr:
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = lr
+            self.lr = lr
+
+
+def group_objectives(objectives: Sequence[Objective], model_names: Sequence[str]) -> dict[tuple[str, ...], list[Objective]]:
+    """Objectives by the models they train. Refuses unknown names and groups that overlap without being equal."""
+    groups: dict[tuple[str, ...], list[Objective]] = {}
+    for objective in objectives:
+        trains = tuple(objective.trains) or tuple(model_names)
+        for name in trains:
+            if name not in model_names:
+                raise UserError(f"objective {objective.name!r} trains {name!r}, but the models are {', '.join(model_names)}")
+        groups.setdefault(tuple(sorted(trains)), []).append(objective)
+    seen: dict[str, tuple[str, ...]] = {}
+    for trains, members in groups.items():
+        for name in trains:
+            if name in seen:
+                raise UserError(
+                    f"objective {members[0].name!r} trains {trains} and another trains {seen[name]}: objectives must "
+                    "train the same models or none in common, since a shared parameter would be reduced twice"
+                )
+            seen[name] = trains
+    return groups
+
+
+class Stepper:
+    """Takes optimiser steps. Knows nothing of epochs, logs or checkpoints.
+
+    Args:
+        micro_batch_size: at most so many items go through the models at once, on every rank; None for no limit.
+            Halved (on all ranks together) by an out-of-memory error if ``memory_guard``.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        models: dict[str, nn.Module],
+        accelerator: Accelerator,
+        ranks: Ranks,
+        seed: int,
+        max_grad_norm: float | None = 1.0,
+        micro_batch_size: int | None = None,
+        memory_guard: bool = True,
+    ) -> None:
+        self.task, self.models, self.accelerator, self.ranks = task, models, accelerator, ranks
+        self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
+        self.device = accelerator.device
+        self.groups: dict[str, Group] = {}  # by objective name
+        self.memory_halvings = 0
+        self._run_seed = seed
+        self._seeds: dict[str, int] = {}
+        self._guarded = memory_guard and ranks.world_size > 1
+        self._retry_memory = memory_guard
+        self._largest_micro_batch = 0
+        self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
+        self._item_counts: dict[int, Tensor] = {}
+        self._counts_items = type(task).totals is Task.totals
+
+    def add_group(
+        self, trains: tuple[str, ...], objectives: list[Objective], optimizer: dict[str, Any], schedule: Schedule
+    ) -> Group:
+        """Wrap and prepare the models of one group; must be called in the same order on every rank."""
+        module = StepModule(self.task, self.models, trains)
+        params = [p for p in module.trained.parameters() if p.requires_grad]
+        if not params:
+            raise UserError(f"objective {objectives[0].name!r}: {', '.join(trains)} has no trainable parameters")
+        built = build_optimizer(params, optimizer["class_path"], schedule.base, optimizer["init_args"])
+        if self.accelerator.distributed_type.value == "FSDP":  # must be prepared together; takes one model only
+            prepared, wrapped = self.accelerator.prepare(module, built)
+            built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
+            self._guarded = self._retry_memory = False  # its forward already communicates
+        else:
+            prepared = self.accelerator.prepare_model(module)
+            built = self.accelerator.prepare_optimizer(built).optimizer  # registered for save_state, stepped raw
+        scaler = None
+        if self.accelerator.mixed_precision == "fp16":
+            scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
+        group = Group("+".join(trains), tuple(objectives), prepared, params, built, schedule, scaler)
+        for objective in objectives:
+            self.groups[objective.name] = group
+            self._seeds[objective.name] = keyed.key(self._run_seed, "generators", objective.name, self.ranks.rank)
+        return group
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+        """One update of ``objective``'s models on this rank's share of global batch ``step``.
+
+        Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
+        and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
+        """
+        group = self.groups[objective.name]
+        while True:
+            self._seed_generators(objective, step, repeat)
+            try:
+                values, complete = self._accumulate(group, objective, batch), True
+            except torch.OutOfMemoryError as error:
+                if not self._retry_memory:
+                    raise
+                values, complete, cause = {}, False, error
+            if self._guarded:
+                complete_everywhere = self.ranks.all_agree(complete)
+                if complete_everywhere:
+                    self._reduce_gradients(group, objective)
+            else:
+                complete_everywhere = complete
+            if complete_everywhere:
+                return values, self._update(group)
+            self._halve_micro_batch(group, cause if not complete else None)  # pyright: ignore[reportPossiblyUnbound]
+
+    def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
+        """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
+        micro_batches = self._cut(batch)
+        totals = self._totals(objective, micro_batches)
+        values: dict[str, Tensor] = {}
+        for i, micro_batch in enumerate(micro_batches):
+            alone_or_last = self.ranks.world_size == 1 or (not self._guarded and i == len(micro_batches) - 1)
+            with _NOTHING if alone_or_last else self.accelerator.no_sync(group.module):
+                loss = group.module(micro_batch, totals, objective)
+                self._backward(group, loss.value)
+            shares = {"loss": loss.value, **loss.terms}
+            for name, share in shares.items():
+                share = share.detach()
+                values[name] = values[name] + share if name in values else share
+        if not micro_batches and not self._guarded:
+            self._reduce_gradients(group, objective)
+        return values
+
+    def _cut(self, batch: Batch | None) -> list[Batch]:
+        if batch is None:
+            return []
+        size = self.task.size(batch)
+        limit = self.micro_batch_size or size
+        self._largest_micro_batch = min(size, limit)
+        return self.task.split(batch, limit)
+
+    def _reduce_gradients(self, group: Group, objective: Objective) -> None:
+        """Join the gradient all-reduce with what has been accumulated so far and nothing more."""
+        group.module(None, {}, objective).value.backward()
+
+    def _backward(self, group: Group, share: Tensor) -> None:
+        # DDP divides the sum over ranks by their number. A loss that is not finite must not leave a finite gradient.
+        scale = float(self.ranks.world_size)
+        if group.scaler is not None:
+            share = group.scaler.scale(share)  # pyright: ignore[reportAssignmentType]
+        if share.device.type == "cpu":
+            if not math.isfinite(share.item()):
+                scale = math.nan
+            (share if scale == 1.0 else share * scale).backward()
+        else:
+            finite = torch.isfinite(share)
+            share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+
+    def _totals(self, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""
+        totals: dict[str, Tensor] = {}
+        if self._counts_items:  # nothing but the number of items: no need to ask the task
+            totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
+        else:
+            with torch.no_grad():
+                for micro_batch in micro_batches:
+                    for name, part in self.task.totals(self.models, micro_batch, objective).items():
+                        totals[name] = totals[name] + part if name in totals else part
+        if self.ranks.world_size == 1:
+            return totals
+        like = self._totals_like.get(objective.name)
+        if like is None:  # a rank without items learns from the others what is summed
+            mine = {name: (tuple(t.shape), t.dtype) for name, t in totals.items()}
+            like = next((names for names in self.ranks.gather(mine) if names), {})
+            self._totals_like[objective.name] = like
+        parts = [
+            totals[name].double().reshape(-1).to(self.device)
+            if name in totals
+            else torch.zeros(math.prod(shape), dtype=torch.float64, device=self.device)
+            for name, (shape, _) in like.items()
+        ]
+        flat = self.ranks.sum(torch.cat(parts))
+        cut = flat.split([part.numel() for part in parts])
+        return {name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)}
+
+    def _item_count(self, count: int) -> Tensor:
+        """On the device already: the same few numbers come again and again, and each copy would cost a launch."""
+        if count not in self._item_counts:
+            self._item_counts[count] = torch.tensor(float(count), device=self.device)
+        return self._item_counts[count]
+
+    def _update(self, group: Group) -> Tensor:
+        """Clip, and step if the gradient is finite; the norm tells which."""
+        optimizer, scaler = group.optimizer, group.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = self._clip(group)
+        if scaler is not None:  # the scaler looks for non-finite gradients itself and adapts its scale
+            scaler.step(optimizer)
+            scaler.update()
+        elif norm.device.type == "cpu":
+            if math.isfinite(norm.item()):
+                optimizer.step()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif torch.isfinite(norm).item():  # no fused kernel: this waits for the device
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, group: Group) -> Tensor:
+        if self.max_grad_norm:
+            norm = nn.utils.clip_grad_norm_(group.params, self.max_grad_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in group.params if p.grad is not None])
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+
+    # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _halve_micro_batch(self, group: Group, cause: torch.OutOfMemoryError | None) -> None:
+        """After an out-of-memory error on any rank: forget the step and use half the micro-batch from now on."""
+        for optimizer in {id(g): g.optimizer for g in self.groups.values()}.values():
+            optimizer.zero_grad(set_to_none=True)
+        largest = max(self.ranks.gather(self._largest_micro_batch))
+        if largest <= 1:
+            raise UserError("out of memory with a micro-batch of one item: a smaller model or item is needed") from cause
+        self.micro_batch_size = max(largest // 2, 1)
+        self.memory_halvings += 1
+        if cause is not None:
+            cause.__traceback__ = None  # its frames hold the tensors that did not fit
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _seed_generators(self, objective: Objective, step: int, repeat: int) -> None:
+        """Dropout and whatever else draws from torch's global generators depends on the step alone."""
+        seed = (self._seeds[objective.name] + step * 0x9E3779B97F4A7C15 + repeat * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    @property
+    def scale_is_settling(self) -> bool:
+        """fp16 only: a loss scale that is still coming down explains non-finite gradients."""
+        return any(g.scaler is not None and g.scaler.get_scale() > 1.0 for g in self.groups.values())
+
+    def state(self) -> dict[str, Any]:
+        """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""
+        scalers = {g.name: g.scaler.state_dict() for g in self.groups.values() if g.scaler is not None}
+        return {"scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for group in self.groups.values():
+            if group.scaler is not None and group.name in state["scalers"]:
+                group.scaler.load_state_dict(state["scalers"][group.name])
+        if state["micro_batch_size"] is not None:  # what did not fit then would not fit now
+            self.micro_batch_size = min(state["micro_batch_size"], self.micro_batch_size or state["micro_batch_size"])
+            self.memory_halvings += 1

@@ -1,0 +1,145 @@
+"""The contract: what a training task says about itself. Everything else is the loop's business.
+
+A task never sees a device, a rank, a precision policy or a checkpoint. It builds data, builds models, and turns one
+micro-batch into *its share* of the loss of the whole global batch. Shares add up, so however a batch is cut into ranks
+and micro-batches, the gradient is the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from accel_train.data.source import BatchSource
+
+Batch = dict[str, Any]
+"""One batch or micro-batch: names to tensors. Unless a task overrides ``split`` and ``size``, axis 0 is the item."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One loss, and the models it trains.
+
+    Args:
+        name: what logs and phases call it.
+        trains: names of the models whose parameters it updates; empty means all of them. Two objectives train either
+            the same models (and then share an optimiser) or none in common.
+        repeats: optimiser steps of this objective on every batch (a critic's ``5``).
+    """
+
+    name: str = "loss"
+    trains: tuple[str, ...] = ()
+    repeats: int = 1
+
+
+class Loss(NamedTuple):
+    """What a loss step returns: this micro-batch's *share* of the global loss.
+
+    value: scalar tensor, differentiated.
+    terms: scalar tensors for the log. They are shares too: summed over micro-batches and ranks they give the value for
+        the whole global batch.
+    """
+
+    value: Tensor
+    terms: dict[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a person would want to hear of. ``kind`` is one of start, stop, crash, status, milestone, anomaly, cycle, warning."""
+
+    kind: str
+    title: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """Base class of every task. Override the first three methods; the rest have sensible defaults."""
+
+    name: str = ""
+    """Short name, used for the run folder. Empty: the class name without ``Task``, in lower case."""
+
+    movable: tuple[str, ...] = ()
+    """Constructor arguments that may differ on resume without making it another run (a data folder that moved)."""
+
+    init_args: dict[str, Any]
+    """The arguments this task was constructed with, defaults included; recorded so that the config can rebuild it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Task:
+        task = super().__new__(cls)
+        bound = inspect.signature(cls).bind(*args, **kwargs)
+        bound.apply_defaults()
+        task.init_args = dict(bound.arguments)
+        return task
+
+    # -- the three a task must have --------------------------------------------------------------------------------
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        """The data of ``"train"``, ``"validation"`` or ``"test"`` in global batches of ``batch_size``; None if there is none."""
+        raise NotImplementedError
+
+    def build_model(self) -> nn.Module | dict[str, nn.Module]:
+        """The model, or several by name. Called under the run's seed, so the initial weights are a function of it."""
+        raise NotImplementedError
+
+    def loss_step(
+        self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective
+    ) -> Loss:
+        """This micro-batch's share of the global loss: a sum over its items, divided by statistics in ``totals``."""
+        raise NotImplementedError
+
+    # -- defaults --------------------------------------------------------------------------------------------------
+
+    def objectives(self) -> Sequence[Objective]:
+        """All losses this task knows. Phases choose among them by name; the default phase runs all of them in order."""
+        return (Objective(),)
+
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """This micro-batch's part of the sums over the global batch that the loss divides by. Default: item count."""
+        import torch
+
+        first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
+        return {"items": torch.tensor(float(self.size(batch)), device=first.device)}
+
+    def size(self, batch: Batch) -> int:
+        """How many items a batch holds; what ``micro_batch_size`` counts and throughput is given in."""
+        return len(next(iter(batch.values())))
+
+    def split(self, batch: Batch, limit: int) -> list[Batch]:
+        """Cut a batch into micro-batches of at most ``limit`` items each. Must lose nothing."""
+        n = self.size(batch)
+        if n <= limit:
+            return [batch]
+        return [{k: v[i : i + limit] for k, v in batch.items()} for i in range(0, n, limit)]
+
+    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """Statistics of one evaluation batch that may be summed over batches and ranks."""
+        raise NotImplementedError
+
+    def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics from the summed statistics. ``loss`` should be among them; it decides the best model by default."""
+        raise NotImplementedError
+
+    def baselines(self) -> dict[str, float]:
+        """Known floors and trivial baselines by metric or term name, printed beside the values."""
+        return {}
+
+    def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
+        """Look at a training batch every ``monitor_steps`` (no gradient, eval mode); return what deserves an alert."""
+        return ()
+
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""
+        return {}
+
+    def export(self, models: dict[str, nn.Module], folder: Any) -> None:
+        """Write what is needed beside the safetensors files to use the model elsewhere. Default: nothing more."""
+
+    @classmethod
+    def task_name(cls) -> str:
+        return cls.name or cls.__name__.removesuffix("Task").lower()

@@ -1,0 +1,147 @@
+"""What a person at a terminal, or the log file of a cluster job, sees of a run."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import rich.console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from accel_train.task import Event
+from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.records import duration, is_number, number, show_clock, show_terms
+
+STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "crash": "bold red"}
+
+
+class Console(Observer):
+    """Log lines on standard output; on a terminal, a progress bar stays below them.
+
+    Args:
+        file: where to write. Default: standard output as it is when the run starts.
+        terminal: draw the bar and use colours. Default: if ``file`` is a terminal. Without, there are only plain lines.
+    """
+
+    def __init__(self, file: TextIO | None = None, terminal: bool | None = None):
+        self.file = file
+        self.terminal = terminal
+
+    def on_start(self, run: Run) -> None:
+        file = self.file or sys.stdout
+        terminal = file.isatty() if self.terminal is None else self.terminal
+        # Colour is our decision, not that of variables such as FORCE_COLOR: a log file must stay free of escapes.
+        self._console = rich.console.Console(
+            file=file,
+            force_terminal=terminal,
+            force_jupyter=False,
+            no_color=None if terminal else True,
+            highlight=False,
+        )
+        self._run = run
+        self._started = time.monotonic()
+        self._widths = {(kind, "step"): len(number(run.total_steps or 0)) for kind in ("train", "eval")}
+        self._print(_introduction(run))
+        self._bar = self._start_bar(run) if terminal else None
+
+    def on_tick(self, status: Record) -> None:
+        if self._bar is None:
+            return
+        step, total = status.get("step", 0), self._run.total_steps
+        parts = [f"step {number(step)}" + (f"/{number(total)}" if total else "")]
+        if is_number(status.get("loss")):
+            parts.append(f"loss {number(status['loss'])}")
+        wanted = [(name, text) for name, text in show_clock(status) if name in ("items/s", "wait", "ETA")]
+        parts += [_cell(name, text) for name, text in wanted]
+        phase = status.get("phase")
+        label = f"phase {phase}" if isinstance(phase, int) else str(phase or "")
+        self._bar.update(self._bar.task_ids[0], completed=step, text="  ".join(parts), description=label, refresh=True)
+
+    def on_log(self, record: Record) -> None:
+        self._print(self._line(record))
+
+    def on_evaluate(self, record: Record, figures: dict) -> None:
+        self._print("eval " + self._line({**record, "kind": "eval"}), style="cyan")
+
+    def on_event(self, event: Event) -> None:
+        fields = "".join(f"  {name} {_one_line(value)}" for name, value in event.fields.items())
+        self._print(f"{event.kind}: {_one_line(event.title)}{fields}", style=STYLES.get(event.kind, ""))
+
+    def on_end(self, outcome: str, status: Record) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            atexit.unregister(self._bar.stop)
+        where = f" at step {number(status['step'])}" if "step" in status else ""
+        reason = f" ({_one_line(status['reason'])})" if status.get("reason") else ""
+        took = duration(time.monotonic() - self._started)
+        style = {"crashed": "bold red", "stopped": "yellow"}.get(outcome, "green")
+        self._print(f"{outcome}{where}{reason} after {took}; the run is in {self._run.output_dir}", style=style)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)
+
+    def _line(self, record: Record) -> str:
+        cells = [("step", number(record["step"])), *show_terms(record, self._run.baselines), *show_clock(record)]
+        kind = record.get("kind", "train")
+        return "  ".join(_cell(name, text, self._width(kind, name, text)) for name, text in cells)
+
+    def _width(self, kind: str, name: str, text: str) -> int:
+        """As wide as this column ever was, so that the lines stay aligned without knowing the columns beforehand."""
+        width = self._widths[kind, name] = max(self._widths.get((kind, name), 0), len(text))
+        return width
+
+    def _start_bar(self, run: Run) -> Progress:
+        # Drawn on ticks only: a refreshing thread would compete with the training for the interpreter.
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=self.file is None,  # what others print goes above the bar too
+            redirect_stderr=self.file is None,
+        )
+        bar.add_task("", total=run.total_steps, completed=run.start_step, text="starting")
+        bar.start()
+        atexit.register(bar.stop)  # or the terminal would be left without its cursor
+        return bar
+
+
+def _cell(name: str, text: str, width: int = 0) -> str:
+    return f"{text:>{width}} {name}" if name == "items/s" else f"{name} {text:>{width}}"
+
+
+def _one_line(value: object) -> str:
+    text = number(value) if isinstance(value, float) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _introduction(run: Run) -> str:
+    origin = "new run"
+    if run.resumed_from is not None:
+        origin = f"resumed at step {number(run.start_step)} from {Path(run.resumed_from)}"
+    steps = "until stopped" if run.total_steps is None else f"{number(run.start_step)} of {number(run.total_steps)}"
+    processes = "1 process" if run.world_size == 1 else f"{run.world_size} processes"
+    return "\n".join(
+        [
+            f"{run.task.task_name()}: {origin}",
+            f"  parameters  {_parameters(run)}",
+            f"  device      {run.device}, precision {run.precision}, {processes}",
+            f"  steps       {steps}",
+            f"  folder      {run.output_dir}",
+        ]
+    )
+
+
+def _parameters(run: Run) -> str:
+    shown = []
+    for name, model in run.models.items():
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        total, trained = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+        shown.append(f"{name} {number(total)}" + (f" ({number(trained)} trained)" if trained != total else ""))
+    return "  ".join(shown) or "none"

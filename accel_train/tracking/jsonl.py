@@ -1,0 +1,98 @@
+"""The history of a run: ``metrics.jsonl`` with one line per record, and ``metrics.json``, the same as plain lists."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TextIO
+
+from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.records import plain, write_atomic
+
+
+class Jsonl(Observer):
+    """Appends every record to ``metrics.jsonl``; on evaluations and at the end, writes the histories.
+
+    A resumed run forgets the lines behind the checkpoint it continues from, so the file always tells one story: that of
+    a run which was never interrupted.
+    """
+
+    _file: TextIO | None = None
+
+    def on_start(self, run: Run) -> None:
+        self.path = run.output_dir / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A run that starts afresh has no past, not even an evaluation of the untrained model.
+        truncate(self.path, run.start_step if run.start_step or run.resumed_from is not None else -1)
+        self._file = open(self.path, "a", encoding="utf-8", newline="\n")
+        self._rest_until = 0.0
+
+    def on_log(self, record: Record) -> None:
+        self._append(record)
+
+    def on_evaluate(self, record: Record, figures: dict) -> None:
+        self._append({**record, "kind": "eval"})
+        self._write_histories()
+
+    def on_end(self, outcome: str, status: Record) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        self._rest_until = 0.0
+        self._write_histories()
+
+    def _append(self, record: Record) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def _write_histories(self) -> None:
+        """Histories grow, and evaluations may be frequent: rest long enough to spend at most 2% of the time here."""
+        start = time.monotonic()
+        if start < self._rest_until:
+            return
+        write_atomic(self.path.with_name("metrics.json"), json.dumps(histories(self.path), allow_nan=False))
+        end = time.monotonic()
+        self._rest_until = end + 50 * (end - start) if end - start > 0.05 else 0.0
+
+
+def truncate(path: Path, last_step: int) -> None:
+    """Drop every line of a later step than ``last_step``, and lines torn by a kill. All at once or not at all."""
+    if not path.exists():
+        return
+    old = path.read_bytes()
+    kept = [line for line, record in _lines(old) if record.get("step", 0) <= last_step]
+    new = "".join(line + "\n" for line in kept)
+    if new.encode() != old:
+        write_atomic(path, new, sync=True)
+
+
+def histories(path: Path | str) -> dict[str, list]:
+    """Plain lists by name: ``step`` and what was logged there, ``eval_step`` and ``eval_<metric>`` for evaluations.
+
+    All lists of a kind are as long as its list of steps, with None where a record lacks the key or was not finite.
+    """
+    rows: dict[str, list[Record]] = {"": [], "eval_": []}
+    for _, record in _lines(Path(path).read_bytes()):
+        rows["eval_" if record.get("kind") == "eval" else ""].append(record)
+    lists: dict[str, list] = {}
+    for prefix, records in rows.items():
+        names = dict.fromkeys(key for record in records for key in record if key not in ("kind", "non_finite"))
+        lists |= {prefix + name: [record.get(name) for record in records] for name in names}
+    return lists
+
+
+def _lines(data: bytes) -> list[tuple[str, Record]]:
+    """The whole lines of a file, as text and as records; what is not a JSON object was torn and is left out."""
+    whole = []
+    for raw in data.split(b"\n"):
+        try:
+            line = raw.decode()
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            whole.append((line, record))
+    return whole

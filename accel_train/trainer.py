@@ -1,0 +1,422 @@
+"""The loop.
+
+    restore the newest checkpoint that verifies, or start
+    for share in loader(position):                        # this rank's share of global batch `step`, read ahead
+        for objective in phase(position), repeated:
+            totals -> shares backward -> clip -> if finite: optimiser step
+        position += 1
+        if position.step >= next attention:               # one integer compare
+            one all-reduce (logged sums, votes) -> log, evaluate, checkpoint, stop
+
+``fit`` reads in that order. Between two moments of attention the host asks nothing of the device or of other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_train import run_folder
+from accel_train.clock import Clock
+from accel_train.config import TrainConfig
+from accel_train.control import Control
+from accel_train.errors import NonFiniteError, UserError
+from accel_train.evaluation import evaluate, quietly
+from accel_train.interval import BadStep, Interval
+from accel_train.progress import Duration, Every, Position
+from accel_train.session import Session
+from accel_train.task import Event, Task
+from accel_train.tracking import Observer, Observers, Record, Run
+from accel_train.tracking.jsonl import histories
+
+ATTENTION_SECONDS = 0.5
+
+
+@dataclass
+class Result:
+    """What ``fit`` returns. ``history``: plain lists by name, from the whole run including earlier sessions."""
+
+    outcome: str  # "completed" or "stopped"
+    reason: str
+    step: int
+    output_dir: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] | None = None
+    by_signal: bool = False
+
+    @property
+    def history(self) -> dict[str, Any]:
+        return histories(self.output_dir / "metrics.jsonl")
+
+    def plot(self, *names: str) -> Any:
+        """A matplotlib figure of these histories (default: every loss)."""
+        from accel_train.tracking.plot import plot_history
+
+        return plot_history(self.history, names)
+
+
+class Trainer:
+    """Trains a task.
+
+    Args:
+        task: what to train.
+        config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``).
+        observers: further observers, beside those the config asks for.
+    """
+
+    def __init__(
+        self, task: Task, config: TrainConfig | None = None, *, observers: Iterable[Observer] = (), **settings: Any
+    ) -> None:
+        if config is not None and settings:
+            raise TypeError("give a TrainConfig or its fields, not both")
+        self.task = task
+        self.config = config or TrainConfig(**settings)
+        self._extra_observers = list(observers)
+
+    def request_stop(self, reason: str) -> None:
+        """Ask, on any rank, that all ranks stop after the same step and save."""
+        self.control.stop_reason = self.control.stop_reason or reason
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Result:
+        """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``."""
+        self._prepare()
+        with self.control:
+            try:
+                self._start()
+                reason = self._loop()
+                return self._finish(reason)
+            except BaseException as error:
+                self._crashed(error)
+                raise
+            finally:
+                self.session.close()
+
+    def _loop(self) -> str:
+        """Returns why it ended: "" if the plan is done, else who stopped it."""
+        plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
+        if plan.finished(position):
+            return ""
+        waiting_since = time.perf_counter()
+        for epoch, number, share in self.session.loader.batches(position):
+            plan.begin_epoch(position, epoch)
+            if plan.finished(position):
+                break
+            self._clock.waited += time.perf_counter() - waiting_since
+            for objective in plan.phases[position.phase].objectives:
+                group = stepper.groups[objective.name]
+                group.set_lr(group.schedule(position.step, self._plateau_history))
+                for repeat in range(objective.repeats):
+                    values, norm = stepper.step(objective, share, position.step, repeat)
+                    interval.add(objective.name, position.step + 1, values, norm)
+            self._clock.items += self.task.size(share) if share is not None else 0
+            self._places.append((epoch, number))
+            self._share = share
+            plan.advance(position)
+            if position.step >= self._attention_at:
+                reason = self._attend()
+                if reason or plan.finished(position):
+                    return reason
+            waiting_since = time.perf_counter()
+        return ""
+
+    def _attend(self) -> str:
+        """Everything that is not a step. Every rank comes here after the same steps. Returns why to stop, or ""."""
+        position, config, clock = self.position, self.config, self._clock
+        now = clock.pause(position.step)
+        self.control.poll()
+        up = self._time_is_up(now)
+        by_clock = self.save_every.due_by_clock(now)
+        main = self.ranks.is_main
+        votes, bad = self.interval.exchange([
+            float(self.control.stop_reason is not None),
+            float(self.control.by_signal),
+            float(main and up),
+            float(self.control.save_requested or (main and by_clock)),
+            clock.items,
+            clock.waited if main else 0.0,
+            clock.seconds_per_step() if main else 0.0,
+        ])  # fmt: skip
+        stop, signals, time_up, save, items, waited, step_seconds = votes
+        self._signalled = signals > 0
+        self._handle_bad_steps(bad)
+        clock.read(items, waited)
+        finished = self.plan.finished(position)
+        phase_changed = position.phase_step == position.step
+
+        if position.step % config.logging_steps == 0 or finished or phase_changed:
+            self._log()
+        if config.monitor_steps and position.step % config.monitor_steps == 0:
+            self._monitor()
+        reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
+        improved = False
+        if self.session.eval_loader is not None and (self.eval_every.due(position) or (finished and config.eval_steps != 0)):
+            improved = self._evaluate()
+            reason = reason or self._early_stop()
+        self._tick()
+        if save or finished or reason or improved or self.save_every.due(position):
+            self._save(improved)
+        self.control.save_requested = False
+        self._plan_attention(step_seconds)
+        clock.resume()
+        return "" if finished else reason
+
+    def _plan_attention(self, step_seconds: float) -> None:
+        """The next step at which something is due; at the latest in about half a second, agreed by all ranks."""
+        step = self.position.step
+        soon = ATTENTION_SECONDS / step_seconds if step_seconds > 0 else 1
+        due = [step + max(1, min(int(soon), 1000)), (step // self.config.logging_steps + 1) * self.config.logging_steps]
+        due += [n for n in (self.eval_every.next_step(step), self.save_every.next_step(step)) if n is not None]
+        if self.config.monitor_steps:
+            due.append((step // self.config.monitor_steps + 1) * self.config.monitor_steps)
+        boundary = self.plan.steps_to_boundary(self.position)
+        if boundary is not None:
+            due.append(step + boundary)
+        self._attention_at = min(due)
+
+    # -- what attention does -----------------------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        record = self._where("train") | self.interval.means()
+        rates = {group.name: group.lr for group in self.session.stepper.groups.values()}
+        record["lr"] = next(iter(rates.values()))
+        if len(rates) > 1:
+            record |= {f"lr/{name}": lr for name, lr in rates.items()}
+        record |= self._clock.rates(self.position.step, self.plan.total_steps)
+        self._clock.new_window()
+        self._last = record
+        self.observers.tell("on_log", record)
+
+    def _evaluate(self) -> bool:
+        """Evaluate, remember, and say whether this is the best model so far."""
+        assert self.session.eval_loader is not None
+        metrics, sums = evaluate(
+            self.task, self.models, self.session.eval_loader, self.session.accelerator, self.ranks,
+            self.session.stepper.micro_batch_size,
+        )  # fmt: skip
+        record = self._where("eval") | metrics
+        self.evaluations.append({"step": self.position.step, **metrics})
+        self._plateau_history = self._metric_history()
+        figures = {}
+        if self.ranks.is_main and self.plan.finished(self.position):
+            figures = self._figures(metrics, sums)
+        self.observers.tell("on_evaluate", record, figures)
+        value = self._metric(metrics)
+        sign = -1.0 if self.config.greater_is_better else 1.0
+        best = self.best["value"] if self.best else sign * math.inf
+        if math.isfinite(value) and sign * value < sign * best - self.config.early_stopping_threshold:
+            self.best, self.not_improved = {"step": self.position.step, "value": value}, 0
+            return True
+        self.not_improved += 1
+        return False
+
+    def _figures(self, metrics: dict[str, float], sums: dict[str, torch.Tensor]) -> dict[str, Any]:
+        try:
+            return self.task.figures(metrics, sums)
+        except ImportError as error:  # matplotlib is an extra
+            self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
+            return {}
+
+    def _metric(self, metrics: dict[str, float]) -> float:
+        name = self.config.metric_for_best_model
+        if name not in metrics:
+            raise UserError(f"metric_for_best_model: the evaluation gives no {name!r}; it gives {', '.join(metrics)}")
+        return metrics[name]
+
+    def _metric_history(self) -> list[float]:
+        return [self._metric(evaluation) for evaluation in self.evaluations]
+
+    def _early_stop(self) -> str:
+        config = self.config
+        value = self._metric(self.evaluations[-1])
+        target = config.early_stopping_target
+        if target is not None and (value >= target if config.greater_is_better else value <= target):
+            return f"early stopping: {config.metric_for_best_model} {value:.6g} reached the target {target:g}"
+        if config.early_stopping_patience is not None and self.not_improved >= config.early_stopping_patience:
+            return f"early stopping: {config.metric_for_best_model} did not improve in {self.not_improved} evaluations"
+        return ""
+
+    def _monitor(self) -> None:
+        """The task looks at this rank's share of the last batch; what any rank finds is told."""
+        found: list[Event] = []
+        if self._share is not None:
+            with quietly(self.models), torch.no_grad(), self.session.accelerator.autocast():
+                found = list(self.task.monitor(self.models, self._share))
+        for events in self.ranks.gather(found):
+            for event in events:
+                self.tell(event)
+
+    def _handle_bad_steps(self, bad: list[BadStep]) -> None:
+        """Count skipped updates; too many in a row, or any under ``non_finite: raise``, end the run on every rank."""
+        first = self.position.step - len(self._places) + 1
+        where = {first + i: place for i, place in enumerate(self._places)}
+        by_step = {b.step: b for b in bad}
+        for step in where:
+            found = by_step.get(step)
+            self.skipped_in_row = self.skipped_in_row + 1 if found and not self.session.stepper.scale_is_settling else 0
+            if found is None:
+                continue
+            message = (
+                f"step {step}: {' and '.join(found.names)} of objective {found.objective!r} not finite "
+                f"({self.session.source.describe(*where[step])})"
+            )
+            if self.config.non_finite == "raise":
+                raise NonFiniteError(f"{message}; the weights are those before that step")
+            if self.skipped_in_row > self.config.max_skipped_steps:
+                raise NonFiniteError(f"{message}; {self.skipped_in_row} in a row. The weights are those before the first")
+            self.tell(Event("warning", f"{message}: update skipped on all ranks"))
+        self._places = []
+
+    def _save(self, is_best: bool) -> None:
+        started = time.monotonic()
+        self.session.save(self.position.step, self._progress(), self.tell)
+        if self.session.last_saved == self.position.step:
+            if is_best and self.ranks.is_main:
+                self.session.mark_best(self.position.step, self._about())
+            self.save_every.last_time = time.monotonic()
+            self._save_seconds = max(self._save_seconds, time.monotonic() - started)
+            self.observers.tell("on_save", self.position.step, self.session.checkpoints.path(self.position.step))
+
+    def _time_is_up(self, now: float) -> bool:
+        if self.max_seconds is None:
+            return False
+        reserve = 2 * self._save_seconds + 4 * max(self._clock.seconds_per_step(), ATTENTION_SECONDS)
+        return now - self._started + reserve >= self.max_seconds
+
+    # -- beginning and end -------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        config = self.config
+        self.session = Session(self.task, config)
+        self.models, self.ranks = self.session.models, self.session.ranks
+        self.plan = self.session.plan
+        self.position = Position()
+        self.interval = Interval(self.ranks)
+        self.evaluations: list[dict[str, Any]] = []
+        self.best: dict[str, float] | None = None
+        self.not_improved = self.skipped_in_row = 0
+        self.save_every = Every(config.save_steps, "save_steps")
+        self.eval_every = Every(config.eval_steps, "eval_steps")
+        self.max_seconds = Duration.parse(config.max_time, "max_time").amount if config.max_time else None
+        self._plateau_history: list[float] = []
+        self._attention_at = 1
+        self._started = time.monotonic()
+        self._save_seconds = 0.0
+        self._signalled = False
+        self._places: list[tuple[int, int]] = []
+        self._share: Any = None
+        self._last: Record = {}
+        self._clock = Clock(0)
+        self.observers = Observers([])
+        self.control = Control(self.session.output_dir / "control", self.ranks.is_main, self._attend_now, self._say_status)
+
+    def _start(self) -> None:
+        """Restore, then tell the observers."""
+        restored = self.session.restore(self.tell)
+        if restored is not None:
+            self._take_progress(restored)
+        elif self.config.init_from:
+            run_folder.load_weights(self.models, Path(self.config.init_from))
+        if self.ranks.is_main:
+            self.session.write_about()
+            self.observers = Observers([*self.session.build_observers(), *self._extra_observers])
+        run = Run(
+            self.session.output_dir, self.task, self.session.described, self.models, self.plan.total_steps,
+            self.position.step, self.ranks.world_size, str(self.session.device), self.session.accelerator.mixed_precision,
+            str(self.session.resumed_from) if restored else None, self.task.baselines() if self.ranks.is_main else {},
+        )  # fmt: skip
+        self.observers.tell("on_start", run)
+        for event in self.session.early_events:
+            self.tell(event)
+        self._clock = Clock(self.position.step)
+        self.save_every.last_time = time.monotonic()
+        self._plan_attention(0.0)
+
+    def _finish(self, reason: str) -> Result:
+        done = self.plan.finished(self.position)
+        outcome = "completed" if done else "stopped"
+        if done and self.ranks.is_main:
+            self.session.export(self.session.output_dir / "model", self._about())
+        self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
+        self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
+        metrics = {k: v for k, v in self.evaluations[-1].items() if k != "step"} if self.evaluations else {}
+        return Result(
+            outcome, reason, self.position.step, self.session.output_dir, metrics, self.best, self._signalled and not done
+        )
+
+    def _crashed(self, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.observers.tell("on_end", "crashed", self._status() | {"reason": run_folder.scrub(text)})
+
+    def tell(self, event: Event) -> None:
+        """An event to the observers, or kept until there are some."""
+        if self.observers.active:
+            self.observers.tell("on_event", event)
+        else:
+            self.session.early_events.append(event)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def _progress(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, as JSON."""
+        position = {name: getattr(self.position, name) for name in Position.__slots__}
+        return {
+            "version": 1,
+            "position": position,
+            "interval": self.interval.state(),
+            "evaluations": self.evaluations,
+            "best": self.best,
+            "not_improved": self.not_improved,
+            "skipped_in_row": self.skipped_in_row,
+            "stepper": self.session.stepper.state(),
+            "world_size": self.ranks.world_size,
+        }
+
+    def _take_progress(self, progress: dict[str, Any]) -> None:
+        self.position = Position(**progress["position"])
+        self.plan.settle(self.position)
+        self.interval.restore(progress["interval"])
+        self.evaluations, self.best = progress["evaluations"], progress["best"]
+        self.not_improved, self.skipped_in_row = progress["not_improved"], progress["skipped_in_row"]
+        self.session.stepper.restore(progress["stepper"])
+        if self.evaluations:
+            self._plateau_history = self._metric_history()
+
+    def _where(self, kind: str) -> Record:
+        position = self.position
+        phase = min(position.phase, len(self.plan.phases) - 1)
+        return {
+            "kind": kind, "step": position.step, "epoch": position.epoch, "phase": self.plan.phases[phase].name,
+            "wall_time": time.time(),
+        }  # fmt: skip
+
+    def _about(self) -> dict[str, Any]:
+        metrics = self.evaluations[-1] if self.evaluations else {}
+        return {"step": self.position.step, "epoch": self.position.epoch, "metrics": metrics, "seed": self.config.seed}
+
+    def _status(self) -> Record:
+        total = self.plan.total_steps
+        rates = self._clock.rates(self.position.step, total)
+        return {**self._last, **self._where("status"), **rates, "total_steps": total, "best": self.best,
+                "last_checkpoint_step": self.session.last_saved}  # fmt: skip
+
+    def _tick(self) -> None:
+        if self.ranks.is_main:
+            self.observers.tell("on_tick", self._status())
+
+    def _say_status(self) -> None:
+        from accel_train.tracking.status import describe
+
+        print(describe(self._status() | {"state": "running"}), flush=True)
+
+    def _attend_now(self) -> None:
+        """A signal or a typed word came: with one process there is nobody to agree with."""
+        if self.ranks.world_size == 1:
+            self._attention_at = 0

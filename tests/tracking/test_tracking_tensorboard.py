@@ -1,0 +1,124 @@
+"""TensorBoard: what was written is what is read back, after a resume as well."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from accel_train.task import Task
+from accel_train.tracking import Run
+from accel_train.tracking.tensorboard import TensorBoard
+
+
+def start(folder, histogram_steps=0, step=0, models=None, resumed_from=None) -> TensorBoard:
+    observer = TensorBoard(histogram_steps)
+    config = {"seed": 3, "task": {"class_path": "toy", "folder": folder}}
+    models = models or {"model": nn.Linear(3, 2)}
+    observer.on_start(Run(folder, Task(), config, models, 100, start_step=step, resumed_from=resumed_from))
+    return observer
+
+
+def read(folder) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    return events.Reload()
+
+
+def scalars(folder, tag) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in read(folder).Scalars(tag)]
+
+
+def test_numbers_of_every_kind_are_kept(tmp_path):
+    observer = start(tmp_path)
+    observer.on_log(
+        {
+            "kind": "train", "step": np.int64(5), "epoch": 0, "phase": "main", "loss": np.float32(0.5),
+            "hits": np.int64(7), "next": 0.25, "n": 3, "grad_norm": np.float64(2.0), "lr": 1e-3,
+            "lr/critic": np.float32(0.5), "items_per_s": np.float32(100.0), "step_s": 0.5, "wait_s": 0.25,
+            "eta_s": 10.0,
+        }
+    )  # fmt: skip
+    observer.on_evaluate({"kind": "eval", "step": 5, "loss": np.float16(1.5), "accuracy": 1}, {})
+    observer.on_end("completed", {})
+    expected = {
+        "train/loss": 0.5, "train/hits": 7, "train/next": 0.25, "train/n": 3, "train/grad_norm": 2, "lr": 1e-3,
+        "lr/critic": 0.5, "perf/items_per_s": 100, "perf/wait_share": 0.5, "eval/loss": 1.5, "eval/accuracy": 1,
+    }  # fmt: skip
+    events = read(tmp_path)
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for tag, value in expected.items():
+        (event,) = events.Scalars(tag)
+        assert (event.step, event.value) == (5, pytest.approx(value))
+
+
+def test_config_is_a_yaml_code_block(tmp_path):
+    start(tmp_path).on_end("completed", {})
+    (event,) = read(tmp_path).Tensors("config/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert text == f"```yaml\nseed: 3\ntask:\n  class_path: toy\n  folder: {tmp_path}\n```"
+
+
+def test_histograms_at_or_past_each_multiple(tmp_path):
+    models = {"a": nn.Linear(3, 2).bfloat16(), "b": nn.Linear(2, 1)}
+    with torch.no_grad():
+        models["b"].weight[0, 0] = float("nan")  # one diverged weight must not end the curves
+        models["b"].bias.fill_(float("inf"))
+    observer = start(tmp_path, histogram_steps=10, models=models)
+    for step in range(4, 30, 4):
+        observer.on_log({"step": step, "loss": 1.0})
+    observer.on_end("completed", {})
+    events = read(tmp_path)
+    assert set(events.Tags()["histograms"]) == {"weights/a.weight", "weights/a.bias", "weights/b.weight"}
+    assert [event.step for event in events.Histograms("weights/a.weight")] == [12, 20]
+    assert events.Histograms("weights/b.weight")[0].histogram_value.num == 1
+
+
+def test_histograms_go_on_after_a_resume(tmp_path):
+    observer = start(tmp_path, histogram_steps=10, step=20, resumed_from="x")
+    for step in (25, 29, 31):
+        observer.on_log({"step": step, "loss": 1.0})
+    observer.on_end("completed", {})
+    events = read(tmp_path)
+    assert set(events.Tags()["histograms"]) == {"weights/weight", "weights/bias"}
+    assert [event.step for event in events.Histograms("weights/weight")] == [31]
+
+
+@pytest.mark.parametrize("kept", [4, 0])
+def test_what_lies_behind_the_checkpoint_is_purged(tmp_path, kept):
+    killed = start(tmp_path)
+    killed.on_evaluate({"step": 0, "loss": 9.0}, {})
+    for step in range(1, 8):
+        killed.on_log({"step": step, "loss": 1.0})
+    killed.on_save(7, tmp_path)  # flushed, then killed: never closed
+    time.sleep(1.05)  # event files are named by the second
+    again = start(tmp_path, step=kept, resumed_from="x" if kept else None)
+    for step in range(kept + 1, 10):
+        again.on_log({"step": step, "loss": 2.0})
+    again.on_end("completed", {})
+    killed.on_end("crashed", {})
+    assert scalars(tmp_path, "train/loss") == [(step, 1.0 if step <= kept else 2.0) for step in range(1, 10)]
+    assert scalars(tmp_path, "eval/loss") == ([(0, 9.0)] if kept else [])
+
+
+def test_figures_are_written_and_stay_usable(tmp_path):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figure = figure_module.Figure(figsize=(1, 1))
+    figure.subplots().plot([0, 1])
+    observer = start(tmp_path)
+    observer.on_evaluate({"step": 3, "loss": 1.0}, {"curve": figure})
+    observer.on_end("completed", {})
+    assert read(tmp_path).Tags()["images"] == ["figures/curve"]
+    figure.savefig(tmp_path / "curve.png")
+
+
+def test_a_record_costs_little(tmp_path):
+    observer = start(tmp_path)
+    record = {f"term{i}": 0.5 for i in range(10)}
+    begin = time.perf_counter()
+    for step in range(200):
+        observer.on_log({"step": step, **record})
+    each = (time.perf_counter() - begin) / 200
+    observer.on_end("completed", {})
+    assert each < 0.02, f"{each * 1e3:.1f} ms for ten scalars"
