@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from accel_train.errors import NonFiniteError, UserError
 
@@ -98,7 +99,7 @@ def _train(rest: list[str]) -> int:
     finally:
         _leave_process_group()
     if os.environ.get("RANK", "0") == "0":
-        _say_what_next(result, rest)
+        _say_what_next(result)
     return config.requeue_exit_code if result.by_signal else 0
 
 
@@ -116,19 +117,19 @@ def _train_help(rest: list[str]) -> int:
     return 0
 
 
-def _say_what_next(result, rest: list[str]) -> None:
+def _say_what_next(result: Any) -> None:
     folder = result.output_dir
     print()
     if result.outcome == "completed":
-        print(f"Complete: {result.step:,} steps.")
-        print(f"  weights      {folder}/model" + (f"   best: {folder}/best" if result.best else ""))
-        print(f"  evaluate     accel-train evaluate {folder}")
-        print(f"  go on        accel-train train --config {folder}/config.yaml --max_steps={2 * result.step}")
+        print(f"  weights        {folder}/model" + (f"   (best: {folder}/best)" if result.best else ""))
+        if (folder / "figures").is_dir():
+            print(f"  figures        {folder}/figures")
+        print(f"  look           tensorboard --logdir {folder}/tensorboard")
+        print(f"  evaluate       accel-train evaluate {folder}")
+        print(f"  train longer   accel-train train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
-        print(f"Stopped after step {result.step:,}: {result.reason}. A checkpoint of that step is saved.")
-        print(f"  go on        accel-train train --config {folder}/config.yaml")
-    print(f"  run folder   {folder}")
-    print(f"  look         tensorboard --logdir {folder}/tensorboard")
+        print(f"  go on          accel-train train --config {folder}/config.yaml")
+        print(f"  look           tensorboard --logdir {folder}/tensorboard")
 
 
 def _leave_process_group() -> None:

@@ -45,6 +45,14 @@ def scrub(text: str) -> str:
     return _SECRET.sub(lambda m: (m[1] or m[2] or m[3]) + "***", text)
 
 
+def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """As NAME.png; returns the figures."""
+    for name, figure in figures.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    return figures
+
+
 def environment(seed: int, world_size: int, device: str) -> dict[str, Any]:
     """What is needed to repeat or to explain a run."""
     import torch

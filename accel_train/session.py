@@ -303,13 +303,21 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # a second run in a notebook may want another precision
     GradientState._reset_state()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
+        cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
         mixed_precision=precision,
         log_with=other_trackers(config) or None,
         project_dir=config.output_dir or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", accelerator.num_processes)):
+        raise UserError(
+            f"{os.environ['WORLD_SIZE']} processes were launched but accelerate joined {accelerator.num_processes}: "
+            "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
+        )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
     if config.deterministic:

@@ -219,7 +219,7 @@ class Trainer:
 
     def _figures(self, metrics: dict[str, float], sums: dict[str, torch.Tensor]) -> dict[str, Any]:
         try:
-            return self.task.figures(metrics, sums)
+            return run_folder.save_figures(self.session.output_dir / "figures", self.task.figures(metrics, sums))
         except ImportError as error:  # matplotlib is an extra
             self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
             return {}

@@ -97,7 +97,7 @@ def number(value: float) -> str:
         return str(float(value))
     if size >= 1e6 or 0 < size < 1e-3:
         return f"{value:.2e}"
-    return f"{value:,.1f}" if size >= 1000 else f"{value:.4f}"
+    return f"{value:,.1f}" if size >= 100 else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:
@@ -116,6 +116,8 @@ def duration(seconds: float) -> str:
 def show_terms(record: Mapping[str, Any], baselines: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
     """Names and texts of the terms, each with its baselines: ``("next", "0.4689 (floor 0.4621)")``.
 
+    A name with a slash is a detail (``mae/near``) for files and TensorBoard, too much for a line.
+
     A baseline's key is a term, or ``term:label``; the label of a bare one is "floor".
     """
     known: dict[str, list[str]] = {}
@@ -125,6 +127,7 @@ def show_terms(record: Mapping[str, Any], baselines: Mapping[str, float] | None 
     return [
         (key, number(value) + (f" ({', '.join(known[key])})" if key in known else ""))
         for key, value in terms(record).items()
+        if "/" not in key
     ]
 
 

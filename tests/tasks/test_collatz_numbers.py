@@ -103,7 +103,7 @@ def test_hard_numbers_are_what_they_are_called(held_out):
 
 def test_sequential_training_numbers_come_once_each_and_in_order():
     first, last = 65_000, 200_000
-    numbers = Numbers(seed=0, normal_range=(first, last))
+    numbers = Numbers(seed=0, normal_order="sequential", normal_range=(first, last))
     wanted = [n for n in range(first, last) if (n >> 10) & 63 != 63]
     values = of_mode(numbers, NORMAL, np.arange(2 * len(wanted) + 20))
     assert values[: len(wanted)] == wanted
@@ -111,15 +111,17 @@ def test_sequential_training_numbers_come_once_each_and_in_order():
 
 
 def test_the_normal_order_ignores_the_hard_rows_between():
-    a = of_mode(Numbers(seed=0, hard_ratio=0.25), NORMAL, np.arange(4000))
-    b = of_mode(Numbers(seed=9, hard_ratio=0.8), NORMAL, np.arange(15_000))
+    a = of_mode(Numbers(seed=0, normal_order="sequential", hard_ratio=0.25), NORMAL, np.arange(4000))
+    b = of_mode(Numbers(seed=9, normal_order="sequential", hard_ratio=0.8), NORMAL, np.arange(15_000))
     assert a == b == list(range(10, 3010))
 
 
-def test_random_training_numbers_cover_the_range():
-    values = np.array(of_mode(Numbers(seed=0, normal_order="random", normal_range=(10, 10**6)), NORMAL))
-    assert values.min() >= 10 and values.max() < 10**6
-    assert np.abs(np.histogram(values, 10, (0, 10**6))[0] / len(values) - 0.1).max() < 0.03
+def test_random_training_numbers_reach_every_magnitude():
+    values = np.array(of_mode(Numbers(seed=0), NORMAL))
+    assert values.min() >= 10 and values.max() < 20_000_000_000
+    decades = np.histogram(np.log10(values), np.arange(1.0, 10.6, 1.0))[0] / len(values)
+    assert (decades[:8] > 0.03).all()  # the even half: 0.5 / 9.3 of all rows in each decade
+    assert (values > 10**10).mean() > 0.25  # the uniform half
 
 
 def test_held_out_normal_numbers_reach_every_magnitude():

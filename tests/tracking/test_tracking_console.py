@@ -83,8 +83,8 @@ def test_lines_stay_aligned_and_name_what_there_are_several_of(tmp_path):
         {"step": 1000, "loss": -0.5, "lr/critic": 2e-3, "lr/generator": 1e-3, "items_per_s": 9.25, "skipped": 2}
     )
     assert lines(file)[-2:] == [
-        "step 900  loss 123.5000  lr critic 2.00e-03  lr generator 1.00e-03  87.5 items/s",
-        "step 1,000  loss  -0.5000  lr critic 2.00e-03  lr generator 1.00e-03  skipped 2  9.25 items/s",
+        "step 900  loss 123.5  lr critic 2.00e-03  lr generator 1.00e-03  87.5 items/s",
+        "step 1,000  loss -0.5000  lr critic 2.00e-03  lr generator 1.00e-03  skipped 2  9.25 items/s",
     ]
 
 

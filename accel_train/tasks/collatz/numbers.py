@@ -40,9 +40,9 @@ class Numbers:
     Args:
         seed: of the run; the same seed and index give the same number on every machine.
         hard_ratio: share of hard rows, 0 to 1.
-        normal_order: ``"sequential"`` visits the training numbers of ``normal_range`` one after another, each once
-            before the first comes again; ``"random"`` draws them uniformly. Held-out normal rows are always drawn: half
-            of them uniformly over the range, half evenly over its magnitudes.
+        normal_order: ``"random"`` draws from ``normal_range``, half of the rows uniformly, half evenly over its
+            magnitudes, so that every batch looks the same; ``"sequential"`` visits the training numbers one after
+            another, each once before the first comes again. Held-out normal rows are always drawn at random.
         normal_range: normal numbers are taken from [first, last).
         held_out: draw the held-out numbers instead of the training ones.
         hard_shares: weights of near (2^68 + u, u uniform below 10^12), near3 (the same, rounded up to 3 mod 4) and
@@ -54,7 +54,7 @@ class Numbers:
 
     seed: int
     hard_ratio: float = 0.5
-    normal_order: Literal["sequential", "random"] = "sequential"
+    normal_order: Literal["random", "sequential"] = "random"
     normal_range: tuple[int, int] = (10, 20_000_000_000)
     held_out: bool = False
     hard_shares: tuple[float, float, float] = (0.3, 0.3, 0.4)
@@ -144,11 +144,11 @@ class Numbers:
         if self.normal_order == "sequential" and not self.held_out:
             rank = first + (indices - self._hard_before(indices)) % (end - first)
         else:
+            # rank + shift is proportional to n up to rounding by blocks: what is even in its logarithm is even in log n
             rank = first + (place % np.uint64(end - first)).astype(np.int64)
-        if self.held_out:
-            # rank + _HELD is n / 64 up to rounding by blocks, so what is even in its logarithm is even in that of n
-            low, high = math.log(first + _HELD), math.log(end + _HELD)
-            spread = np.exp(low + (high - low) * _unit(place)).astype(np.int64) - _HELD
+            shift = _HELD if self.held_out else 0
+            low, high = math.log(first + shift), math.log(end + shift)
+            spread = np.exp(low + (high - low) * _unit(place)).astype(np.int64) - shift
             rank = np.where(shape >> np.uint64(63), np.clip(spread, first, end - 1), rank)
         return self._unrank(rank)
 

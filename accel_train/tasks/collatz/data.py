@@ -1,0 +1,79 @@
+"""Rows of the Collatz task: number, tokens and stopping time of any index, as whole batches."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from accel_train.task import Event
+from accel_train.tasks.collatz.cycles import ClosedOrbit
+from accel_train.tasks.collatz.numbers import MODES, Numbers, to_int
+from accel_train.tasks.collatz.trajectory import trajectories
+
+
+class Rows:
+    """Random access to the rows of a run; ``length`` matters for evaluation only, training has no end."""
+
+    def __init__(self, numbers: Numbers, max_len: int, length: int) -> None:
+        self.numbers, self.max_len, self.length = numbers, max_len, length
+        self._found: list[Event] = []
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getstate__(self) -> dict:
+        return {"numbers": self.numbers, "max_len": self.max_len, "length": self.length}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """tokens uint8 [N, max_len] (2 = pad), steps int32 [N] (T), mode uint8 [N], high and low int64 [N] (the two
+        64-bit limbs of n, as bit patterns)."""
+        high, low, mode = self.numbers.draw(indices)
+        while True:
+            try:
+                tokens, steps = trajectories(high, low, self.max_len)
+                break
+            except ClosedOrbit as found:
+                high, low = self._report(found, high, low)
+        return {"tokens": tokens, "steps": steps, "mode": mode, "high": high.view(np.int64), "low": low.view(np.int64)}
+
+    def _report(self, found: ClosedOrbit, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the news for ``monitor``; the row becomes n = 1, whose T of 0 counts in no loss."""
+        cycle = found.cycle
+        fields = {"start": str(cycle.start), "length": len(cycle.members), "smallest": str(cycle.members[0])}
+        with self._lock:
+            self._found.append(Event("cycle", "NON-TRIVIAL COLLATZ CYCLE FOUND", fields))
+        same = (high == np.uint64(cycle.start >> 64)) & (low == np.uint64(cycle.start & (2**64 - 1)))
+        return np.where(same, np.uint64(0), high), np.where(same, np.uint64(1), low)
+
+    def take_found(self) -> list[Event]:
+        with self._lock:
+            found, self._found = self._found, []
+        return found
+
+
+def write_parquet(rows: Rows, out: Path, seed: int) -> str:
+    """collatz.parquet: n (decimal string), T, mode, tokens (up to max_len)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    batch = rows.read(np.arange(len(rows)))
+    numbers = to_int(batch["high"].view(np.uint64), batch["low"].view(np.uint64))
+    lengths = np.minimum(batch["steps"], rows.max_len)
+    kept = np.arange(rows.max_len) < lengths[:, None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    table = pa.table({
+        "n": [str(n) for n in numbers],
+        "T": batch["steps"],
+        "mode": [MODES[m] for m in batch["mode"]],
+        "tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(batch["tokens"][kept])),
+    })  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "collatz.parquet"
+    pq.write_table(table.replace_schema_metadata({"seed": str(seed), "map": "3n+1"}), path)
+    return f"{len(rows):,} rows with exact T in {path}"

@@ -1,0 +1,227 @@
+"""The Collatz task: predict the next parity of a trajectory, and how long it is, from its beginning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from accel_train.data.source import IndexedSource
+from accel_train.errors import UserError
+from accel_train.task import Batch, Event, Loss, Objective, Task
+from accel_train.tasks.collatz.data import Rows
+from accel_train.tasks.collatz.numbers import Numbers
+from accel_train.tasks.collatz.trajectory import PAD, exact_trajectory
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NEXT_PARITY_FLOOR = 2.0 / 3.0 * math.log(2.0)
+"""Entropy of the next parity given the last one, in nats: after an odd value comes an even one for certain; an even one
+is followed by either with the same probability, and two thirds of all tokens are even."""
+
+ERROR_BINS = 4096  # absolute errors of T in whole steps; the last bin takes what is larger
+BITS = (20, 35, 69, 95)
+MAGNITUDES = ("below_2^20", "below_2^35", "near_2^68", "below_2^95", "above_2^95")
+
+
+class CollatzTask(Task):
+    """Transformer on Collatz parity sequences, made as it goes.
+
+    Args:
+        d_model, num_layers, nhead, dim_feedforward, dropout: the encoder.
+        max_len: tokens of a row; longer trajectories are cut, and T keeps counting.
+        prefix: the stopping time is predicted from so many first tokens; rows that end within them do not count for it.
+        objective: ``causal`` (honest), or ``denoising``: the known formulation, with bidirectional attention and
+            pooling over the whole row. There both targets stand in the input: the next token can be copied and T
+            counted, so its losses say nothing about Collatz.
+        stop_weight, next_weight: weights of the two losses.
+        hard_ratio: share of rows with numbers above 2^68, in every batch.
+        normal_order: ``random`` numbers of all magnitudes among the rest, or ``sequential`` ones (the known scheme,
+            in which the rows of a run grow longer as it goes).
+        normal_range: first and last (exclusive) of those.
+        hard_shares: near 2^68, the same rounded up to 3 mod 4, dense in ones.
+        eval_rows: held-out rows of one evaluation.
+        anomaly_sigma: alert on an error of T so many robust standard deviations from the median of its batch.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 128,
+        num_layers: int = 4,
+        nhead: int = 4,
+        dim_feedforward: int = 512,
+        dropout: float = 0.1,
+        max_len: int = 500,
+        prefix: int = 64,
+        objective: Literal["causal", "denoising"] = "causal",
+        stop_weight: float = 1.0,
+        next_weight: float = 1.0,
+        hard_ratio: float = 0.5,
+        normal_order: Literal["random", "sequential"] = "random",
+        normal_range: tuple[int, int] = (10, 20_000_000_000),
+        hard_shares: tuple[float, float, float] = (0.3, 0.3, 0.4),
+        eval_rows: int = 2048,
+        anomaly_sigma: float = 8.0,
+    ) -> None:
+        for name, value in (("d_model", d_model), ("num_layers", num_layers), ("nhead", nhead), ("eval_rows", eval_rows)):
+            if value < 1:
+                raise UserError(f"task.init_args.{name}: {value} is out of range, must be at least 1")
+        if d_model % nhead or d_model % 2:
+            raise UserError(f"task.init_args.d_model: {d_model} must be even and a multiple of nhead ({nhead})")
+        if not 2 <= prefix < max_len:
+            raise UserError(f"task.init_args.prefix: {prefix} must be at least 2 and below max_len ({max_len})")
+        if not 0.0 <= dropout < 1.0:
+            raise UserError(f"task.init_args.dropout: {dropout} is out of range, must be in [0, 1)")
+        self.d_model, self.num_layers, self.nhead = d_model, num_layers, nhead
+        self.dim_feedforward, self.dropout, self.max_len, self.prefix = dim_feedforward, dropout, max_len, prefix
+        self.denoising = objective == "denoising"
+        self.stop_weight, self.next_weight = stop_weight, next_weight
+        self.eval_rows, self.anomaly_sigma = eval_rows, anomaly_sigma
+        self.draw_args: dict[str, Any] = {
+            "hard_ratio": hard_ratio, "normal_order": normal_order,
+            "normal_range": tuple(normal_range), "hard_shares": tuple(hard_shares),
+        }  # fmt: skip
+        Numbers(0, **self.draw_args)  # says now what is wrong with them
+        self._seed = 0
+        self._train_rows: Rows | None = None
+
+    # -- data and model ----------------------------------------------------------------------------------------------
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource:
+        self._seed = seed
+        if split == "train":
+            self._train_rows = self._rows(held_out=False)
+            return IndexedSource(self._train_rows, batch_size, endless=True)
+        return IndexedSource(self._rows(held_out=True), batch_size, shuffle=False)
+
+    def _rows(self, held_out: bool) -> Rows:
+        numbers = Numbers(self._seed, held_out=held_out, **self.draw_args)
+        return Rows(numbers, self.max_len, self.eval_rows)
+
+    def build_model(self) -> nn.Module:
+        from accel_train.tasks.collatz.model import CollatzTransformer
+
+        return CollatzTransformer(
+            self.d_model, self.num_layers, self.nhead, self.dim_feedforward, self.dropout, self.max_len,
+            self.prefix, self.denoising,
+        )  # fmt: skip
+
+    def split(self, batch: Batch, limit: int) -> list[Batch]:
+        """Rows of like length together, cut to the longest of them: over half of a short row would be padding."""
+        n = len(batch["steps"])
+        if n > limit:
+            order = batch["steps"].argsort(stable=True)
+            batch = {name: value[order] for name, value in batch.items()}
+        quantum = -(-self.max_len // 4)  # few different shapes, for torch.compile
+        parts = []
+        for i in range(0, n, limit):
+            part = {name: value[i : i + limit] for name, value in batch.items()}
+            longest = max(int(part["steps"].max()), self.prefix + 1)
+            length = min(-(-longest // quantum) * quantum, self.max_len)
+            parts.append({**part, "tokens": part["tokens"][:, :length]})
+        return parts
+
+    # -- losses ------------------------------------------------------------------------------------------------------
+
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """Rows whose stopping time counts, and tokens to be predicted, in the global batch."""
+        tokens = (batch["steps"].clamp(max=self.max_len) - 1).clamp(min=0).sum()
+        return {"rows": self._counts(batch["steps"]).sum(), "tokens": tokens}
+
+    def _counts(self, steps: Tensor) -> Tensor:
+        """Rows that go on beyond the prefix; a shorter one would show its T by where it ends."""
+        return steps > (0 if self.denoising else self.prefix)
+
+    def loss_step(self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective) -> Loss:
+        """Huber (delta 1) on log(1 + T), mean over rows, plus cross-entropy of the next parity, mean over tokens."""
+        from torch.nn import functional
+
+        predicted, logits = models["model"](batch["tokens"][:, :-1])
+        next_loss = self._cross_entropy(logits, batch["tokens"]) / totals["tokens"].clamp(min=1)
+        huber = functional.huber_loss(predicted, batch["steps"].to(predicted.dtype).log1p(), reduction="none")
+        stop_loss = (huber * self._counts(batch["steps"])).sum() / totals["rows"].clamp(min=1)
+        return Loss(self.stop_weight * stop_loss + self.next_weight * next_loss, {"stop": stop_loss, "next": next_loss})
+
+    @staticmethod
+    def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        target = tokens[:, 1:].long()
+        return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="sum")
+
+    def baselines(self) -> dict[str, float]:
+        """The entropy of the next parity, and what T costs a regression on the number of odd tokens in the prefix."""
+        count, constant = self._stop_baselines()
+        if self.denoising:  # both targets can be read off the input: there is no floor above zero
+            return {"next:leaks, floor": 0.0, "stop:leaks, floor": 0.0}
+        return {"next": NEXT_PARITY_FLOOR, "stop:count": count, "stop:constant": constant, "accuracy:bigram": 2.0 / 3.0}
+
+    def _stop_baselines(self) -> tuple[float, float]:
+        """Held-out Huber loss of (a quadratic in the odd tokens of the prefix, a constant), fitted on training rows."""
+
+        def sample(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+            batch = self._rows(held_out).read(np.arange(4096))
+            keep = batch["steps"] > self.prefix
+            odd = (batch["tokens"][keep, : self.prefix] == 1).sum(1) / self.prefix
+            return np.stack([np.ones_like(odd), odd, odd**2], axis=1), np.log1p(batch["steps"][keep])
+
+        (x, y), (held_x, held_y) = sample(False), sample(True)
+        weights = np.linalg.lstsq(x, y, rcond=None)[0]
+        return _huber(held_y - held_x @ weights), _huber(held_y - y.mean())
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        from accel_train.tasks.collatz.evaluation import statistics
+
+        return statistics(self, models["model"], batch)
+
+    def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        from accel_train.tasks.collatz.evaluation import metrics
+
+        return metrics(self, sums)
+
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        from accel_train.tasks.collatz.evaluation import figures
+
+        return figures(metrics, sums)
+
+    def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
+        """Orbits that closed without reaching 1, and rows whose T the model finds far less likely than the others'."""
+        events = self._train_rows.take_found() if self._train_rows else []
+        predicted, _ = models["model"](batch["tokens"][:, :-1])
+        error = (predicted.float() - batch["steps"].float().log1p())[self._counts(batch["steps"])].cpu().numpy()
+        rows = self._counts(batch["steps"]).nonzero().flatten().cpu().numpy()
+        if len(error) < 16:
+            return events
+        centre = np.median(error)
+        sigma = 1.4826 * np.median(np.abs(error - centre)) + 1e-12
+        for at in np.flatnonzero(np.abs(error - centre) > self.anomaly_sigma * sigma):
+            row = int(rows[at])
+            n = (int(batch["high"][row]) % 2**64 << 64) + int(batch["low"][row]) % 2**64
+            exact = exact_trajectory(n)[1]  # never alert on a label that was not computed twice
+            label = int(batch["steps"][row])
+            title = "stopping time far from prediction" if exact == label else "WRONG LABEL: generator and exact T differ"
+            found = math.expm1(math.log1p(label) + float(error[at]))
+            fields = {"n": str(n), "T": exact, "predicted": round(found, 1), "sigma": round(float((error[at] - centre) / sigma), 1)}
+            events.append(Event("anomaly", title, fields if exact == label else {**fields, "label": label}))
+        return events
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def synth(cls, out: Path, seed: int = 0, size: int | None = None) -> str:
+        """``size`` (1000) rows of the training stream with their exact T, as Parquet; numbers as decimal strings."""
+        from accel_train.tasks.collatz.data import write_parquet
+
+        rows = Rows(Numbers(seed), max_len=500, length=size or 1000)
+        return write_parquet(rows, out, seed)
+
+
+def _huber(error: np.ndarray) -> float:
+    size = np.abs(error)
+    return float(np.where(size <= 1.0, 0.5 * size**2, size - 0.5).mean())
