@@ -51,7 +51,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """Something a person would want to hear of. ``kind`` is one of start, stop, crash, status, milestone, anomaly, cycle, warning."""
+    """Something a person would want to hear of. ``kind`` is one of start, stop, crash, status, milestone, anomaly, cycle, warning, note."""
 
     kind: str
     title: str

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Iterable
@@ -91,23 +92,29 @@ class Trainer:
         with self.control:
             try:
                 self._start()
+                gc.collect()
+                gc.freeze()  # what exists now stays: the collector need not look through every library at every turn
                 reason = self._loop()
                 return self._finish(reason)
             except BaseException as error:
                 self._crashed(error)
                 raise
             finally:
+                gc.unfreeze()
                 self.session.close()
 
     def _loop(self) -> str:
         """Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
-        if plan.finished(position):
-            return ""
+        if self._done():
+            self.tell(Event("note", f"this run is complete ({self.ended or 'its last step is reached'}); to go on, raise "
+                            "its length or patience; to start over, --resume_from_checkpoint=never"))  # fmt: skip
+            return self.ended
         waiting_since = time.perf_counter()
         for epoch, number, share in self.session.loader.batches(position):
             plan.begin_epoch(position, epoch)
-            if plan.finished(position):
+            if plan.finished(position):  # data that only now knows where its last epoch ended
+                self._attend()
                 break
             self._clock.waited += time.perf_counter() - waiting_since
             for objective in plan.phases[position.phase].objectives:
@@ -122,13 +129,13 @@ class Trainer:
             plan.advance(position)
             if position.step >= self._attention_at:
                 reason = self._attend()
-                if reason or plan.finished(position):
-                    return reason
+                if reason or self._done():
+                    return reason or self.ended
             waiting_since = time.perf_counter()
         return ""
 
     def _attend(self) -> str:
-        """Everything that is not a step. Every rank comes here after the same steps. Returns why to stop, or ""."""
+        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops the run, or ""."""
         position, config, clock = self.position, self.config, self._clock
         now = clock.pause(position.step)
         self.control.poll()
@@ -157,16 +164,18 @@ class Trainer:
             self._monitor()
         reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
         improved = False
-        if self.session.eval_loader is not None and (self.eval_every.due(position) or (finished and config.eval_steps != 0)):
+        if self.session.eval_loader is not None and (finished or self.eval_every.due(position)):
             improved = self._evaluate()
-            reason = reason or self._early_stop()
         self._tick()
-        if save or finished or reason or improved or self.save_every.due(position):
+        if save or self._done() or reason or improved or self.save_every.due(position):
             self._save(improved)
         self.control.save_requested = False
         self._plan_attention(step_seconds)
         clock.resume()
-        return "" if finished else reason
+        return "" if self._done() else reason
+
+    def _done(self) -> bool:
+        return bool(self.ended) or self.plan.finished(self.position)
 
     def _plan_attention(self, step_seconds: float) -> None:
         """The next step at which something is due; at the latest in about half a second, agreed by all ranks."""
@@ -204,18 +213,22 @@ class Trainer:
         record = self._where("eval") | metrics
         self.evaluations.append({"step": self.position.step, **metrics})
         self._plateau_history = self._metric_history()
+        improved = self._note_best(self._metric(metrics))
+        self.ended = self._early_stop()
         figures = {}
-        if self.ranks.is_main and self.plan.finished(self.position):
+        if self.ranks.is_main and self._done():
             figures = self._figures(metrics, sums)
         self.observers.tell("on_evaluate", record, figures)
-        value = self._metric(metrics)
+        return improved
+
+    def _note_best(self, value: float) -> bool:
         sign = -1.0 if self.config.greater_is_better else 1.0
         best = self.best["value"] if self.best else sign * math.inf
-        if math.isfinite(value) and sign * value < sign * best - self.config.early_stopping_threshold:
-            self.best, self.not_improved = {"step": self.position.step, "value": value}, 0
-            return True
-        self.not_improved += 1
-        return False
+        improved = math.isfinite(value) and sign * value < sign * best - self.config.early_stopping_threshold
+        if improved:
+            self.best = {"step": self.position.step, "value": value}
+        self.not_improved = 0 if improved else self.not_improved + 1
+        return improved
 
     def _figures(self, metrics: dict[str, float], sums: dict[str, torch.Tensor]) -> dict[str, Any]:
         try:
@@ -234,6 +247,7 @@ class Trainer:
         return [self._metric(evaluation) for evaluation in self.evaluations]
 
     def _early_stop(self) -> str:
+        """Why the evaluations so far end the run, or "". All ranks have the same metrics, so all say the same."""
         config = self.config
         value = self._metric(self.evaluations[-1])
         target = config.early_stopping_target
@@ -301,6 +315,7 @@ class Trainer:
         self.interval = Interval(self.ranks)
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, float] | None = None
+        self.ended = ""  # why, if early stopping ended the run before its length
         self.not_improved = self.skipped_in_row = 0
         self.save_every = Every(config.save_steps, "save_steps")
         self.eval_every = Every(config.eval_steps, "eval_steps")
@@ -340,7 +355,7 @@ class Trainer:
         self._plan_attention(0.0)
 
     def _finish(self, reason: str) -> Result:
-        done = self.plan.finished(self.position)
+        done = self._done()
         outcome = "completed" if done else "stopped"
         if done and self.ranks.is_main:
             self.session.export(self.session.output_dir / "model", self._about())
@@ -388,6 +403,8 @@ class Trainer:
         self.session.stepper.restore(progress["stepper"])
         if self.evaluations:
             self._plateau_history = self._metric_history()
+            if self.evaluations[-1]["step"] == self.position.step:
+                self.ended = self._early_stop()  # with today's patience and target
 
     def _where(self, kind: str) -> Record:
         position = self.position

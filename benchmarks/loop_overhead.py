@@ -87,13 +87,14 @@ def ours(steps: int) -> tuple[float, float]:
 
     class Rows:
         def __init__(self):
-            self.x, self.y = data(steps)
+            self.x, self.y = (torch.from_numpy(a) for a in data(steps))
 
         def __len__(self):
             return len(self.x)
 
         def read(self, indices):
-            return {"x": self.x[indices], "y": self.y[indices]}
+            rows = torch.from_numpy(indices)
+            return {"x": self.x[rows], "y": self.y[rows]}
 
     class Mlp(Task):
         def build_data(self, split, batch_size, seed):
@@ -103,8 +104,8 @@ def ours(steps: int) -> tuple[float, float]:
             return model()
 
         def loss_step(self, models, batch, totals, objective):
-            error = models["model"](batch["x"]) - batch["y"]
-            return Loss(error.square().sum() / totals["items"])
+            error = torch.nn.functional.mse_loss(models["model"](batch["x"]), batch["y"], reduction="sum")
+            return Loss(error / totals["items"])
 
     class Timer(Observer):
         started = 0.0

@@ -1,0 +1,392 @@
+"""After training: evaluate and export what a run has saved, and say what is in a folder, a config or a task."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_train.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, files_in, read_progress, verify, whole
+from accel_train.config import TrainConfig, load, parse, to_dict
+from accel_train.errors import UserError
+from accel_train.tracking.records import number, plain, show_terms
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from accel_train.task import Batch, Task
+
+SPLITS = ("train", "validation", "test")
+UNITS = {"st": "steps", "ep": "epochs", "s": "seconds"}
+NEITHER = "neither a run folder, a checkpoint nor a model folder"
+
+
+# -- which weights ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Saved:
+    """Weights somewhere on disk, and what is known of the run that they come from."""
+
+    weights: Path  # a checkpoint or an exported model folder
+    task: Task
+    config: TrainConfig
+    info: dict[str, Any]  # step, epoch, metrics, seed
+    home: Path  # where results about it belong
+
+    def load_models(self) -> dict[str, nn.Module]:
+        from accel_train import run_folder
+
+        models = run_folder.as_dict(self.task.build_model())
+        run_folder.load_weights(models, self.weights)
+        return models
+
+
+def find_saved(run: Path, checkpoint: str | None = None) -> Saved:
+    """What ``run`` (a run folder, a checkpoint, an exported model) and ``--checkpoint`` mean; says what is missing."""
+    run = Path(run)
+    kind = kind_of_folder(run)
+    if kind == "":
+        raise UserError(f"{run}: {NEITHER if run.exists() else 'no such folder'}")
+    if kind != "run":
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint {checkpoint}: {run} is a {kind} itself; give the run folder to choose")
+        return _from_model(run) if kind == "model" else _from_checkpoint(run)
+    best = run / "best"
+    if checkpoint in (None, "best") and kind_of_folder(best) == "model":
+        return _from_model(best)
+    if checkpoint is not None and not checkpoint.isdecimal() and checkpoint not in ("best", "latest"):
+        return find_saved(Path(checkpoint))
+    return _from_checkpoint(CheckpointFolder(run / "checkpoints").find(checkpoint or "latest"))
+
+
+def kind_of_folder(path: Path) -> str:
+    """``run``, ``checkpoint``, ``model`` or an empty string."""
+    if (path / MANIFEST).is_file() or (path / PROGRESS).is_file():
+        return "checkpoint"
+    if (path / "config.yaml").is_file():
+        return "run"
+    return "model" if (path / "config.json").is_file() else ""
+
+
+def _from_checkpoint(path: Path) -> Saved:
+    path = whole(path.resolve())
+    task, config = load(path)
+    progress = read_progress(path)
+    evaluated = progress["evaluations"][-1] if progress["evaluations"] else {}
+    position = progress["position"]
+    info = {"step": position["step"], "epoch": position["epoch"], "metrics": evaluated, "seed": config.seed}
+    # Never inside: a checkpoint with a file that its manifest does not list counts as damaged.
+    run = path.parent.parent
+    home = run if kind_of_folder(run) == "run" else path.with_name(f"{path.name}.evaluated")
+    return Saved(path, task, config, info, home)
+
+
+def _from_model(path: Path) -> Saved:
+    from accel_train.tasks import find
+
+    described = _read_json(path / "config.json")
+    info = {key: described.get(key) for key in ("step", "epoch", "metrics", "seed")}
+    run = path.resolve().parent
+    if kind_of_folder(run) == "run":  # the batch and the precision that the metrics of training were made with
+        task, config = load(run)
+        if to_dict(task, config)["task"] == described["task"]:
+            return Saved(path, task, config, info, run)
+    task = find(described["task"]["class_path"])(**described["task"]["init_args"])
+    return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+# -- evaluate and export ---------------------------------------------------------------------------------------------
+
+
+def evaluate_run(
+    run: Path, checkpoint: str | None, split: str, batch_size: int | None, out: Path | None
+) -> dict[str, float]:
+    """Metrics of saved weights over a held-out split, the same on any number of ranks.
+
+    Args:
+        run: a run folder, a checkpoint, or an exported model.
+        checkpoint: of a run folder: best (the default where there is one), latest, a step, or a path.
+        batch_size: global batch; by default that of training, which repeats the metrics in its log to the last digit.
+        out: for evaluation.json and figures; by default ``evaluation`` in the run folder.
+    """
+    from accel_train import run_folder
+    from accel_train.data.loader import Loader
+    from accel_train.evaluation import evaluate
+    from accel_train.optim import suggest
+    from accel_train.ranks import Ranks
+    from accel_train.session import start_accelerate
+
+    if split not in SPLITS:
+        raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch_size: {batch_size} is out of range, must be at least 1")
+    saved = find_saved(run, checkpoint)
+    task, config = saved.task, dataclasses.replace(saved.config, report_to=[])
+    accelerator = start_accelerate(config)
+    ranks = Ranks(accelerator)
+    batch_size = batch_size or config.global_batch_size
+    source = task.build_data(split, batch_size, config.seed)
+    if source is None:
+        raise UserError(f"{task.task_name()}: there is no {split} data")
+    models = saved.load_models()
+    for model in models.values():
+        model.to(accelerator.device)
+    loader = Loader(
+        source, accelerator.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type
+    )  # fmt: skip
+    metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
+    if ranks.is_main:
+        out = Path(out) if out is not None else saved.home / "evaluation"
+        record = {
+            "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,
+            "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": task.baselines(),
+        }  # fmt: skip
+        try:
+            record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
+        except ImportError as error:  # matplotlib is an extra
+            record["figures"] = f"none: {error} (pip install -e '.[plots]')"
+        run_folder.write_json(out / "evaluation.json", plain(record))
+    ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
+    return metrics
+
+
+def export_run(run: Path, checkpoint: str | None, out: Path) -> Path:
+    """Weights as safetensors with what is needed to rebuild the models, for ``accel_train.load_exported``."""
+    from accel_train.run_folder import export_models
+
+    target = Path(out).resolve()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"--out {out}: there is something there; give an empty or new folder")
+    saved = find_saved(run, checkpoint)
+    export_models(target, saved.task, saved.load_models(), to_dict(saved.task, saved.config), saved.info)
+    return Path(out)
+
+
+# -- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def inspect(what: str, others: list[str]) -> str:
+    """What is in a run folder, a checkpoint, an exported model, a config file or a task's data, for a person to read.
+
+    Args:
+        others: further options as for ``train``, where ``what`` is a config file or a task.
+    """
+    path = Path(what)
+    if path.is_dir():
+        if others:
+            raise UserError(f"inspect: {others[0]} has no meaning for a folder")
+        kind = kind_of_folder(path)
+        if kind == "":
+            raise UserError(f"{path}: {NEITHER}")
+        return {"run": _show_run, "checkpoint": _show_checkpoint, "model": _show_model}[kind](path)
+    if path.is_file():
+        return _show_plan(*parse(["--config", what, *others]))
+    if path.suffix in (".yaml", ".yml") or "/" in what:
+        raise UserError(f"{what}: no such file or folder")
+    return _show_data(*parse(["--task", what, *others]))
+
+
+def _show_run(folder: Path) -> str:
+    import yaml
+
+    from accel_train.tracking.status import describe
+
+    status_file = folder / "status.json"
+    if status_file.is_file():
+        lines = describe(_read_json(status_file)).splitlines()
+    else:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        lines = [f"{config['task']['class_path'].rpartition('.')[2]}: no status.json, so it never began or was moved"]
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    steps, marks = checkpoints.steps(), {checkpoints.linked("best"): "best"}
+    lines += ["", f"checkpoints in {checkpoints.root}" + ("" if steps else ": none")]
+    for step in steps:
+        path = checkpoints.path(step)
+        damage = verify(path)
+        state = "verified" if damage is None else f"DAMAGED: {damage}"
+        lines.append(f"  step {step:>10,}  {_size(path):>9}  {state}" + (f"  {marks[step]}" if step in marks else ""))
+    half = [p.name for p in sorted(checkpoints.root.glob(".writing-*")) if p.is_dir()]
+    if half:
+        lines.append(f"  unfinished, removed when the run goes on: {', '.join(half)}")
+    for name, text in (("best", "the best weights"), ("model", "the last weights")):
+        if kind_of_folder(folder / name) == "model":
+            described = _read_json(folder / name / "config.json")
+            lines.append(f"{text}: {folder / name}, step {described.get('step') or 0:,}")
+            if described.get("metrics"):
+                lines.append(f"  {_metrics(described['metrics'])}")
+    return "\n".join(lines)
+
+
+def _show_checkpoint(path: Path) -> str:
+    damage = verify(path)
+    lines = [f"checkpoint {path}: " + ("verified" if damage is None else f"DAMAGED: {damage}")]
+    with contextlib.suppress(OSError, ValueError, KeyError):  # what is damaged may still tell something
+        progress = read_progress(path)
+        position = progress["position"]
+        lines.append("position     " + ", ".join(f"{name} {value:,}" for name, value in position.items()))
+        lines.append(f"made by      {progress['world_size']} process(es)")
+        if progress["best"]:
+            lines.append(f"best so far  {number(progress['best']['value'])} at step {int(progress['best']['step']):,}")
+        if progress["evaluations"]:
+            last = progress["evaluations"][-1]
+            lines.append(f"evaluated    at step {last['step']:,}: {_metrics(last)}")
+    return "\n".join([*lines, *_files(path)])
+
+
+def _show_model(path: Path) -> str:
+    described = _read_json(path / "config.json")
+    task = described["task"]
+    lines = [f"model folder {path}", f"task         {task['class_path']}"]
+    lines += [f"  {name} = {value}" for name, value in task["init_args"].items()]
+    lines.append(f"weights of   step {described.get('step') or 0:,}, models {', '.join(described['models'])}")
+    if described.get("metrics"):
+        lines.append(f"metrics      {_metrics(described['metrics'])}")
+    return "\n".join([*lines, *_files(path)])
+
+
+def _show_plan(task: Task, config: TrainConfig) -> str:
+    """The plan of a config, from the very objects that a run would be made of."""
+    from accel_train.session import Session
+
+    # What only a run needs (a GPU's precision, a service's login, a compiler) must not stop a look at the plan.
+    bare = dataclasses.replace(config, mixed_precision="no", torch_compile=None, report_to=[], deterministic=False)
+    with _as_one_process():
+        session = Session(task, bare)
+    total, batch = session.plan.total_steps, session.global_batch_size
+    in_epoch = session.source.steps(0)
+    lines = [
+        f"task         {to_dict(task, config)['task']['class_path']}",
+        f"folder       {session.output_dir}",
+        f"steps        {'until stopped' if total is None else f'{total:,}'}"
+        + ("" if in_epoch is None else f", {in_epoch:,} in the first epoch"),
+        f"batch        {batch:,} items a step over all processes"
+        + (f", at most {config.micro_batch_size:,} at once on each" if config.micro_batch_size else "")
+        + ("" if total is None else f"; about {total * batch:,} in all"),
+        f"precision    {config.mixed_precision or 'as accelerate launch says'}",
+    ]
+    if session.eval_loader is not None:
+        held_out = session.eval_loader.source.steps(0)
+        when = "at the end" if config.eval_steps is None else f"every {_length(config.eval_steps)}"
+        lines.append(f"evaluation   {when}, {held_out or 0:,} batches; best by {config.metric_for_best_model}")
+    lines.append("phases")
+    for phase in session.plan.phases:
+        length = "to the end" if phase.length is None else f"{phase.length.count:,} {UNITS[phase.length.unit]}"
+        names = ", ".join(f"{o.name}" + (f" x{o.repeats}" if o.repeats > 1 else "") for o in phase.objectives)
+        lines.append(f"  {length:<12} {names}")
+    lines.append("parameters")
+    for name, model in session.models.items():
+        count = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines.append(f"  {name:<12} {count:,}" + ("" if trained == count else f", {trained:,} of them trained"))
+    lines.append("learning rate at 0, 25, 50, 75 and 100 % of the steps")
+    for group in {id(g): g for g in session.stepper.groups.values()}.values():
+        schedule = group.schedule
+        places = [0] if total is None else [round(total * part / 4) for part in range(5)]
+        rates = "  ".join(f"{schedule(step):.3g}" for step in places)
+        after = " before any plateau" if schedule.kind == "plateau" else ""
+        warm = f", {schedule.warmup_steps:,} of warm-up" if schedule.warmup_steps else ""
+        lines.append(f"  {group.name:<12} {rates}   ({type(group.optimizer).__name__}, {schedule.kind}{warm}{after})")
+    return "\n".join(lines)
+
+
+def _show_data(task: Task, config: TrainConfig) -> str:
+    import torch
+
+    from accel_train.data.loader import Loader
+    from accel_train.progress import Position
+
+    source = task.build_data("train", config.global_batch_size, config.seed)
+    if source is None:
+        raise UserError(f"{task.task_name()}: there is no train data")
+    batches = Loader(source, torch.device("cpu"), num_workers=0).batches(Position())
+    batch = next(share for _, _, share in batches if share is not None)
+    in_epoch = source.steps(0)
+    lines = [f"{task.task_name()}: {' '.join((type(task).__doc__ or '').strip().splitlines()[:1])}"]
+    lines += [f"  {name} = {value}" for name, value in plain(task.init_args).items()]
+    lines.append(f"data         {'without an end' if in_epoch is None else f'{in_epoch:,} batches in the first epoch'}")
+    lines.append(f"first batch  {task.size(batch):,} items (global_batch_size {config.global_batch_size})")
+    lines += [f"  {name:<16} {_shape(value)}" for name, value in batch.items()]
+    preview = task.preview(batch) if hasattr(task, "preview") else _preview(batch)  # pyright: ignore
+    return "\n".join([*lines, *([preview] if preview else [])])
+
+
+# -- small things ----------------------------------------------------------------------------------------------------
+
+
+def _preview(batch: Batch, rows: int = 3, width: int = 12) -> str:
+    """The first rows of each tensor, for tasks without a ``preview`` of their own."""
+    import torch
+
+    lines = []
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.dim():
+            for row in value[:rows]:
+                flat = row.flatten()[:width].tolist()
+                shown = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in flat]
+                lines.append(f"  {name:<16} {' '.join(shown)}{' ...' if row.numel() > width else ''}")
+    return "\n".join(["first rows", *lines]) if lines else ""
+
+
+def _shape(value: Any) -> str:
+    if not hasattr(value, "dtype"):
+        return type(value).__name__
+    text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if value.numel() == 0 or value.is_complex():
+        return text
+    low, high = value.min().item(), value.max().item()
+    show = (lambda x: f"{x:.4g}") if isinstance(low, float) else str
+    note = "" if math.isfinite(low) and math.isfinite(high) else "  NOT FINITE"
+    return f"{text}  {show(low)} to {show(high)}{note}"
+
+
+def _length(text: int | str) -> str:
+    from accel_train.progress import Duration
+
+    duration = Duration.parse(text)
+    return f"{duration.count:,} {UNITS[duration.unit]}"
+
+
+def _metrics(metrics: dict[str, Any] | None) -> str:
+    shown = show_terms({k: v for k, v in (metrics or {}).items() if k != "step"})
+    return ", ".join(f"{name} {text}" for name, text in shown)
+
+
+def _files(path: Path) -> list[str]:
+    return ["files", *(f"  {_bytes(f.stat().st_size):>9}  {f.relative_to(path)}" for f in files_in(path))]
+
+
+def _size(path: Path) -> str:
+    return _bytes(sum(file.stat().st_size for file in files_in(path)))
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+@contextlib.contextmanager
+def _as_one_process() -> Iterator[None]:
+    """A look at a plan joins no process group, wherever it is asked for."""
+    import os
+
+    hidden = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
