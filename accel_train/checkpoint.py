@@ -66,7 +66,7 @@ class CheckpointFolder:
         return temporary
 
     def commit(self, step: int) -> Path:
-        """Make the temporary folder a checkpoint: manifest, flush, rename, links (rank 0, after every rank has written)."""
+        """Make the temporary folder a checkpoint: manifest, flush, rename, link (rank 0, after every rank wrote)."""
         temporary, final = self.temporary(step), self.path(step)
         write_manifest(temporary, {"step": step})
         for path in files_in(temporary):

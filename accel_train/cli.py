@@ -86,50 +86,48 @@ def _help() -> str:
 
 
 def _train(rest: list[str]) -> int:
-    from accel_train.config import parse
+    from accel_train import config
 
-    if rest in ([], ["-h"], ["--help"]) or "--print_config" in rest:
-        return _train_help(rest)
-    task, config = parse(rest)
+    if not rest or {"-h", "--help"} & set(rest):
+        print(config.help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
+        return 0
+    task, settings = config.parse([argument for argument in rest if argument != "--print_config"])
+    if "--print_config" in rest:
+        print(config.dumps(config.to_dict(task, settings)), end="")
+        return 0
 
     from accel_train.trainer import Trainer
 
     try:
-        result = Trainer(task, config).fit()
+        result = Trainer(task, settings).fit()
     finally:
         _leave_process_group()
     if os.environ.get("RANK", "0") == "0":
         _say_what_next(result)
-    return config.requeue_exit_code if result.by_signal else 0
-
-
-def _train_help(rest: list[str]) -> int:
-    from accel_train.config import parser
-    from accel_train.tasks import expand_arguments
-
-    if "--print_config" not in rest:
-        print(parser().format_help())
-        return 0
-    try:
-        parser().parse_args(expand_arguments(rest))
-    except SystemExit as done:
-        return int(done.code or 0)
-    return 0
+    return settings.requeue_exit_code if result.by_signal else 0
 
 
 def _say_what_next(result: Any) -> None:
-    folder = result.output_dir
+    folder, accel_train, tensorboard = result.output_dir, _tool("accel-train"), _tool("tensorboard")
     print()
     if result.outcome == "completed":
         print(f"  weights        {folder}/model" + (f"   (best: {folder}/best)" if result.best else ""))
         if (folder / "figures").is_dir():
             print(f"  figures        {folder}/figures")
-        print(f"  look           tensorboard --logdir {folder}/tensorboard")
-        print(f"  evaluate       accel-train evaluate {folder}")
-        print(f"  train longer   accel-train train --config {folder}/config.yaml --max_steps={2 * result.step}")
+        print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+        print(f"  evaluate       {accel_train} evaluate {folder}")
+        print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
-        print(f"  go on          accel-train train --config {folder}/config.yaml")
-        print(f"  look           tensorboard --logdir {folder}/tensorboard")
+        print(f"  go on          {accel_train} train --config {folder}/config.yaml")
+        print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+
+
+def _tool(name: str) -> str:
+    """How to call a command of this environment from here, activated or not."""
+    import shutil
+
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
 def _leave_process_group() -> None:

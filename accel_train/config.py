@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
+import inspect
 import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
 
 from accel_train.errors import UserError
+from accel_train.optim import suggest
 from accel_train.progress import Duration
+from accel_train.tasks import TASKS, find
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
 
 
+class _Checked:
+    """A dataclass whose values have the types of its fields, however it is made."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name, value in vars(self).items():
+            setattr(self, name, build(hints[name], value, name))
+
+
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(_Checked):
     """An optimiser.
 
     Args:
@@ -32,7 +52,7 @@ class OptimizerConfig:
 
 
 @dataclass
-class PhaseConfig:
+class PhaseConfig(_Checked):
     """A stretch of training.
 
     Args:
@@ -47,7 +67,7 @@ class PhaseConfig:
 
 
 @dataclass
-class WebhookConfig:
+class WebhookConfig(_Checked):
     """Alerts to a Discord-compatible webhook. The URL is read from an environment variable or a file, never from here.
 
     Args:
@@ -66,7 +86,7 @@ class WebhookConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(_Checked):
     """Everything about a run but its task.
 
     Args:
@@ -161,11 +181,7 @@ class TrainConfig:
     webhook: WebhookConfig = field(default_factory=WebhookConfig)
 
     def __post_init__(self) -> None:
-        """Ranges and lengths; types are checked by whoever parses."""
-        self.phases = [_as(PhaseConfig, p) for p in self.phases]
-        self.optimizer = _as(OptimizerConfig, self.optimizer)
-        self.optimizers = {name: _as(OptimizerConfig, o) for name, o in self.optimizers.items()}
-        self.webhook = _as(WebhookConfig, self.webhook)
+        super().__post_init__()
         for name in ("max_steps", "num_train_epochs", "global_batch_size", "per_device_batch_size", "micro_batch_size",
                      "logging_steps", "save_total_limit", "save_keep_every", "early_stopping_patience"):  # fmt: skip
             value = getattr(self, name)
@@ -189,10 +205,6 @@ class TrainConfig:
                 raise UserError(f"phases[{i}].length: give steps or epochs, not wall time")
 
 
-def _as(cls: type, value: Any) -> Any:
-    return cls(**value) if isinstance(value, dict) else value
-
-
 MAY_CHANGE = {
     "output_dir", "max_steps", "num_train_epochs", "micro_batch_size", "memory_guard", "num_workers", "worker_type",
     "logging_steps", "eval_steps", "save_steps", "save_total_limit", "save_keep_every", "early_stopping_patience",
@@ -208,13 +220,19 @@ MAY_CHANGE = {
 def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
     """Plain data from which the run can be rebuilt: what ``config.yaml`` holds."""
     cls = type(task)
-    task_config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": plain(task.init_args)}
-    return {"task": task_config, **plain(dataclasses.asdict(config))}
+    task_config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": _plain(task.init_args)}
+    return {"task": task_config, **_plain(dataclasses.asdict(config))}
 
 
-def plain(value: Any) -> Any:
-    """As JSON has it: lists for tuples, strings for paths and enums."""
-    return json.loads(json.dumps(value, default=str))
+def _plain(value: Any) -> Any:
+    """As YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(sub) for name, sub in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(sub) for sub in value]
+    if isinstance(value, Enum):
+        return value.name
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -239,40 +257,16 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def parser() -> Any:
-    """A jsonargparse parser for ``--config FILE``, ``--task``, ``--task.init_args.*`` and every field of TrainConfig."""
-    import jsonargparse
-
-    from accel_train.task import Task
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            raise UserError(_one_line(message, self))
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    built = Parser(prog="accel-train train", description=(TrainConfig.__doc__ or "").splitlines()[0])
-    built.add_argument("--config", action=jsonargparse.ActionConfigFile, help="a YAML file; later options override it")
-    built.add_subclass_arguments(Task, "task", required=True, help="the task: a name from `accel-train tasks`, or a class")
-    built.add_class_arguments(TrainConfig)
-    return built
-
-
 def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
     """The task and config that a command line describes. Raises UserError with one line on anything wrong."""
-    from accel_train.tasks import expand_arguments
-
-    built = parser()
-    try:
-        parsed = built.parse_args(expand_arguments(arguments))
-        instantiated = built.instantiate(parsed)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(_one_line(str(error), built)) from error
-    values = vars(instantiated)
-    task = values.pop("task")
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
-    return task, TrainConfig(**{k: v for k, v in values.items() if k in names})
+    tree = read(arguments)
+    node = tree.pop("task", None)
+    if node is None:
+        raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
+    cls = _task_class(node)
+    elsewhere = {name.rpartition(".")[2]: name for name in (f"task.init_args.{p}" for p in _parameters(cls))}
+    _refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
+    return build_task(node), build(TrainConfig, tree)
 
 
 def load(folder: Path) -> tuple[Any, TrainConfig]:
@@ -283,27 +277,301 @@ def load(folder: Path) -> tuple[Any, TrainConfig]:
     return parse(["--config", str(path)])
 
 
-def _one_line(message: str, built: Any) -> str:
-    """jsonargparse's message without its usage text, with the nearest known key or task."""
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    text = " ".join(lines)
-    known = [a.dest for a in built._actions if a.dest]
-    import re
+def read(arguments: list[str]) -> dict[str, Any]:
+    """One tree of everything given: the files in their order, then the options. Nothing is checked yet.
 
-    wrong = re.search(r"unrecognized arguments?: --([\w.\-]+)", text) or re.search(r"option '([\w.]+)'", text)
-    wrong = wrong or re.search(r'[Kk]ey "?\'?([\w.]+)', text)
-    if wrong and "mean" not in text:
-        word = wrong[1].split("=")[0]
-        options = known + _task_options(text)
-        near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-        near = near or difflib.get_close_matches(word.rpartition(".")[2], options, n=1, cutoff=0.6)
-        if near and near[0] != word:
-            text += f" (did you mean {near[0]}?)"
-    return text
+    Another class drops the ``init_args`` of the one before it, wherever on the command line it stands.
+    """
+    given = list(_pairs(arguments))
+    tree: dict[str, Any] = {}
+    for key, path in given:
+        if key == "config":
+            _merge(tree, _read_file(Path(path)))
+    options = [(f"{key}.class_path" if key == "task" and _is_name(text) else key, text) for key, text in given]
+    for key, text in sorted(options, key=lambda option: not option[0].endswith("class_path")):
+        if key != "config":
+            *parents, last = key.split(".")
+            node = tree
+            for name in parents:
+                child = node.get(name)
+                node[name] = node = child if isinstance(child, dict) else {}
+            _drop_stale(node, {last: text})
+            value = _loads_or_text(text)
+            node[last] = value if isinstance(value, (dict, list)) else Typed(text)
+    return tree
 
 
-def _task_options(text: str) -> list[str]:
-    """Constructor arguments of the built-in tasks, for suggestions."""
-    from accel_train.tasks import arguments_of_all_tasks
+class Typed(str):
+    """What was typed on the command line: text or a number, whichever its key takes."""
 
-    return arguments_of_all_tasks()
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--"):
+            raise UserError(f"{argument}: expected --KEY=VALUE (a YAML file is given as --config FILE)")
+        if not equals:
+            following = next(rest, "--")
+            if following.startswith("--"):
+                raise UserError(f"{key}: expected a value, as in {key}=VALUE")
+            value = following
+        yield key[2:], value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        tree = loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"--config {path}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path}: expected lines of KEY: VALUE")
+    if isinstance(tree.get("task"), str):
+        tree["task"] = {"class_path": tree["task"]}
+    return tree
+
+
+def _is_name(text: str) -> bool:
+    return not isinstance(_loads_or_text(text), dict)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
+    _drop_stale(old, new)
+    for name, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            _merge(old[name], value)
+        else:
+            old[name] = value
+
+
+def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
+    if {"class_path"} <= old.keys() & new.keys():
+        before, after = (TASKS.get(str(tree["class_path"]), (str(tree["class_path"]),))[0] for tree in (old, new))
+        if before != after:
+            old.pop("init_args", None)
+
+
+# -- checking --------------------------------------------------------------------------------------------------------
+
+
+def build(hint: Any, value: Any, where: str = "") -> Any:
+    """``value`` as the type ``hint``, dictionaries as dataclasses; a UserError names the key that is wrong."""
+    origin, inner = get_origin(hint), get_args(hint)
+    prefix = f"{where}." if where else ""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        hints = get_type_hints(hint)
+        _refuse_unknown(value, hints, prefix)
+        return hint(**{name: build(hints[name], sub, f"{prefix}{name}") for name, sub in value.items()})
+    if origin is list and isinstance(value, (list, tuple)):
+        return [build(inner[0], sub, f"{where}[{i}]") for i, sub in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {str(name): build(inner[1], sub, f"{prefix}{name}") for name, sub in value.items()}
+    for attempt in _readings(hint, value):
+        if type(attempt) in (hint, *(inner if origin in (Union, UnionType) else ())):
+            return attempt
+        try:
+            return _convert(hint, attempt)
+        except _DoesNotFit:
+            continue
+    choices = [str(a) for a in inner] if origin is Literal else []
+    raise UserError(f"{where}: expected {_kind(hint, ' or ')}, got {value!r}{suggest(str(value), choices)}")
+
+
+def build_task(node: dict[str, Any]) -> Any:
+    """A task from its ``class_path`` and ``init_args``."""
+    cls = _task_class(node)
+    given, parameters = node.get("init_args") or {}, _parameters(cls)
+    if not isinstance(given, dict):
+        raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        _refuse_unknown(given, parameters, "task.init_args.")
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given:
+            raise UserError(f"task.init_args.{name}: missing; {cls.__name__} needs it")
+    hints = _hints(cls.__init__)
+    return cls(**{name: build(hints.get(name, Any), v, f"task.init_args.{name}") for name, v in given.items()})
+
+
+def _task_class(node: Any) -> type:
+    if not isinstance(node, dict) or not isinstance(node.get("class_path"), str):
+        raise UserError(f"task: expected a name, or class_path and init_args, got {node!r}")
+    _refuse_unknown(node, ["class_path", "init_args"], "task.")
+    return find(node["class_path"])
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    if cls.__init__ is object.__init__:
+        return {}
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:  # a name that exists only for type checkers: YAML's own types must do
+        return {}
+
+
+def _refuse_unknown(
+    given: Iterable[Any], known: Iterable[str], prefix: str = "", elsewhere: Mapping[str, str] | None = None
+) -> None:
+    options = {**(elsewhere or {}), **{name: prefix + name for name in known}}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
+            hint = f" (did you mean {options[near[0]]}?)" if near else ""
+            raise UserError(f"{prefix}{name}: no such option{hint}")
+
+
+def _readings(hint: Any, value: Any) -> list[Any]:
+    """What a value may mean, likeliest first: 1e5 is a whole number where one is wanted, and 7 typed for text is text."""
+    if isinstance(value, Typed):
+        text, loaded = str(value), _loads_or_text(value)
+        return [text] if hint is str else [*_readings(hint, loaded), text]
+    whole = [int(value)] if type(value) is float and value.is_integer() else []
+    return [value, *whole]
+
+
+class _DoesNotFit(Exception):
+    pass
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """jsonargparse knows every kind of type hint, also a class given as class_path and init_args."""
+    import jsonargparse
+
+    one = jsonargparse.ArgumentParser(exit_on_error=False)
+    one.add_argument("--value", type=hint)
+    try:
+        return one.instantiate(one.parse_object({"value": value})).value
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise _DoesNotFit from error
+
+
+def _kind(hint: Any, separator: str = "|") -> str:
+    """A type as a person would say it."""
+    names = {int: "int", float: "number", str: "text", bool: f"true{separator}false", NoneType: "null", Any: "value"}
+    if get_origin(hint) in (Union, UnionType):
+        return separator.join(_kind(h, separator) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return separator.join(map(str, get_args(hint)))
+    if get_origin(hint) is list:
+        return "[...]"
+    if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
+        return "{...}"
+    return names.get(hint) or (hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint))
+
+
+# -- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """The scalars of YAML 1.2: 1e-3 is a number; no, 1:30 and dates are text. A key given twice is an error."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+     r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def loads(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def dumps(tree: Any) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def _loads_or_text(text: str) -> Any:
+    try:
+        return loads(text)
+    except yaml.YAMLError:
+        return str(text)
+
+
+# -- help ------------------------------------------------------------------------------------------------------------
+
+_HEADINGS = {
+    "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation", "mixed_precision": "numerics",
+    "logging_steps": "log, evaluation, checkpoints", "metric_for_best_model": "the best model, early stopping",
+    "max_time": "stopping and resuming", "report_to": "tracking",
+}  # fmt: skip
+"""The field under which each heading begins."""
+
+
+def help_text(arguments: list[str]) -> str:
+    """Every option with what its docstring says of it, and those of the task if ``arguments`` name one."""
+    shown = argparse.ArgumentParser(
+        prog="accel-train train",
+        usage="accel-train train --config FILE [--KEY=VALUE ...]",
+        epilog="A dot in a name is a level in YAML, and values are written as there: --report_to='[tensorboard, wandb]'.",
+        add_help=False,
+    )
+    group = shown.add_argument_group("what to train")
+    group.add_argument("--config", metavar="FILE", help="YAML with any of these options; several files are merged")
+    group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class as module.Class")
+    group.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
+    node = read(arguments).get("task")
+    if node is None:
+        group.add_argument("--task.init_args.NAME", metavar="VALUE", help="listed by: accel-train train --task=NAME --help")
+    else:
+        cls = _task_class(node)
+        group = shown.add_argument_group(f"the task, {cls.__name__}")
+        defaults = {name: p.default for name, p in _parameters(cls).items() if p.kind is not p.VAR_KEYWORD}
+        _add_options(group, cls, "task.init_args.", defaults)
+    for name, default in vars(TrainConfig()).items():
+        if name in _HEADINGS:
+            group = shown.add_argument_group(_HEADINGS[name])
+        _add_options(group, TrainConfig, "", {name: default})
+    return shown.format_help()
+
+
+def _add_options(group: Any, cls: type, prefix: str, defaults: dict[str, Any]) -> None:
+    hints, texts = _hints(cls if dataclasses.is_dataclass(cls) else cls.__init__), _argument_texts(cls)
+    for name, default in defaults.items():
+        hint = hints.get(name, Any)
+        if dataclasses.is_dataclass(hint):
+            _add_options(group, cast(type, hint), f"{prefix}{name}.", vars(default))
+            continue
+        nested = [f.name for inner in get_args(hint) if dataclasses.is_dataclass(inner) for f in dataclasses.fields(inner)]
+        text = texts.get(name, "") + (f" Each has {', '.join(nested)}." if nested else "")
+        note = "required" if default is inspect.Parameter.empty else f"default: {json.dumps(_plain(default))}"
+        group.add_argument(f"--{prefix}{name}", metavar=_kind(hint), help=f"{text} ({note})".strip().replace("%", "%%"))
+
+
+def _argument_texts(cls: type) -> dict[str, str]:
+    """The lines ``name: text`` or ``name, name: text`` under ``Args:`` in a docstring, by name."""
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].splitlines():
+        if begins := re.match(r"    (\w[\w, ]*)(?: \(.*?\))?: (.*)", line):
+            names = begins[1].split(", ")
+            texts |= dict.fromkeys(names, begins[2])
+        elif line.startswith("     "):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        else:
+            break
+    return texts

@@ -19,7 +19,12 @@ from accel_train.task import Batch, Task
 
 
 def evaluate(
-    task: Task, models: dict[str, nn.Module], loader: Loader, accelerator: Accelerator, ranks: Ranks, micro_batch_size: int | None
+    task: Task,
+    models: dict[str, nn.Module],
+    loader: Loader,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    micro_batch_size: int | None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike."""
     sums: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accel_train.task import Batch, Task
 
 SPLITS = ("train", "validation", "test")
-UNITS = {"st": "steps", "ep": "epochs", "s": "seconds"}
+UNITS = {"st": "steps", "ep": "epochs"}
 NEITHER = "neither a run folder, a checkpoint nor a model folder"
 
 
@@ -78,8 +78,8 @@ def _from_checkpoint(path: Path) -> Saved:
     path = whole(path.resolve())
     task, config = load(path)
     progress = read_progress(path)
-    evaluated = progress["evaluations"][-1] if progress["evaluations"] else {}
-    position = progress["position"]
+    position, evaluations = progress["position"], progress["selection"]["evaluations"]
+    evaluated = evaluations[-1] if evaluations else {}
     info = {"step": position["step"], "epoch": position["epoch"], "metrics": evaluated, "seed": config.seed}
     # Never inside: a checkpoint with a file that its manifest does not list counts as damaged.
     run = path.parent.parent
@@ -122,18 +122,24 @@ def evaluate_run(
         batch_size: global batch; by default that of training, which repeats the metrics in its log to the last digit.
         out: for evaluation.json and figures; by default ``evaluation`` in the run folder.
     """
-    from accel_train import run_folder
-    from accel_train.data.loader import Loader
-    from accel_train.evaluation import evaluate
     from accel_train.optim import suggest
-    from accel_train.ranks import Ranks
-    from accel_train.session import start_accelerate
 
     if split not in SPLITS:
         raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size: {batch_size} is out of range, must be at least 1")
     saved = find_saved(run, checkpoint)
+    with _accelerate_as_it_was():
+        return _evaluate(saved, split, batch_size, out)
+
+
+def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
+    from accel_train import run_folder
+    from accel_train.data.loader import Loader
+    from accel_train.evaluation import evaluate
+    from accel_train.ranks import Ranks
+    from accel_train.session import start_accelerate
+
     task, config = saved.task, dataclasses.replace(saved.config, report_to=[])
     accelerator = start_accelerate(config)
     ranks = Ranks(accelerator)
@@ -144,9 +150,8 @@ def evaluate_run(
     models = saved.load_models()
     for model in models.values():
         model.to(accelerator.device)
-    loader = Loader(
-        source, accelerator.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type
-    )  # fmt: skip
+    device = accelerator.device
+    loader = Loader(source, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
     metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
     if ranks.is_main:
         out = Path(out) if out is not None else saved.home / "evaluation"
@@ -165,13 +170,14 @@ def evaluate_run(
 
 def export_run(run: Path, checkpoint: str | None, out: Path) -> Path:
     """Weights as safetensors with what is needed to rebuild the models, for ``accel_train.load_exported``."""
-    from accel_train.run_folder import export_models
+    from accel_train.run_folder import export_models, whole_state
 
     target = Path(out).resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--out {out}: there is something there; give an empty or new folder")
     saved = find_saved(run, checkpoint)
-    export_models(target, saved.task, saved.load_models(), to_dict(saved.task, saved.config), saved.info)
+    states = {name: whole_state(model) for name, model in saved.load_models().items()}
+    export_models(target, saved.task, states, to_dict(saved.task, saved.config), saved.info)
     return Path(out)
 
 
@@ -184,15 +190,17 @@ def inspect(what: str, others: list[str]) -> str:
     Args:
         others: further options as for ``train``, where ``what`` is a config file or a task.
     """
+    from accel_train.tasks import TASKS
+
     path = Path(what)
-    if path.is_dir():
+    if what not in TASKS and path.is_dir():
         if others:
             raise UserError(f"inspect: {others[0]} has no meaning for a folder")
         kind = kind_of_folder(path)
         if kind == "":
             raise UserError(f"{path}: {NEITHER}")
         return {"run": _show_run, "checkpoint": _show_checkpoint, "model": _show_model}[kind](path)
-    if path.is_file():
+    if what not in TASKS and path.is_file():
         return _show_plan(*parse(["--config", what, *others]))
     if path.suffix in (".yaml", ".yml") or "/" in what:
         raise UserError(f"{what}: no such file or folder")
@@ -233,15 +241,17 @@ def _show_run(folder: Path) -> str:
 def _show_checkpoint(path: Path) -> str:
     damage = verify(path)
     lines = [f"checkpoint {path}: " + ("verified" if damage is None else f"DAMAGED: {damage}")]
-    with contextlib.suppress(OSError, ValueError, KeyError):  # what is damaged may still tell something
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged may still tell something
         progress = read_progress(path)
-        position = progress["position"]
+        position, selection = progress["position"], progress["selection"]
         lines.append("position     " + ", ".join(f"{name} {value:,}" for name, value in position.items()))
         lines.append(f"made by      {progress['world_size']} process(es)")
-        if progress["best"]:
-            lines.append(f"best so far  {number(progress['best']['value'])} at step {int(progress['best']['step']):,}")
-        if progress["evaluations"]:
-            last = progress["evaluations"][-1]
+        if selection["best"]:
+            lines.append(
+                f"best so far  {number(selection['best']['value'])} at step {int(selection['best']['step']):,}"
+            )
+        if selection["evaluations"]:
+            last = selection["evaluations"][-1]
             lines.append(f"evaluated    at step {last['step']:,}: {_metrics(last)}")
     return "\n".join([*lines, *_files(path)])
 
@@ -259,12 +269,12 @@ def _show_model(path: Path) -> str:
 
 def _show_plan(task: Task, config: TrainConfig) -> str:
     """The plan of a config, from the very objects that a run would be made of."""
+    from accel_train.progress import Duration
     from accel_train.session import Session
 
     # What only a run needs (a GPU's precision, a service's login, a compiler) must not stop a look at the plan.
     bare = dataclasses.replace(config, mixed_precision="no", torch_compile=None, report_to=[], deterministic=False)
-    with _as_one_process():
-        session = Session(task, bare)
+    session = Session(task, bare)
     total, batch = session.plan.total_steps, session.global_batch_size
     in_epoch = session.source.steps(0)
     lines = [
@@ -279,7 +289,8 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
     ]
     if session.eval_loader is not None:
         held_out = session.eval_loader.source.steps(0)
-        when = "at the end" if config.eval_steps is None else f"every {_length(config.eval_steps)}"
+        every = Duration.parse(config.eval_steps) if config.eval_steps is not None else None
+        when = "at the end" if every is None else f"every {every.count:,} {UNITS[every.unit]}"
         lines.append(f"evaluation   {when}, {held_out or 0:,} batches; best by {config.metric_for_best_model}")
     lines.append("phases")
     for phase in session.plan.phases:
@@ -352,13 +363,6 @@ def _shape(value: Any) -> str:
     return f"{text}  {show(low)} to {show(high)}{note}"
 
 
-def _length(text: int | str) -> str:
-    from accel_train.progress import Duration
-
-    duration = Duration.parse(text)
-    return f"{duration.count:,} {UNITS[duration.unit]}"
-
-
 def _metrics(metrics: dict[str, Any] | None) -> str:
     shown = show_terms({k: v for k, v in (metrics or {}).items() if k != "step"})
     return ", ".join(f"{name} {text}" for name, text in shown)
@@ -381,12 +385,16 @@ def _bytes(size: float) -> str:
 
 
 @contextlib.contextmanager
-def _as_one_process() -> Iterator[None]:
-    """A look at a plan joins no process group, wherever it is asked for."""
-    import os
+def _accelerate_as_it_was() -> Iterator[None]:
+    """A process group that was joined inside is left again, since a rank that just exits is taken for a crash."""
+    import torch.distributed as dist
 
-    hidden = {name: os.environ.pop(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
+    joined_before = dist.is_available() and dist.is_initialized()
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        if not joined_before and dist.is_available() and dist.is_initialized():
+            from accelerate.state import AcceleratorState
+
+            dist.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)

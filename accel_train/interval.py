@@ -74,18 +74,20 @@ class Interval:
         return self.names[objective]
 
     def _read(self, rows: list[tuple[int, dict[str, Tensor], Tensor]], names: list[str]) -> list[float]:
-        zero = torch.zeros(())
+        device = rows[0][2].device
+        zero = torch.zeros((), device=device)
         tensors = []
         for _, values, norm in rows:
             tensors += [values.get(name, zero) for name in names[:-1]]
             tensors.append(norm if self.ranks.is_main else zero)  # the same on every rank: summed once
-        if all(t.device.type == "cpu" for t in tensors):
+        if device.type == "cpu":
             return [t.item() for t in tensors]
-        device = next(t.device for t in tensors if t.device.type != "cpu")
-        return torch.stack([t.to(device, torch.float64) for t in tensors]).tolist()
+        if len({t.dtype for t in tensors}) > 1:
+            tensors = [t.double() for t in tensors]
+        return torch.stack(tensors).tolist()  # one copy to the host for the whole interval
 
     def means(self) -> dict[str, float]:
-        """Means over the steps since the last call; a loss is ``loss``, or ``NAME_loss`` where several objectives ran."""
+        """Means over the steps since the last call; a loss is ``loss``, or ``NAME_loss`` if several objectives ran."""
         several = len([rows for rows in self._rows.values() if rows]) > 1
         record: dict[str, float] = {}
         for objective, rows in self._rows.items():

@@ -60,9 +60,7 @@ def plateau(
     return rate
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {
-    f.__name__: f for f in (constant, cosine, linear, step, plateau)
-}
+SCHEDULES: dict[str, Callable[..., float]] = {f.__name__: f for f in (constant, cosine, linear, step, plateau)}
 
 
 class Schedule:
@@ -82,7 +80,9 @@ class Schedule:
         **kwargs: Any,
     ) -> None:
         if kind not in SCHEDULES:
-            raise UserError(f"lr_scheduler_type: unknown {kind!r}{suggest(kind, SCHEDULES)}; there are {', '.join(SCHEDULES)}")
+            raise UserError(
+                f"lr_scheduler_type: unknown {kind!r}{suggest(kind, SCHEDULES)}; there are {', '.join(SCHEDULES)}"
+            )
         known = [p for p in inspect.signature(SCHEDULES[kind]).parameters if p not in _FROM_THE_LOOP]
         for name in kwargs:
             if name not in known:
@@ -116,7 +116,9 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
     """``AdamW``, ``adamw``, ``torch.optim.AdamW`` or any importable optimiser class."""
     import torch
 
-    short = {name.lower(): cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    optimizer = torch.optim.Optimizer
+    classes = [c for c in vars(torch.optim).values() if inspect.isclass(c) and issubclass(c, optimizer)]
+    short = {cls.__name__.lower(): cls for cls in classes if cls is not optimizer}
     if "." not in class_path:
         if class_path.lower() in short:
             return short[class_path.lower()]
@@ -148,7 +150,7 @@ def build_optimizer(
         if isinstance(value, list):
             arguments[name] = tuple(value)
     try:
-        return cls(params, lr=learning_rate, **arguments)
+        return cls(params, **{"lr": learning_rate, **arguments})
     except (ValueError, TypeError) as error:
         raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {error}") from None
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from accel_train.task import Task
 
-_SECRET = re.compile(r"((?:token|secret|password|passwd|api_?key|webhook)[\w.-]*[=:\s]\s*)\S+|(https?://)[^\s/@]+@|(https?://\S*/webhooks/)\S+", re.I)
+_SECRET = re.compile(
+    r"((?:token|secret|password|passwd|api_?key|webhook)[\w.-]*[=:\s]\s*)\S+|(https?://)[^\s/@]+@|(https?://\S*/webhooks/)\S+",
+    re.I,
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,17 +97,26 @@ def _git() -> dict[str, Any] | None:
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
-def export_models(folder: Path, task: Task, models: dict[str, nn.Module], config: dict[str, Any], info: dict[str, Any]) -> None:
-    """A folder of safetensors (one per model) and config.json, swapped in whole."""
-    from safetensors.torch import save_model
+def export_models(
+    folder: Path, task: Task, states: dict[str, dict[str, Tensor]], config: dict[str, Any], info: dict[str, Any]
+) -> None:
+    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole."""
+    from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
-        for name, model in models.items():
-            save_model(model, str(temporary / f"{name}.safetensors"), metadata={"format": "pt"})
-        write_json(temporary / "config.json", {"task": config["task"], "models": list(models), **info})
-        task.export(models, temporary)
+        for name, state in states.items():
+            save_file(state, str(temporary / f"{name}.safetensors"), metadata={"format": "pt"})
+        write_json(temporary / "config.json", {"task": config["task"], "models": list(states), **info})
+        task.export(states, temporary)
 
     replace_folder(folder, write)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state with every tensor in one piece and, where some share memory, stored once."""
+    tied = _tied(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).contiguous() for name, t in state.items()}  # type: ignore[operator]
 
 
 def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
@@ -144,6 +156,8 @@ def _tied(model: nn.Module) -> set[str]:
     seen: set[int] = set()
     tied = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if hasattr(tensor, "full_tensor") or not tensor.numel():
+            continue
         if tensor.data_ptr() in seen:
             tied.add(name)
         seen.add(tensor.data_ptr())

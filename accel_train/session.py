@@ -53,6 +53,7 @@ class Session:
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
             self.eval_loader = self._loader(eval_source)
+        self._check_evaluations()
 
         self.checkpoints = CheckpointFolder(
             self.output_dir / "checkpoints", config.save_total_limit, config.save_keep_every
@@ -79,7 +80,9 @@ class Session:
             for name in phase.objectives:
                 if name not in self.objectives:
                     hint = suggest(name, self.objectives)
-                    raise UserError(f"phases[{i}].objectives: unknown {name!r}{hint}; there are {', '.join(self.objectives)}")
+                    raise UserError(
+                        f"phases[{i}].objectives: unknown {name!r}{hint}; there are {', '.join(self.objectives)}"
+                    )
             chosen = tuple(self.objectives[n] for n in phase.objectives) or tuple(self.objectives.values())
             length = Duration.parse(phase.length, f"phases[{i}].length") if phase.length is not None else None
             name = "+".join(o.name for o in chosen)
@@ -136,6 +139,19 @@ class Session:
             raise UserError("warmup_steps: this data has no epochs; give steps")
         return sum(n for n in in_epoch if n is not None)
 
+    def _check_evaluations(self) -> None:
+        """Settings that only mean something if there are evaluations on the way."""
+        config = self.config
+        asked = {
+            "early_stopping_patience": config.early_stopping_patience is not None,
+            "early_stopping_target": config.early_stopping_target is not None,
+            "lr_scheduler_type=plateau": config.lr_scheduler_type == "plateau",
+        }
+        for name, wanted in asked.items():
+            if wanted and (self.eval_loader is None or config.eval_steps is None):
+                what = "this task has no validation data" if config.eval_steps else "give eval_steps"
+                raise UserError(f"{name} looks at evaluations during training, and there would be none: {what}")
+
     def build_observers(self) -> list[Observer]:
         """What the config asks for, on rank 0."""
         from accel_train.tracking.console import Console
@@ -170,19 +186,25 @@ class Session:
         run_folder.write_json(self.output_dir / "environment.json", about)
 
     def export(self, folder: Path, info: dict[str, Any]) -> None:
-        run_folder.export_models(folder, self.task, self.models, self.described, info)
+        """Every rank must call it, since weights may be spread over them; rank 0 writes."""
+        states = {name: run_folder.whole_state(model) for name, model in self.models.items()}
+        if self.ranks.is_main:
+            run_folder.export_models(folder, self.task, states, self.described, info)
 
     def mark_best(self, step: int, info: dict[str, Any]) -> None:
         self.export(self.output_dir / "best", info)
-        self.checkpoints.link("best", step)
-        self.checkpoints.prune()
+        if self.ranks.is_main:
+            self.checkpoints.link("best", step)
+            self.checkpoints.prune()
 
     def save(self, step: int, progress: dict[str, Any], tell: Tell) -> None:
         """A whole checkpoint of this step, or none and a warning; every rank must call it."""
         if self.last_saved == step:
             return
         if not self._weights_are_finite():
-            raise NonFiniteError(f"step {step}: the weights are not finite; the last checkpoint is of step {self.last_saved}")
+            raise NonFiniteError(
+                f"step {step}: the weights are not finite; the last checkpoint is of step {self.last_saved}"
+            )
         error = ""
         try:
             folder = self.checkpoints.begin(step) if self.ranks.is_main else self.checkpoints.temporary(step)
@@ -308,14 +330,15 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
         mixed_precision=precision,
-        log_with=other_trackers(config) or None,
+        log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir or None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", accelerator.num_processes)):
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
         raise UserError(
-            f"{os.environ['WORLD_SIZE']} processes were launched but accelerate joined {accelerator.num_processes}: "
+            f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
             "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
         )
     if precision == "fp16" and accelerator.device.type == "cpu":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ from accel_train.errors import UserError
 from accel_train.optim import Schedule, build_optimizer
 from accel_train.ranks import Ranks
 from accel_train.task import Batch, Loss, Objective, Task
-
 
 _NOTHING = contextlib.nullcontext()
 
@@ -62,14 +61,18 @@ class Group:
             self.lr = lr
 
 
-def group_objectives(objectives: Sequence[Objective], model_names: Sequence[str]) -> dict[tuple[str, ...], list[Objective]]:
+def group_objectives(
+    objectives: Sequence[Objective], model_names: Sequence[str]
+) -> dict[tuple[str, ...], list[Objective]]:
     """Objectives by the models they train. Refuses unknown names and groups that overlap without being equal."""
     groups: dict[tuple[str, ...], list[Objective]] = {}
     for objective in objectives:
         trains = tuple(objective.trains) or tuple(model_names)
         for name in trains:
             if name not in model_names:
-                raise UserError(f"objective {objective.name!r} trains {name!r}, but the models are {', '.join(model_names)}")
+                raise UserError(
+                    f"objective {objective.name!r} trains {name!r}, but the models are {', '.join(model_names)}"
+                )
         groups.setdefault(tuple(sorted(trains)), []).append(objective)
     seen: dict[str, tuple[str, ...]] = {}
     for trains, members in groups.items():
@@ -111,6 +114,7 @@ class Stepper:
         self._seeds: dict[str, int] = {}
         self._guarded = memory_guard and ranks.world_size > 1
         self._retry_memory = memory_guard
+        self._sharded = False
         self._largest_micro_batch = 0
         self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
         self._item_counts: dict[int, Tensor] = {}
@@ -129,9 +133,10 @@ class Stepper:
             prepared, wrapped = self.accelerator.prepare(module, built)
             built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
             self._guarded = self._retry_memory = False  # its forward already communicates
+            self._sharded = True
         else:
             prepared = self.accelerator.prepare_model(module)
-            built = self.accelerator.prepare_optimizer(built).optimizer  # registered for save_state, stepped raw
+            self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         scaler = None
         if self.accelerator.mixed_precision == "fp16":
             scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
@@ -143,7 +148,9 @@ class Stepper:
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
-    def step(self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    def step(
+        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """One update of ``objective``'s models on this rank's share of global batch ``step``.
 
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
@@ -171,6 +178,8 @@ class Stepper:
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
         micro_batches = self._cut(batch)
+        if self._sharded:
+            self._check_equal_forwards(len(micro_batches))
         totals = self._totals(objective, micro_batches)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
@@ -193,6 +202,15 @@ class Stepper:
         limit = self.micro_batch_size or size
         self._largest_micro_batch = min(size, limit)
         return self.task.split(batch, limit)
+
+    def _check_equal_forwards(self, count: int) -> None:
+        """Sharded weights are gathered in every forward, so all ranks must make as many."""
+        counts = self.ranks.gather(count)
+        if min(counts) != max(counts) or min(counts) == 0:
+            raise UserError(
+                f"FSDP: the ranks have {counts} micro-batches in this step, and must have equally many; make "
+                "global_batch_size a multiple of ranks x micro_batch_size and the data a multiple of it, or use DDP"
+            )
 
     def _reduce_gradients(self, group: Group, objective: Objective) -> None:
         """Join the gradient all-reduce with what has been accumulated so far and nothing more."""
@@ -236,7 +254,9 @@ class Stepper:
         ]
         flat = self.ranks.sum(torch.cat(parts))
         cut = flat.split([part.numel() for part in parts])
-        return {name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)}
+        return {
+            name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)
+        }
 
     def _item_count(self, count: int) -> Tensor:
         """On the device already: the same few numbers come again and again, and each copy would cost a launch."""
@@ -280,7 +300,9 @@ class Stepper:
             optimizer.zero_grad(set_to_none=True)
         largest = max(self.ranks.gather(self._largest_micro_batch))
         if largest <= 1:
-            raise UserError("out of memory with a micro-batch of one item: a smaller model or item is needed") from cause
+            raise UserError(
+                "out of memory with a micro-batch of one item: a smaller model or item is needed"
+            ) from cause
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
         if cause is not None:
@@ -294,6 +316,27 @@ class Stepper:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, every parameter is whole on every rank, for evaluation and export; only FSDP has anything to do.
+        All ranks must enter together; what they do inside needs no further agreement."""
+        if not self._sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        shards = [m for g in self.groups.values() for m in g.module.modules() if isinstance(m, FSDPModule)]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            again = self.accelerator.state.fsdp_plugin.reshard_after_forward
+            for module in shards:
+                module.reshard()
+                module.set_reshard_after_forward(bool(again), recurse=False)
 
     @property
     def scale_is_settling(self) -> bool:

@@ -51,7 +51,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """Something a person would want to hear of. ``kind`` is one of start, stop, crash, status, milestone, anomaly, cycle, warning, note."""
+    """Something a person would want to hear of. ``kind``: warning, note, anomaly, cycle, or one of the task's own."""
 
     kind: str
     title: str
@@ -80,7 +80,7 @@ class Task:
     # -- the three a task must have --------------------------------------------------------------------------------
 
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
-        """The data of ``"train"``, ``"validation"`` or ``"test"`` in global batches of ``batch_size``; None if there is none."""
+        """The data of "train", "validation" or "test" in global batches of ``batch_size``; None if there is none."""
         raise NotImplementedError
 
     def build_model(self) -> nn.Module | dict[str, nn.Module]:
@@ -137,8 +137,8 @@ class Task:
         """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""
         return {}
 
-    def export(self, models: dict[str, nn.Module], folder: Any) -> None:
-        """Write what is needed beside the safetensors files to use the model elsewhere. Default: nothing more."""
+    def export(self, states: dict[str, dict[str, Tensor]], folder: Any) -> None:
+        """Write what else is needed to use the models (their state dicts by name) elsewhere. Default: nothing more."""
 
     @classmethod
     def task_name(cls) -> str:

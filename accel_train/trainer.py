@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,11 +26,12 @@ from accel_train import run_folder
 from accel_train.clock import Clock
 from accel_train.config import TrainConfig
 from accel_train.control import Control
-from accel_train.errors import NonFiniteError, UserError
 from accel_train.evaluation import evaluate, quietly
-from accel_train.interval import BadStep, Interval
+from accel_train.interval import Interval
 from accel_train.progress import Duration, Every, Position
+from accel_train.selection import Selection
 from accel_train.session import Session
+from accel_train.skips import Skips
 from accel_train.task import Event, Task
 from accel_train.tracking import Observer, Observers, Record, Run
 from accel_train.tracking.jsonl import histories
@@ -107,8 +107,9 @@ class Trainer:
         """Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
         if self._done():
-            self.tell(Event("note", f"this run is complete ({self.ended or 'its last step is reached'}); to go on, raise "
-                            "its length or patience; to start over, --resume_from_checkpoint=never"))  # fmt: skip
+            why = self.ended or "its last step is reached"
+            how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
+            self.tell(Event("note", f"this run is complete ({why}); {how}"))
             return self.ended
         waiting_since = time.perf_counter()
         for epoch, number, share in self.session.loader.batches(position):
@@ -119,7 +120,7 @@ class Trainer:
             self._clock.waited += time.perf_counter() - waiting_since
             for objective in plan.phases[position.phase].objectives:
                 group = stepper.groups[objective.name]
-                group.set_lr(group.schedule(position.step, self._plateau_history))
+                group.set_lr(group.schedule(position.step, self.selection.history))
                 for repeat in range(objective.repeats):
                     values, norm = stepper.step(objective, share, position.step, repeat)
                     interval.add(objective.name, position.step + 1, values, norm)
@@ -135,7 +136,7 @@ class Trainer:
         return ""
 
     def _attend(self) -> str:
-        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops the run, or ""."""
+        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or ""."""
         position, config, clock = self.position, self.config, self._clock
         now = clock.pause(position.step)
         self.control.poll()
@@ -153,7 +154,8 @@ class Trainer:
         ])  # fmt: skip
         stop, signals, time_up, save, items, waited, step_seconds = votes
         self._signalled = signals > 0
-        self._handle_bad_steps(bad)
+        self.skips.judge(self._places, position.step, bad, self.session.stepper.scale_is_settling, self.tell)
+        self._places = []
         clock.read(items, waited)
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
@@ -205,29 +207,19 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate, remember, and say whether this is the best model so far."""
-        assert self.session.eval_loader is not None
-        metrics, sums = evaluate(
-            self.task, self.models, self.session.eval_loader, self.session.accelerator, self.ranks,
-            self.session.stepper.micro_batch_size,
-        )  # fmt: skip
+        session, limit = self.session, self.session.stepper.micro_batch_size
+        with session.stepper.whole_weights():
+            assert session.eval_loader is not None
+            metrics, sums = evaluate(
+                self.task, self.models, session.eval_loader, session.accelerator, self.ranks, limit
+            )
         record = self._where("eval") | metrics
-        self.evaluations.append({"step": self.position.step, **metrics})
-        self._plateau_history = self._metric_history()
-        improved = self._note_best(self._metric(metrics))
-        self.ended = self._early_stop()
+        improved = self.selection.note(self.position.step, metrics)
+        self.ended = self.selection.early_stop()
         figures = {}
         if self.ranks.is_main and self._done():
             figures = self._figures(metrics, sums)
         self.observers.tell("on_evaluate", record, figures)
-        return improved
-
-    def _note_best(self, value: float) -> bool:
-        sign = -1.0 if self.config.greater_is_better else 1.0
-        best = self.best["value"] if self.best else sign * math.inf
-        improved = math.isfinite(value) and sign * value < sign * best - self.config.early_stopping_threshold
-        if improved:
-            self.best = {"step": self.position.step, "value": value}
-        self.not_improved = 0 if improved else self.not_improved + 1
         return improved
 
     def _figures(self, metrics: dict[str, float], sums: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -236,26 +228,6 @@ class Trainer:
         except ImportError as error:  # matplotlib is an extra
             self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
             return {}
-
-    def _metric(self, metrics: dict[str, float]) -> float:
-        name = self.config.metric_for_best_model
-        if name not in metrics:
-            raise UserError(f"metric_for_best_model: the evaluation gives no {name!r}; it gives {', '.join(metrics)}")
-        return metrics[name]
-
-    def _metric_history(self) -> list[float]:
-        return [self._metric(evaluation) for evaluation in self.evaluations]
-
-    def _early_stop(self) -> str:
-        """Why the evaluations so far end the run, or "". All ranks have the same metrics, so all say the same."""
-        config = self.config
-        value = self._metric(self.evaluations[-1])
-        target = config.early_stopping_target
-        if target is not None and (value >= target if config.greater_is_better else value <= target):
-            return f"early stopping: {config.metric_for_best_model} {value:.6g} reached the target {target:g}"
-        if config.early_stopping_patience is not None and self.not_improved >= config.early_stopping_patience:
-            return f"early stopping: {config.metric_for_best_model} did not improve in {self.not_improved} evaluations"
-        return ""
 
     def _monitor(self) -> None:
         """The task looks at this rank's share of the last batch; what any rank finds is told."""
@@ -267,32 +239,11 @@ class Trainer:
             for event in events:
                 self.tell(event)
 
-    def _handle_bad_steps(self, bad: list[BadStep]) -> None:
-        """Count skipped updates; too many in a row, or any under ``non_finite: raise``, end the run on every rank."""
-        first = self.position.step - len(self._places) + 1
-        where = {first + i: place for i, place in enumerate(self._places)}
-        by_step = {b.step: b for b in bad}
-        for step in where:
-            found = by_step.get(step)
-            self.skipped_in_row = self.skipped_in_row + 1 if found and not self.session.stepper.scale_is_settling else 0
-            if found is None:
-                continue
-            message = (
-                f"step {step}: {' and '.join(found.names)} of objective {found.objective!r} not finite "
-                f"({self.session.source.describe(*where[step])})"
-            )
-            if self.config.non_finite == "raise":
-                raise NonFiniteError(f"{message}; the weights are those before that step")
-            if self.skipped_in_row > self.config.max_skipped_steps:
-                raise NonFiniteError(f"{message}; {self.skipped_in_row} in a row. The weights are those before the first")
-            self.tell(Event("warning", f"{message}: update skipped on all ranks"))
-        self._places = []
-
     def _save(self, is_best: bool) -> None:
         started = time.monotonic()
         self.session.save(self.position.step, self._progress(), self.tell)
         if self.session.last_saved == self.position.step:
-            if is_best and self.ranks.is_main:
+            if is_best:
                 self.session.mark_best(self.position.step, self._about())
             self.save_every.last_time = time.monotonic()
             self._save_seconds = max(self._save_seconds, time.monotonic() - started)
@@ -313,14 +264,12 @@ class Trainer:
         self.plan = self.session.plan
         self.position = Position()
         self.interval = Interval(self.ranks)
-        self.evaluations: list[dict[str, Any]] = []
-        self.best: dict[str, float] | None = None
+        self.selection = Selection(config)
+        self.skips = Skips(config.non_finite, config.max_skipped_steps, self.session.source)
         self.ended = ""  # why, if early stopping ended the run before its length
-        self.not_improved = self.skipped_in_row = 0
         self.save_every = Every(config.save_steps, "save_steps")
         self.eval_every = Every(config.eval_steps, "eval_steps")
         self.max_seconds = Duration.parse(config.max_time, "max_time").amount if config.max_time else None
-        self._plateau_history: list[float] = []
         self._attention_at = 1
         self._started = time.monotonic()
         self._save_seconds = 0.0
@@ -330,7 +279,9 @@ class Trainer:
         self._last: Record = {}
         self._clock = Clock(0)
         self.observers = Observers([])
-        self.control = Control(self.session.output_dir / "control", self.ranks.is_main, self._attend_now, self._say_status)
+        self.control = Control(
+            self.session.output_dir / "control", self.ranks.is_main, self._attend_now, self._say_status
+        )
 
     def _start(self) -> None:
         """Restore, then tell the observers."""
@@ -342,11 +293,20 @@ class Trainer:
         if self.ranks.is_main:
             self.session.write_about()
             self.observers = Observers([*self.session.build_observers(), *self._extra_observers])
+        session = self.session
         run = Run(
-            self.session.output_dir, self.task, self.session.described, self.models, self.plan.total_steps,
-            self.position.step, self.ranks.world_size, str(self.session.device), self.session.accelerator.mixed_precision,
-            str(self.session.resumed_from) if restored else None, self.task.baselines() if self.ranks.is_main else {},
-        )  # fmt: skip
+            output_dir=session.output_dir,
+            task=self.task,
+            config=session.described,
+            models=self.models,
+            total_steps=self.plan.total_steps,
+            start_step=self.position.step,
+            world_size=self.ranks.world_size,
+            device=str(session.device),
+            precision=session.accelerator.mixed_precision,
+            resumed_from=str(session.resumed_from) if restored else None,
+            baselines=self.task.baselines() if self.ranks.is_main else {},
+        )
         self.observers.tell("on_start", run)
         for event in self.session.early_events:
             self.tell(event)
@@ -357,13 +317,19 @@ class Trainer:
     def _finish(self, reason: str) -> Result:
         done = self._done()
         outcome = "completed" if done else "stopped"
-        if done and self.ranks.is_main:
+        if done:
             self.session.export(self.session.output_dir / "model", self._about())
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
-        metrics = {k: v for k, v in self.evaluations[-1].items() if k != "step"} if self.evaluations else {}
+        metrics = {k: v for k, v in self.selection.last().items() if k != "step"}
         return Result(
-            outcome, reason, self.position.step, self.session.output_dir, metrics, self.best, self._signalled and not done
+            outcome,
+            reason,
+            self.position.step,
+            self.session.output_dir,
+            metrics,
+            self.selection.best,
+            self._signalled and not done,
         )
 
     def _crashed(self, error: BaseException) -> None:
@@ -386,10 +352,8 @@ class Trainer:
             "version": 1,
             "position": position,
             "interval": self.interval.state(),
-            "evaluations": self.evaluations,
-            "best": self.best,
-            "not_improved": self.not_improved,
-            "skipped_in_row": self.skipped_in_row,
+            "selection": self.selection.state(),
+            "skipped_in_row": self.skips.in_a_row,
             "stepper": self.session.stepper.state(),
             "world_size": self.ranks.world_size,
         }
@@ -398,13 +362,11 @@ class Trainer:
         self.position = Position(**progress["position"])
         self.plan.settle(self.position)
         self.interval.restore(progress["interval"])
-        self.evaluations, self.best = progress["evaluations"], progress["best"]
-        self.not_improved, self.skipped_in_row = progress["not_improved"], progress["skipped_in_row"]
+        self.selection.restore(progress["selection"])
+        self.skips.in_a_row = progress["skipped_in_row"]
         self.session.stepper.restore(progress["stepper"])
-        if self.evaluations:
-            self._plateau_history = self._metric_history()
-            if self.evaluations[-1]["step"] == self.position.step:
-                self.ended = self._early_stop()  # with today's patience and target
+        if self.selection.last().get("step") == self.position.step:
+            self.ended = self.selection.early_stop()  # unless today's patience or target is another
 
     def _where(self, kind: str) -> Record:
         position = self.position
@@ -415,13 +377,13 @@ class Trainer:
         }  # fmt: skip
 
     def _about(self) -> dict[str, Any]:
-        metrics = self.evaluations[-1] if self.evaluations else {}
-        return {"step": self.position.step, "epoch": self.position.epoch, "metrics": metrics, "seed": self.config.seed}
+        step, epoch = self.position.step, self.position.epoch
+        return {"step": step, "epoch": epoch, "metrics": self.selection.last(), "seed": self.config.seed}
 
     def _status(self) -> Record:
         total = self.plan.total_steps
         rates = self._clock.rates(self.position.step, total)
-        return {**self._last, **self._where("status"), **rates, "total_steps": total, "best": self.best,
+        return {**self._last, **self._where("status"), **rates, "total_steps": total, "best": self.selection.best,
                 "last_checkpoint_step": self.session.last_saved}  # fmt: skip
 
     def _tick(self) -> None:
@@ -431,7 +393,11 @@ class Trainer:
     def _say_status(self) -> None:
         from accel_train.tracking.status import describe
 
-        print(describe(self._status() | {"state": "running"}), flush=True)
+        saved = self.session.last_saved
+        more = {"task": self.task.task_name(), "state": "running"}
+        if saved is not None:
+            more["last_checkpoint"] = str(self.session.checkpoints.path(saved))
+        print(describe(self._status() | more), flush=True)
 
     def _attend_now(self) -> None:
         """A signal or a typed word came: with one process there is nobody to agree with."""

@@ -44,7 +44,10 @@ def main() -> None:
         time.sleep(step_seconds)
     batches.close()
     share = np.sum(waits[1:]) / (np.sum(waits[1:]) + step_seconds * len(waits[1:]))
-    print(f"consumer of {options.rows_per_second:,.0f} rows/s, one worker: waits {share:.2%} of the time ({len(waits)} batches)")
+    print(
+        f"consumer of {options.rows_per_second:,.0f} rows/s, one worker: "
+        f"waits {share:.2%} of the time ({len(waits)} batches)"
+    )
 
 
 if __name__ == "__main__":

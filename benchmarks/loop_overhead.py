@@ -3,9 +3,9 @@
     python benchmarks/loop_overhead.py [--rounds 7] [--steps 3300]
 
 Both rows train the same model on the same data (AdamW, MSE, clipping at 1.0, cosine schedule, fp32, one thread) and the
-last weights must agree. The trainer logs every 50 steps to JSONL, TensorBoard and the console. Rows alternate, each in a process of its
-own, and the ratio is taken within a round; the first 300 steps are not timed. "pre-batched" is the cheapest data path a
-person can write by hand: slices of a shuffled tensor, no DataLoader.
+last weights must agree. The trainer logs every 50 steps to JSONL, TensorBoard and the console. Rows alternate, each in
+a process of its own, and the ratio is taken within a round; the first 300 steps are not timed. "pre-batched" is the
+cheapest data path a person can write by hand: slices of a shuffled tensor, no DataLoader.
 """
 
 import argparse
@@ -153,7 +153,10 @@ def main() -> None:
         print(f"{name:<12} {statistics.median(micro):7.0f} us/step   ({min(micro):.0f} to {max(micro):.0f})")
     for name in ("dataloader", "pre-batched"):
         ratios = [a[0] / b[0] for a, b in zip(rows["ours"], rows[name], strict=True)]
-        print(f"ratio to bare PyTorch, {name:<12} {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(
+            f"ratio to bare PyTorch, {name:<12} {statistics.median(ratios):.3f}"
+            f"   ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
     assert all(math.isfinite(end) for end in ends)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
-import inspect
-import re
-from pathlib import Path
+import os
+import sys
 from typing import Any
 
 from accel_train.errors import UserError
+from accel_train.optim import suggest
 
 TASKS = {
     "collatz": ("accel_train.tasks.collatz.task.CollatzTask", "transformer on Collatz parity sequences made as it goes"),
@@ -22,20 +21,28 @@ def class_path(name: str) -> str:
     """A short name, or any dotted path, as the dotted path of a class."""
     if name in TASKS:
         return TASKS[name][0]
-    if "." in name:
+    if "." in name.strip("."):
         return name
-    near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise UserError(f"task: unknown {name!r}{hint}; there are {', '.join(TASKS)}, or give module.Class")
+    raise UserError(f"task: unknown {name!r}{suggest(name, TASKS)}; there are {', '.join(TASKS)}, or give module.Class")
 
 
 def find(name: str) -> type:
-    """The class itself."""
+    """The class itself; modules are also looked for in the working directory."""
+    from accel_train.task import Task
+
     module, _, attribute = class_path(name).rpartition(".")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(module)
+    except (ImportError, SyntaxError, TypeError) as error:  # TypeError: a relative name
         raise UserError(f"task: cannot import {name!r}: {error}") from None
+    cls = getattr(found, attribute, None)
+    if isinstance(cls, type) and issubclass(cls, Task):
+        return cls
+    tasks = [n for n, c in vars(found).items() if isinstance(c, type) and issubclass(c, Task) and c is not Task]
+    what = "is not a Task" if hasattr(found, attribute) else "does not exist"
+    raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")
 
 
 def commands(name: str) -> Any:
@@ -43,54 +50,3 @@ def commands(name: str) -> Any:
     package = class_path(name).removesuffix(".task." + class_path(name).rpartition(".")[2])
     spec = importlib.util.find_spec(f"{package}.commands")
     return importlib.import_module(f"{package}.commands") if spec else None
-
-
-def expand_arguments(arguments: list[str]) -> list[str]:
-    """Short task names in command-line arguments and in the YAML files they name, written as class paths."""
-    import yaml
-
-    expanded, files = [], False
-    for i, argument in enumerate(arguments):
-        previous = arguments[i - 1] if i else ""
-        if match := re.fullmatch(r"--(task(?:\.class_path)?)=([\w.]+)", argument):
-            argument = f"--{match[1]}={_checked(match[2])}"
-        elif previous in ("--task", "--task.class_path"):
-            argument = _checked(argument)
-        elif match := re.fullmatch(r"--config=(.+)", argument):
-            argument, files = f"--config={_expand_file(match[1], yaml)}", True
-        elif previous == "--config":
-            argument, files = _expand_file(argument, yaml), True
-        expanded.append(argument)
-    return expanded
-
-
-def _checked(name: str) -> str:
-    find(name)  # a task that cannot be imported is said so here, in one line
-    return class_path(name)
-
-
-def _expand_file(path: str, yaml: Any) -> str:
-    """The YAML text of a file with its task's name made a class path (jsonargparse takes text for a path)."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {path}: expected key: value lines")
-    task = tree.get("task")
-    if isinstance(task, str):
-        tree["task"] = {"class_path": _checked(task)}
-    elif isinstance(task, dict) and "class_path" in task:
-        task["class_path"] = _checked(str(task["class_path"]))
-    return yaml.safe_dump(tree, sort_keys=False)
-
-
-def arguments_of_all_tasks() -> list[str]:
-    """``task.init_args.NAME`` and ``NAME`` of every built-in task that can be imported."""
-    names: list[str] = []
-    for name in TASKS:
-        parameters = inspect.signature(find(name)).parameters
-        names += [f"task.init_args.{p}" for p in parameters] + list(parameters)
-    return names

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """One line of ``metrics.jsonl``: plain numbers and strings. ``kind`` is "train" or "eval"; ``step``, ``epoch`` and
-``phase`` say when. A train record has ``loss``, the task's terms, ``grad_norm``, ``lr`` (means over the interval), ``lr/NAME``
-when there are several optimisers, and the clock: ``items_per_s``, ``step_s``, ``wait_s`` (per step), ``eta_s``."""
+``phase`` say when. A train record has ``loss``, the task's terms and ``grad_norm`` (means over the interval), ``lr``
+(and ``lr/NAME`` if there are several optimisers), and the clock: ``items_per_s``, ``step_s``, ``wait_s`` (per step),
+``eta_s``."""
 
 
 @dataclass
@@ -69,4 +70,6 @@ class Observers:
             except Exception as error:
                 self.active.remove(observer)
                 name = type(observer).__name__
-                self.tell("on_event", Event("warning", f"{name} failed and is switched off: {type(error).__name__}: {error}"))
+                self.tell(
+                    "on_event", Event("warning", f"{name} failed and is switched off: {type(error).__name__}: {error}")
+                )

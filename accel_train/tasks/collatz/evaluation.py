@@ -37,7 +37,9 @@ def statistics(task: CollatzTask, model: nn.Module, batch: Batch) -> dict[str, T
     bins = error.round().clamp(max=ERROR_BINS - 1).long()
     size = _bits(batch["high"][counts], batch["low"][counts])
     magnitude = torch.bucketize(size, torch.tensor(BITS, device=size.device))
-    grid = ((torch.stack([true.log1p(), predicted]) - GRID_LOW) / (GRID_HIGH - GRID_LOW) * GRID).clamp(0, GRID - 1).long()
+    grid = (
+        ((torch.stack([true.log1p(), predicted]) - GRID_LOW) / (GRID_HIGH - GRID_LOW) * GRID).clamp(0, GRID - 1).long()
+    )
     return {
         "tokens": valid.sum(),
         "cross_entropy": task._cross_entropy(logits.float(), tokens),
@@ -61,7 +63,7 @@ def _bits(high: Tensor, low: Tensor) -> Tensor:
 
 
 def metrics(task: CollatzTask, sums: dict[str, Tensor]) -> dict[str, float]:
-    """``loss`` (weighted as in training), ``next``, ``stop``, ``accuracy``; errors of T in steps, overall, by mode, by size."""
+    """``loss`` (weighted as in training), its terms, ``accuracy``; errors of T in steps: overall, by mode, by size."""
     next_loss = float(sums["cross_entropy"] / sums["tokens"].clamp(min=1))
     stop_loss = float(sums["huber"] / sums["rows"].clamp(min=1))
     confusion = sums["confusion"].reshape(2, 2)
@@ -83,7 +85,9 @@ def metrics(task: CollatzTask, sums: dict[str, Tensor]) -> dict[str, float]:
             found[f"mae/{mode}"] = float(sums["error_by_mode"][i]) / n
             found[f"median/{mode}"] = _quantile(sums["errors"][i], 0.5)
             found[f"p99/{mode}"] = _quantile(sums["errors"][i], 0.99)
-    for name, n, error in zip(MAGNITUDES, sums["magnitude_rows"].tolist(), sums["magnitude_error"].tolist(), strict=True):
+    for name, n, error in zip(
+        MAGNITUDES, sums["magnitude_rows"].tolist(), sums["magnitude_error"].tolist(), strict=True
+    ):
         if n:
             found[f"mae/{name}"] = error / n
     return found
@@ -113,12 +117,16 @@ def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any
         if histogram.sum():
             share = np.cumsum(histogram) / histogram.sum()
             distribution.plot(np.arange(len(share)), share, label=f"{mode} ({int(histogram.sum())})")
-    distribution.set(xscale="symlog", xlim=(0, ERROR_BINS), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows")
+    distribution.set(
+        xscale="symlog", xlim=(0, ERROR_BINS), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
+    )
     distribution.set_title(f"MAE {metrics['mae']:.1f}, median {metrics['median']:.0f}, p99 {metrics['p99']:.0f} steps")
     distribution.legend(frameon=False)
 
     sizes = [name for name in MAGNITUDES if f"mae/{name}" in metrics]
-    bars = by_size.bar([name.replace("_", " ") for name in sizes], [metrics[f"mae/{name}"] for name in sizes], color="0.6")
+    bars = by_size.bar(
+        [name.replace("_", " ") for name in sizes], [metrics[f"mae/{name}"] for name in sizes], color="0.6"
+    )
     by_size.bar_label(bars, fmt="%.0f")
     by_size.set(ylabel="MAE of T (steps)", title="by size of n")
     by_size.tick_params(axis="x", labelrotation=20)
@@ -128,7 +136,11 @@ def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any
     confused.imshow(table, vmin=0, vmax=1, cmap="Greys")
     for i in range(2):
         for j in range(2):
-            confused.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="white" if table[i, j] > 0.5 else "black")
+            confused.text(
+                j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="white" if table[i, j] > 0.5 else "black"
+            )
     confused.set(xticks=[0, 1], xticklabels=["even", "odd"], yticks=[0, 1], yticklabels=["even", "odd"])
-    confused.set(xlabel="predicted next parity", ylabel="true", title=f"next parity: {metrics['next']:.4f} nats (floor 0.4621)")
+    confused.set(
+        xlabel="predicted next parity", ylabel="true", title=f"next parity: {metrics['next']:.4f} nats (floor 0.4621)"
+    )
     return {"evaluation": figure}

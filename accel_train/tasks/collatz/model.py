@@ -37,7 +37,9 @@ class Block(nn.Module):
         b, length, d = x.shape
         q, k, v = self.in_proj(x).reshape(b, length, 3, self.nhead, d // self.nhead).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=visible is None)
+        seen = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, dropout_p=p, is_causal=visible is None
+        )
         x = self.norm1(x + self.drop(self.out_proj(seen.transpose(1, 2).reshape(b, length, d))))
         return self.norm2(x + self.drop(self.linear2(self.drop(functional.relu(self.linear1(x))))))
 
@@ -68,7 +70,9 @@ class CollatzTransformer(nn.Module):
             visible = (valid | (torch.arange(tokens.shape[1], device=tokens.device) == 0))[:, None, None, :]
         for block in self.blocks:
             x = block(x, visible)
-        pooled = valid if self.bidirectional else valid & (torch.arange(tokens.shape[1], device=tokens.device) < self.prefix)
+        pooled = (
+            valid if self.bidirectional else valid & (torch.arange(tokens.shape[1], device=tokens.device) < self.prefix)
+        )
         weights = pooled.to(x.dtype).unsqueeze(-1)
         mean = (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         return self.stop_head(mean).squeeze(-1), self.next_head(x)

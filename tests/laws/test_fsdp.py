@@ -1,0 +1,102 @@
+"""FSDP2 gives what DDP gives: training, evaluation, checkpoints, export. accelerate offers it on GPUs only; here its
+state is told that the two gloo ranks shard their parameters, and everything after that is the real thing."""
+
+import json
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from torch import nn
+
+from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
+from accel_train.errors import UserError
+
+
+class Points:
+    def __init__(self, n):
+        generator = torch.Generator().manual_seed(n)
+        self.x = torch.randn(n, 8, generator=generator, dtype=torch.float64)
+
+    def __len__(self):
+        return len(self.x)
+
+    def read(self, indices):
+        x = self.x[torch.from_numpy(indices)]
+        return {"x": x, "y": x[:, :1] * x[:, 1:2]}
+
+
+class Product(Task):
+    def build_data(self, split, batch_size, seed):
+        return IndexedSource(Points(96 if split == "train" else 30), batch_size, seed, shuffle=split == "train")
+
+    def build_model(self):
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+
+    def loss_step(self, models, batch, totals, objective):
+        error = models["model"](batch["x"]) - batch["y"]
+        return Loss(error.square().sum() / totals["items"])
+
+    def eval_step(self, models, batch):
+        error = models["model"](batch["x"]) - batch["y"]
+        return {"square": error.square().sum(), "n": torch.tensor(float(len(error)))}
+
+    def eval_metrics(self, sums):
+        return {"loss": float(sums["square"] / sums["n"])}
+
+
+def shard_from_now_on():
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    import accel_train.session as session
+
+    real = session.start_accelerate
+
+    def start(config):
+        accelerator = real(config)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="NO_WRAP", state_dict_type="SHARDED_STATE_DICT", reshard_after_forward=True
+        )
+        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    session.start_accelerate = start
+
+
+def train(folder, steps, sharded, batch=16):
+    if sharded:
+        shard_from_now_on()
+    try:
+        Trainer(
+            Product(), output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
+            save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
+        ).fit()  # fmt: skip
+    except UserError as error:
+        with open(f"{folder}-error", "a") as file:
+            file.write(f"{error}\n")
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
+    sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
+    debug_launcher(train, (str(replicated), 30, False), 2)
+    debug_launcher(train, (str(sharded), 20, True), 2)
+    debug_launcher(train, (str(sharded), 30, True), 2)
+    wanted, found = losses(replicated), losses(sharded)
+    assert found == pytest.approx(wanted, rel=1e-9) and len(wanted) == 9
+    for name in ("model", "best"):
+        one, other = (load_exported(folder / name)[1]["model"].state_dict() for folder in (replicated, sharded))
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unequal_shares_are_refused_on_every_rank(tmp_path):
+    debug_launcher(train, (str(tmp_path / "run"), 30, True, 95), 2)  # the last batch of an epoch has one item
+    said = (tmp_path / "run-error").read_text().splitlines()
+    assert len(said) == 2 and all("FSDP: the ranks have [0, 1]" in line for line in said)

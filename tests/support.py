@@ -1,0 +1,655 @@
+"""Toy tasks, a trainer that can be watched and hurt, and processes to run it in; shared by tests/laws and tests/faults.
+
+``train(job)`` runs one training described by a plain dict and returns plain data, so the same job can run in this
+process, on every member of a ``Team`` of ranks that stays alive between jobs, or in a ``Child`` that may be killed.
+The processes are forked from a server that has imported torch already, which makes a start cost a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import accel_train.checkpoint as checkpoint_module  # noqa: E402
+from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed  # noqa: E402
+from accel_train.checkpoint import CheckpointFolder, verify  # noqa: E402
+from accel_train.data.loader import Loader  # noqa: E402
+from accel_train.task import Event  # noqa: E402
+from accel_train.tracking import Observer  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
+FAULTS: dict[str, Any] = {}
+"""What goes wrong in this process during the current job; read by the toy tasks."""
+
+
+# -- toy tasks -------------------------------------------------------------------------------------------------------
+
+
+class Numbers:
+    """Items that are a pure function of their index; lengths from 1 to 7 if ``ragged``."""
+
+    def __init__(self, items: int, purpose: str, float64: bool, ragged: bool = False, slow: float = 0.0) -> None:
+        self.items, self.key, self.ragged, self.slow = items, keyed.key(7, purpose), ragged, slow
+        self.dtype = np.float64 if float64 else np.float32
+
+    def __len__(self) -> int:
+        return self.items
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        if self.slow:
+            time.sleep(self.slow)
+        lengths = 1 + keyed.bits(self.key, indices)[:, 0] % 7 if self.ragged else np.ones(len(indices), np.uint64)
+        longest = int(lengths.max())
+        x = keyed.normal(self.key, indices, 7 * 4).reshape(-1, 7, 4)[:, :longest]
+        mask = np.arange(longest) < lengths.astype(np.int64)[:, None]
+        y = np.sin(x.sum(-1)) + 0.5 * keyed.normal(self.key + 1, indices, 7)[:, :longest]
+        return {
+            "index": indices, "x": x.astype(self.dtype), "y": y.astype(self.dtype), "mask": mask.astype(self.dtype)
+        }  # fmt: skip
+
+
+class Toy(Task):
+    """Regression by a small network. ``slow`` seconds per loss, ``slow_read`` per batch read."""
+
+    movable = ("slow", "slow_read")
+    ragged = False
+
+    def __init__(
+        self,
+        items: int = 50,
+        dropout: float = 0.0,
+        float64: bool = False,
+        slow: float = 0.0,
+        slow_read: float = 0.0,
+        width: int = 8,
+    ) -> None:
+        self.items, self.dropout, self.float64, self.width = items, dropout, float64, width
+        self.slow, self.slow_read = slow, slow_read
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        if split == "test":
+            return None
+        training = split == "train"
+        data = Numbers(self.items if training else 21, split, self.float64, self.ragged, self.slow_read)
+        return IndexedSource(data, batch_size, seed, shuffle=training)
+
+    def build_model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
+        return model.double() if self.float64 else model
+
+    def _error(self, models, batch, power: int = 2):
+        return ((models["model"](batch["x"])[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
+
+    def loss_step(self, models, batch, totals, objective):
+        fault(batch)
+        if self.slow:
+            time.sleep(self.slow)
+        value = self._error(models, batch) / totals["items"]
+        return Loss(spoil(value), {"mse": value.detach()})
+
+    def eval_step(self, models, batch):
+        torch.rand(3), np.random.rand(3), random.random()  # training must not notice
+        return {"error": self._error(models, batch).double(), "count": batch["mask"].sum()}
+
+    def eval_metrics(self, sums):
+        return {"loss": float(sums["error"] / sums["count"])}
+
+    def monitor(self, models, batch):
+        torch.rand(3), np.random.rand(3), random.random()
+        self._error(models, batch)
+        return [Event("anomaly", "looked", {"items": len(batch["index"])})]
+
+
+class Ragged(Toy):
+    """Items of several lengths: the loss is a mean over all valid elements of the global batch."""
+
+    ragged = True
+
+    def totals(self, models, batch, objective):
+        return {"valid": batch["mask"].sum(), "items": torch.tensor(len(batch["index"]))}
+
+    def loss_step(self, models, batch, totals, objective):
+        fault(batch)
+        value = self._error(models, batch) / totals["valid"]
+        return Loss(spoil(value), {"valid": batch["mask"].sum(), "share": len(batch["index"]) / totals["items"]})
+
+
+class TwoLosses(Toy):
+    """Two objectives on the same model, for phases that keep the optimiser."""
+
+    def objectives(self):
+        return (Objective("square"), Objective("absolute"))
+
+    def loss_step(self, models, batch, totals, objective):
+        fault(batch)
+        value = self._error(models, batch, 2 if objective.name == "square" else 1) / totals["items"]
+        return Loss(spoil(value), {})
+
+
+class Gan(Task):
+    """Two networks, written as one writes a GAN: a critic with a gradient penalty, and a generator."""
+
+    def __init__(self, items: int = 50, float64: bool = False, repeats: int = 2) -> None:
+        self.items, self.float64, self.repeats = items, float64, repeats
+
+    def objectives(self):
+        return (Objective("critic", ("critic",), self.repeats), Objective("generator", ("generator",)))
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        return IndexedSource(Pairs(self.items, self.float64), batch_size, seed) if split == "train" else None
+
+    def build_model(self):
+        models = {
+            "generator": nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)),
+            "critic": nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)),
+        }
+        return {name: model.double() if self.float64 else model for name, model in models.items()}
+
+    def loss_step(self, models, batch, totals, objective):
+        fault(batch)
+        generator, critic, items = models["generator"], models["critic"], totals["items"]
+        if objective.name == "generator":
+            return Loss(spoil(-critic(generator(batch["z"])).sum() / items), {})
+        with torch.no_grad():
+            made = generator(batch["z"])
+        between = (0.3 * batch["x"] + 0.7 * made).requires_grad_()
+        slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
+        penalty = ((slope.square().sum(1).add(1e-12).sqrt() - 1) ** 2).sum() / items
+        gap = (critic(made) - critic(batch["x"])).sum() / items
+        return Loss(spoil(gap + 2 * penalty), {"gap": gap, "penalty": penalty})
+
+
+class Pairs(Numbers):
+    def __init__(self, items: int, float64: bool) -> None:
+        super().__init__(items, "pairs", float64)
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        drawn = keyed.normal(self.key, indices, 5).astype(self.dtype)
+        return {"index": indices, "x": drawn[:, :2] + 1, "z": drawn[:, 2:]}
+
+
+# -- faults inside a loss --------------------------------------------------------------------------------------------
+
+
+def _here(name: str) -> Any:
+    """The fault's setting, if it is meant for this rank and step. ``{name: {...}, rank: 1, steps: [4]}``."""
+    setting = FAULTS.get(name)
+    if setting is None or setting.get("rank", FAULTS["this_rank"]) != FAULTS["this_rank"]:
+        return None
+    return setting if "steps" not in setting or FAULTS["this_step"] in setting["steps"] else None
+
+
+def fault(batch: dict[str, Any]) -> None:
+    """Out of memory, an ordinary exception, or a death, as the job says."""
+    if (oom := _here("oom")) is not None and len(batch["index"]) > oom["above"]:
+        FAULTS["ooms"] = FAULTS.get("ooms", 0) + 1
+        raise torch.OutOfMemoryError(f"injected: {len(batch['index'])} items")
+    if _here("crash") is not None:
+        raise RuntimeError("injected crash")
+    if _here("die") is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def spoil(value: torch.Tensor) -> torch.Tensor:
+    """Make the loss NaN, or infinite with a finite gradient, or its gradient NaN with a finite loss."""
+    if (bad := _here("non_finite")) is None:
+        return value
+    if bad["kind"] == "nan loss":
+        return value * float("nan")
+    if bad["kind"] == "inf loss":
+        return value + float("inf")
+    return _NanGradient.apply(value)
+
+
+# -- a trainer to watch and to hurt ----------------------------------------------------------------------------------
+
+
+class Ears(Observer):
+    """Remembers the events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def on_event(self, event: Event) -> None:
+        self.events.append((event.kind, event.title))
+
+
+class Probe(Trainer):
+    """Records samples, gradients, norms and updates of every step, and does what ``job`` asks at a step."""
+
+    def __init__(self, job: dict[str, Any], ears: Ears) -> None:
+        task = globals()[job.get("task", "Toy")](**job.get("task_args", {}))
+        super().__init__(task, observers=[ears], **job["config"])
+        self.job = job
+        self.samples: dict[int, list[int]] = {}
+        self.gradients: list[np.ndarray] = []
+        self.norms: list[float] = []
+        self.updates: list[tuple[int, str]] = []
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        job, stepper, rank = self.job, self.session.stepper, self.ranks.rank
+        FAULTS.clear()
+        FAULTS.update(job.get("faults", {}), this_rank=rank, this_step=0)
+        if "prefetch" in job:
+            self.session.loader.prefetch = job["prefetch"]
+        if "loss_scale" in job:
+            for group in stepper.groups.values():
+                group.scaler = group.scaler or torch.amp.GradScaler("cpu", init_scale=job["loss_scale"])
+        stepper.step = self._watch_step(stepper.step)
+        stepper._clip = self._watch_clip(stepper._clip)
+        for optimizer in {id(group): group.optimizer for group in stepper.groups.values()}.values():
+            optimizer.register_step_post_hook(
+                lambda *_: self.updates.append((FAULTS["this_step"], FAULTS["this_objective"]))
+            )
+        advance = self.plan.advance
+
+        def advance_and_act(position, *steps):
+            advance(position, *steps)
+            if position is self.position:
+                self._act(position.step)
+
+        self.plan.advance = advance_and_act
+
+    def _act(self, step: int) -> None:
+        stop = self.job.get("stop_at")
+        if stop is not None and step == stop["step"]:
+            if stop.get("rank", self.ranks.rank) == self.ranks.rank:
+                self.request_stop("test")
+            if stop.get("at_once", True):
+                self._attention_at = step
+        send = self.job.get("signal_at")
+        if send is not None and step == send["step"] and send.get("rank", self.ranks.rank) == self.ranks.rank:
+            os.kill(os.getpid(), send["number"])
+
+    def _watch_step(self, step):
+        def watched(objective, batch, number, repeat=0):
+            FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
+            if batch is not None:
+                self.samples[number + 1] = batch["index"].tolist()
+            return step(objective, batch, number, repeat)
+
+        return watched
+
+    def _watch_clip(self, clip):
+        def watched(group):
+            if self.job.get("gradients"):
+                self.gradients.append(torch.cat([p.grad.flatten() for p in group.params]).double().numpy().copy())
+            norm = clip(group)
+            self.norms.append(float(norm))
+            return norm
+
+        return watched
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, signal_at, gradients, ..."""
+    torch.set_num_threads(1)
+    ears = Ears()
+    probe = Probe(job, ears)
+    result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
+    with disk_faults(job.get("disk")):
+        try:
+            done = probe.fit()
+            result.update(outcome=done.outcome, reason=done.reason, step=done.step, by_signal=done.by_signal,
+                          best=done.best, metrics=done.metrics)  # fmt: skip
+        except KeyboardInterrupt as error:
+            result["error"] = ("KeyboardInterrupt", str(error))
+        except Exception as error:
+            if job.get("raise"):
+                raise
+            result["error"] = (type(error).__name__, str(error))
+    if hasattr(probe, "session"):
+        weights = {f"{n}.{k}": v for n, m in probe.models.items() for k, v in m.state_dict().items()}
+        result.update(
+            weights={name: value.double().numpy().copy() for name, value in weights.items()},
+            micro_batch_size=probe.session.stepper.micro_batch_size,
+            progress=probe._progress(),
+            scales=[g.scaler.get_scale() for g in probe.session.stepper.groups.values() if g.scaler is not None],
+        )
+    result.update(
+        samples=probe.samples, gradients=probe.gradients, norms=probe.norms, updates=probe.updates,
+        events=ears.events, ooms=FAULTS.get("ooms", 0),
+    )  # fmt: skip
+    return result
+
+
+# -- faults of the disk ----------------------------------------------------------------------------------------------
+
+
+class _Full:
+    """Raises "no space left" instead of the ``nth`` call, having left half a file where there is a path to it."""
+
+    def __init__(self, real, nth: int, last: int) -> None:
+        self.real, self.nth, self.last, self.calls = real, nth, last, 0
+
+    def __call__(self, *arguments, **named):
+        self.calls += 1
+        if not self.nth <= self.calls <= self.last:
+            return self.real(*arguments, **named)
+        for argument in arguments:
+            if isinstance(argument, str | Path):
+                with contextlib.suppress(OSError):
+                    Path(argument).write_bytes(b"half a fi")
+        raise OSError(errno.ENOSPC, "No space left on device (injected)")
+
+
+DISK_PLACES = {
+    "weights": "accelerate.utils.other.safe_save_file",
+    "optimizer": "torch.save",
+    "progress": "accel_train.run_folder.write_json",
+    "manifest": "accel_train.checkpoint.write_manifest",
+    "flush": "accel_train.checkpoint._flush",
+    "folder": "accel_train.checkpoint.CheckpointFolder.begin",
+}
+
+
+@contextlib.contextmanager
+def disk_faults(setting: dict[str, Any] | None) -> Iterator[None]:
+    """``place``: where; ``nth``: at which call (to ``last``); ``rank``: only there. ``slow``: seconds a save takes longer."""
+    if setting is None or setting.get("rank", _rank()) != _rank():
+        yield
+        return
+    with contextlib.ExitStack() as patches:
+        if (place := setting.get("place")) == "size limit":
+            patches.enter_context(_file_size_limit(setting["nth"]))
+        elif place is not None:
+            target = DISK_PLACES[place]
+            owner, _, name = target.rpartition(".")
+            real = getattr(_resolve(owner), name)
+            full = _Full(real, setting["nth"], setting.get("last", setting["nth"]))
+            # a plain function, so that it binds as a method where it replaces one
+            patches.enter_context(mock.patch(target, lambda *a, **k: full(*a, **k)))
+        if slow := setting.get("slow"):
+            for target in ("accel_train.checkpoint._flush", "accel_train.checkpoint.write_manifest", "torch.save"):
+                patches.enter_context(_slowed(target, slow))
+        yield
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _resolve(path: str) -> Any:
+    module, rest = sys.modules.get(path), []
+    while module is None:
+        path, _, last = path.rpartition(".")
+        rest.insert(0, last)
+        module = sys.modules.get(path)
+    for name in rest:
+        module = getattr(module, name)
+    return module
+
+
+@contextlib.contextmanager
+def _slowed(target: str, seconds: float) -> Iterator[None]:
+    owner, _, name = target.rpartition(".")
+    real = getattr(_resolve(owner), name)
+
+    def slowly(*arguments, **named):
+        time.sleep(seconds * random.SystemRandom().random())
+        return real(*arguments, **named)
+
+    with mock.patch(target, slowly):
+        yield
+
+
+@contextlib.contextmanager
+def _file_size_limit(nth: int) -> Iterator[None]:
+    """The real thing: during the nth ``save_state`` no file may grow beyond 600 bytes."""
+    from accelerate import Accelerator
+
+    real, calls = Accelerator.save_state, 0
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limited(self, *arguments, **named):
+        nonlocal calls
+        calls += 1
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if calls == nth:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+        try:
+            return real(self, *arguments, **named)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with mock.patch.object(Accelerator, "save_state", limited):
+        yield
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+def _context():
+    paths = [str(HERE), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support"])
+    return context
+
+
+class Child:
+    """One training in a process of its own, which may be signalled or killed. Several make a world of ranks."""
+
+    def __init__(self, job: dict[str, Any], rank: int = 0, world_size: int = 1, meeting: str = "") -> None:
+        context = _context()
+        self._mine, theirs = context.Pipe()
+        arguments = (theirs, rank, world_size, meeting)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self._mine.send(job)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, job: dict[str, Any] | None) -> None:
+        self._mine.send(job)
+
+    def ready(self, timeout: float = 0.0) -> bool:
+        return self._mine.poll(timeout)
+
+    def result(self, timeout: float = 60.0) -> dict[str, Any]:
+        if not self._mine.poll(timeout):
+            self.kill()
+            raise TimeoutError("the run hangs")
+        answer = self._mine.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(10)
+
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+
+def _serve(pipe, rank: int, world_size: int, meeting: str) -> None:
+    """Run jobs until None comes."""
+    os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    if world_size > 1:
+        import datetime
+
+        import torch.distributed as dist
+
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT="29500")  # fmt: skip
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size,
+            timeout=datetime.timedelta(seconds=40),
+        )  # fmt: skip
+    with open(os.devnull, "w") as quiet, contextlib.suppress(EOFError):
+        while (job := pipe.recv()) is not None:
+            with contextlib.redirect_stdout(None if job.get("loud") else quiet):
+                try:
+                    answer = train(job)
+                except BaseException:
+                    answer = traceback.format_exc()
+            pipe.send(answer)
+            if job.get("leave"):  # as a program does after an error
+                os._exit(1 if isinstance(answer, str) or answer["error"] else 0)
+
+
+class Team:
+    """Ranks that talk through gloo and run one job after the other."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.members: list[Child] = []
+        self._folder = ""
+
+    def start(self, *jobs: dict[str, Any]) -> list[Child]:
+        """Give every rank its job (or all the same one), without waiting."""
+        jobs = jobs * self.size if len(jobs) == 1 else jobs
+        if not self.members:
+            self._folder = tempfile.mkdtemp()
+            meeting = os.path.join(self._folder, "meeting")
+            self.members = [Child(job, rank, self.size, meeting) for rank, job in enumerate(jobs)]
+        else:
+            for member, job in zip(self.members, jobs, strict=True):
+                member.send(job)
+        return self.members
+
+    def run(self, *jobs: dict[str, Any], timeout: float = 60.0) -> list[dict[str, Any]]:
+        try:
+            return [member.result(timeout) for member in self.start(*jobs)]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for member in self.members:
+            member.kill()
+        self.members = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_teams: dict[int, Team] = {}
+
+
+def team(size: int) -> Team:
+    """The team of this size that lives as long as the tests."""
+    return _teams.setdefault(size, Team(size))
+
+
+def run(job: dict[str, Any], ranks: int = 1) -> list[dict[str, Any]]:
+    """The results of all ranks; one rank runs in this process."""
+    return [train(job)] if ranks == 1 else team(ranks).run(job)
+
+
+def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
+    """``accelerate launch -m accel_train ...`` in a session of its own."""
+    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else f"cpu_{processes}proc.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "accel_train"]
+    return program([*command, *arguments], **named)
+
+
+def program(command: list[str], **named: Any) -> subprocess.Popen:
+    paths = os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, text=True, start_new_session=True, **named,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds: float = 60.0, what: str = "") -> Any:
+    """The first true value of ``condition()``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise TimeoutError(f"waited in vain for {what or condition}")
+
+
+# -- looking at runs -------------------------------------------------------------------------------------------------
+
+
+def config(folder: Path | str, **settings: Any) -> dict[str, Any]:
+    """Settings that fit the toys: 7 steps per epoch of 50 items, the last with two items."""
+    defaults = dict(output_dir=str(folder), max_steps=24, global_batch_size=8, learning_rate=0.01, logging_steps=5,
+                    eval_steps=6, save_steps=None, num_workers=0, report_to=[])  # fmt: skip
+    return defaults | settings
+
+
+def records(folder: Path | str, clock: bool = False) -> list[dict[str, Any]]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if clock or k not in CLOCK} for line in lines]
+
+
+def weights_files(folder: Path | str) -> dict[str, bytes]:
+    """The bytes of every exported tensor file, last and best."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).glob("*/*.safetensors"))}
+    assert "model" in {name.split("/")[0] for name in found}, f"nothing was exported to {folder}"
+    return found
+
+
+def assert_same_run(one: Path | str, other: Path | str) -> None:
+    """Bit for bit the same weights, and the same history."""
+    assert records(one) == records(other)
+    assert weights_files(one) == weights_files(other)
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Largest difference of a tensor relative to its largest element."""
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[k] - other[k]).max() / np.abs(other[k]).max()) for k in one)
+
+
+def samples(results: list[dict[str, Any]]) -> dict[int, list[int]]:
+    """Items of every step over all ranks, in rank order."""
+    steps = sorted({step for result in results for step in result["samples"]})
+    return {step: [i for result in results for i in result["samples"].get(step, [])] for step in steps}
+
+
+def damaged(folder: Path | str) -> list[str]:
+    """What is wrong with checkpoints under a good name: must be nothing at any moment."""
+    checkpoints = CheckpointFolder(Path(folder) / "checkpoints")
+    return [f"{step}: {reason}" for step in checkpoints.steps() if (reason := verify(checkpoints.path(step)))]
+
+
+def steps_saved(folder: Path | str) -> list[int]:
+    return CheckpointFolder(Path(folder) / "checkpoints").steps()
+
+
+__all__ = [name for name in dir() if not name.startswith("_")]
+_ = (checkpoint_module, Loader)

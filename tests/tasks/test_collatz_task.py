@@ -1,0 +1,263 @@
+"""The Collatz task: what the model can see, exact shares, metrics from sums, alerts, and that it learns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from accel_train import Trainer, load_exported
+from accel_train.errors import UserError
+from accel_train.task import Objective
+from accel_train.tasks.collatz import data as collatz_data
+from accel_train.tasks.collatz.cycles import ClosedOrbit, find_cycle
+from accel_train.tasks.collatz.numbers import is_held_out
+from accel_train.tasks.collatz.task import NEXT_PARITY_FLOOR, CollatzTask
+from accel_train.tasks.collatz.trajectory import exact_trajectory
+
+TINY = dict(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, dropout=0.0, max_len=96, prefix=32, eval_rows=256)
+
+
+def batch_of(task, size=48, split="train", step=0):
+    raw = task.build_data(split, size, seed=0).batch(0, step, 0, 1)
+    return {name: torch.from_numpy(value) for name, value in raw.items()}
+
+
+def test_parameter_counts():
+    count = lambda task: sum(p.numel() for p in task.build_model().parameters())  # noqa: E731
+    assert count(CollatzTask(objective="denoising")) == 802_180  # of the known model
+    assert count(CollatzTask()) == 802_180 - 129  # without the class that is never a target
+
+
+def test_no_position_sees_what_it_has_to_predict():
+    task = CollatzTask(**TINY)
+    model = task.build_model()
+    tokens = batch_of(task)["tokens"][:, :-1]
+    changed = tokens.clone()
+    changed[:, 60:] = 1 - changed[:, 60:].clamp(max=1)
+    (stop, logits), (stop_changed, logits_changed) = model(tokens), model(changed)
+    torch.testing.assert_close(logits[:, :60], logits_changed[:, :60])
+    torch.testing.assert_close(stop, stop_changed)  # it reads the first 32 tokens only
+    assert not torch.allclose(logits[:, 60:], logits_changed[:, 60:])
+
+
+def test_the_known_formulation_sees_both_targets():
+    model = CollatzTask(**TINY, objective="denoising").build_model()
+    tokens = batch_of(CollatzTask(**TINY))["tokens"][:, :-1]
+    changed = tokens.clone()
+    changed[:, 61] = 1 - changed[:, 61].clamp(max=1)
+    assert not torch.allclose(model(tokens)[1][:, 60], model(changed)[1][:, 60])  # position 60 predicts token 61
+    longer = tokens.clone()
+    longer[:, 40:] = 2  # only the length differs
+    assert not torch.allclose(model(tokens)[0], model(longer)[0])
+
+
+@pytest.mark.parametrize("objective", ["causal", "denoising"])
+def test_the_same_function_in_training_and_evaluation_and_with_less_padding(objective):
+    task = CollatzTask(**TINY | {"hard_ratio": 0.0, "normal_range": (10, 2000)}, objective=objective)
+    model = task.build_model()
+    batch = batch_of(task)
+    longest = int(batch["steps"].clamp(max=95).sort().values[20])
+    short = batch["steps"] <= longest
+    assert short.sum() >= 20
+    trained = model.train()(batch["tokens"][short, :-1])
+    with torch.no_grad():
+        evaluated = model.eval()(batch["tokens"][short, :-1])
+        cropped = model(batch["tokens"][short, :longest])
+    valid = batch["tokens"][short, :-1] != 2
+    for other in (evaluated, cropped):
+        torch.testing.assert_close(trained[0], other[0], atol=1e-5, rtol=1e-5)
+        seen = valid[:, : other[1].shape[1]]
+        torch.testing.assert_close(trained[1][:, : seen.shape[1]][seen], other[1][seen], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_end_within_the_prefix_do_not_count_for_the_stopping_time():
+    task = CollatzTask(**TINY | {"hard_ratio": 0.0, "normal_range": (10, 200)})
+    batch = batch_of(task)
+    short = batch["steps"] <= 32
+    assert 0 < short.sum() < len(short)
+    totals = task.totals({}, batch, Objective())
+    assert totals["rows"] == (~short).sum()
+    model = task.build_model()
+    other = {**batch, "steps": torch.where(short, batch["steps"] + 0, batch["steps"])}
+    other["steps"] = torch.where(short, torch.ones_like(batch["steps"]), batch["steps"])
+    one = task.loss_step({"model": model}, batch, totals, Objective())
+    two = task.loss_step({"model": model}, other, totals, Objective())
+    torch.testing.assert_close(one.terms["stop"], two.terms["stop"])
+
+
+@pytest.mark.parametrize("limit", [1, 7, 20, 48])
+def test_shares_of_micro_batches_add_up(limit):
+    torch.manual_seed(0)
+    task = CollatzTask(**TINY)
+    model = task.build_model().double()
+    batch = batch_of(task)
+    parts = task.split(batch, limit)
+    assert sum(len(p["steps"]) for p in parts) == 48 and max(len(p["steps"]) for p in parts) <= limit
+    assert sorted(n for p in parts for n in p["low"].tolist()) == sorted(batch["low"].tolist())
+    totals = task.totals({}, batch, Objective())
+    split_totals = [task.totals({}, p, Objective()) for p in parts]
+    assert all(sum(t[k] for t in split_totals) == totals[k] for k in totals)
+
+    def gradient(batches):
+        model.zero_grad()
+        losses = [task.loss_step({"model": model}, b, totals, Objective()) for b in batches]
+        sum(loss.value for loss in losses).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()]), sum(loss.value for loss in losses).item()
+
+    (whole, value), (cut, cut_value) = gradient([batch]), gradient(parts)
+    assert abs(value - cut_value) < 1e-12 * abs(value)
+    assert (whole - cut).norm() < 1e-12 * whole.norm()
+
+
+def test_split_cuts_padding_but_no_tokens():
+    task = CollatzTask(**TINY | {"hard_ratio": 0.5})
+    batch = batch_of(task)
+    parts = task.split(batch, 12)
+    assert parts[0]["tokens"].shape[1] <= parts[-1]["tokens"].shape[1] <= 96
+    tokens = sum(int((p["tokens"] != 2).sum()) for p in parts)
+    assert tokens == int((batch["tokens"] != 2).sum())
+
+
+def test_training_and_evaluation_share_no_number():
+    task = CollatzTask(**TINY)
+    for split, held in (("train", False), ("validation", True)):
+        batch = batch_of(task, 256, split)
+        high, low = (batch[k].numpy().view(np.uint64) for k in ("high", "low"))
+        assert (is_held_out(high, low) == held).all()
+
+
+def test_metrics_are_those_of_the_rows():
+    torch.manual_seed(0)
+    task = CollatzTask(**TINY)
+    model = task.build_model().double().eval()
+    batch = batch_of(task, 256, "validation")
+    with torch.no_grad():
+        parts = [task.eval_step({"model": model}, p) for p in task.split(batch, 50)]
+        predicted, logits = model(batch["tokens"][:, :-1])
+    found = task.eval_metrics({k: sum(p[k].double() for p in parts) for k in parts[0]})
+    counts = batch["steps"] > 32
+    error = (predicted.expm1() - batch["steps"])[counts].abs().numpy()
+    target = batch["tokens"][:, 1:].long()
+    valid = target != 2
+    assert found["mae"] == pytest.approx(error.mean(), rel=1e-9)
+    assert found["median"] == np.sort(np.round(error))[math.ceil(0.5 * len(error)) - 1]
+    assert found["p99"] == np.sort(np.round(error))[math.ceil(0.99 * len(error)) - 1]
+    assert found["accuracy"] == pytest.approx(((logits.argmax(-1) == target)[valid]).double().mean().item(), rel=1e-12)
+    cross = torch.nn.functional.cross_entropy(logits[valid], target[valid]).item()
+    assert found["next"] == pytest.approx(cross, rel=1e-6)  # logits are summed up in float32
+    totals = task.totals({}, batch, Objective())
+    loss = task.loss_step({"model": model}, batch, totals, Objective()).value.item()
+    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    near = (batch["mode"] == 1) & counts
+    one = (predicted.expm1() - batch["steps"])[near].abs().mean().item()
+    assert found["mae/near"] == pytest.approx(one, rel=1e-9)
+    assert found["rows/counted"] + found["rows/short"] == 256
+
+
+def test_baselines_are_measured():
+    floors = CollatzTask(**TINY).baselines()
+    assert floors["next"] == NEXT_PARITY_FLOOR == pytest.approx(0.46209812)
+    assert 0.01 < floors["stop:count"] < 0.5
+    assert CollatzTask(**TINY, objective="denoising").baselines()["next:leaks, floor"] == 0.0
+
+
+def alerts(task, models, batch):
+    with torch.no_grad():  # as the loop does
+        return list(task.monitor(models, batch))
+
+
+class Oracle(torch.nn.Module):
+    """Knows log(1 + T) of every row of one batch, give or take a little noise."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.answers = torch.log1p(steps.double()) + 0.05 * torch.randn(
+            len(steps), generator=torch.Generator().manual_seed(0)
+        )
+
+    def forward(self, tokens):
+        return self.answers, torch.zeros(*tokens.shape, 2)
+
+
+def test_an_alert_names_the_number_exactly_and_a_wrong_label_is_told_apart():
+    task = CollatzTask(**TINY)
+    batch = batch_of(task)
+    model = Oracle(batch["steps"])
+    assert alerts(task, {"model": model}, batch) == []
+    row = int(torch.where(batch["mode"] == 1)[0][0])
+    n = (int(batch["high"][row]) << 64) + int(batch["low"][row]) % 2**64
+    model.answers[row] += 3.0
+    (event,) = alerts(task, {"model": model}, batch)
+    assert event.kind == "anomaly" and "WRONG" not in event.title
+    assert event.fields["n"] == str(n) and event.fields["T"] == exact_trajectory(n)[1]
+    model.answers[row] -= 3.0
+    batch["steps"][row] *= 20  # as if the generator had lost a carry
+    (event,) = alerts(task, {"model": model}, batch)
+    assert "WRONG LABEL" in event.title and event.fields["T"] == exact_trajectory(n)[1] != event.fields["label"]
+
+
+def test_a_closed_orbit_is_reported_and_its_row_counts_for_nothing(monkeypatch):
+    task = CollatzTask(**TINY)
+    source = task.build_data("train", 16, seed=0)
+    victim = collatz_data.to_int(*task._train_rows.numbers.draw(np.arange(16))[:2])[3]
+    real = collatz_data.trajectories
+
+    def trajectories(high, low, max_len):
+        if victim in collatz_data.to_int(high, low):
+            cycle = find_cycle(5, 3, -1)
+            object.__setattr__(cycle, "start", victim)
+            raise ClosedOrbit(cycle)
+        return real(high, low, max_len)
+
+    monkeypatch.setattr(collatz_data, "trajectories", trajectories)
+    batch = {k: torch.from_numpy(v) for k, v in source.batch(0, 0, 0, 1).items()}
+    assert batch["steps"][3] == 0 and (batch["tokens"][3] == 2).all()
+    events = alerts(task, {"model": task.build_model()}, batch)
+    assert [e.kind for e in events] == ["cycle"] and events[0].fields["start"] == str(victim)
+    assert alerts(task, {"model": task.build_model()}, batch) == []  # told once
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [({"nhead": 3}, "nhead"), ({"prefix": 500}, "prefix"), ({"dropout": 1.0}, "dropout"),
+     ({"hard_ratio": 2}, "hard_ratio"), ({"num_layers": 0}, "num_layers")],
+)  # fmt: skip
+def test_bad_arguments_are_refused_by_name(arguments, word):
+    with pytest.raises(UserError, match=word):
+        CollatzTask(**arguments)
+
+
+def test_synth_writes_exact_rows(tmp_path):
+    import pyarrow.parquet as pq
+
+    CollatzTask.synth(tmp_path, seed=3, size=50)
+    table = pq.read_table(tmp_path / "collatz.parquet").to_pylist()
+    assert len(table) == 50
+    for row in table[:20]:
+        tokens, steps = exact_trajectory(int(row["n"]))
+        assert row["T"] == steps and row["tokens"] == tokens[:500]
+
+
+def test_a_short_run_reaches_the_floor_and_not_below(tmp_path, capsys):
+    task = CollatzTask(**TINY | {"d_model": 32, "prefix": 32, "max_len": 64, "eval_rows": 512})
+    result = Trainer(
+        task, output_dir=str(tmp_path / "run"), max_steps=150, global_batch_size=64, learning_rate=4e-3,
+        lr_scheduler_type="cosine", logging_steps=50, monitor_steps=50, report_to=[],
+    ).fit()  # fmt: skip
+    assert 0.44 < result.metrics["next"] < NEXT_PARITY_FLOOR + 0.015
+    assert "(floor 0.4621)" in capsys.readouterr().out
+    _, models, about = load_exported(tmp_path / "run" / "model")
+    assert about["step"] == 150 and not models["model"].bidirectional
+
+
+@pytest.mark.slow
+def test_the_small_preset_reaches_its_floor(tmp_path):
+    from accel_train.config import parse
+
+    task, config = parse(["--config", "examples/collatz_small.yaml", "--output_dir", str(tmp_path / "run")])
+    result = Trainer(task, config).fit()
+    assert abs(result.metrics["next"] - NEXT_PARITY_FLOOR) < 0.01  # far above 0.40, where copying would begin
+    assert result.metrics["stop"] < task.baselines()["stop:count"]
+    waits = [w / s for w, s in zip(result.history["wait_s"], result.history["step_s"], strict=True)]
+    assert sum(waits) / len(waits) < 0.05

@@ -1,0 +1,175 @@
+"""What the repository shows a stranger really works: example configs, launch configs, README, pages, notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accel_train import Trainer
+from accel_train.config import parse
+from accel_train.tracking.jsonl import histories
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "examples").glob("*.yaml"))
+LAUNCH_CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+TINY = {  # task -> overrides that make any of its examples small
+    "collatz": [
+        "--task.init_args.d_model=8", "--task.init_args.num_layers=1", "--task.init_args.nhead=2",
+        "--task.init_args.dim_feedforward=16", "--task.init_args.max_len=70", "--task.init_args.prefix=16",
+        "--task.init_args.eval_rows=16",
+    ],
+}  # fmt: skip
+
+
+def overrides(path: Path, folder: Path, steps: int) -> list[str]:
+    """The command line of an example made tiny."""
+    tiny = next((small for name, small in TINY.items() if path.name.startswith(name)), [])
+    return [
+        "--config", str(path), *tiny, f"--output_dir={folder}", f"--max_steps={steps}", "--global_batch_size=8",
+        "--logging_steps=1", "--report_to=[]",
+    ]  # fmt: skip
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+# -- training configs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Path):
+    parse(["--config", str(path)])
+    task, config = parse(overrides(path, tmp_path / "run", steps=2))
+    result = Trainer(task, config).fit()
+    assert result.outcome == "completed" and result.step == 2 and len(result.history["loss"]) == 2
+
+
+def test_the_full_size_config_is_that_of_the_guide():
+    task, config = parse(["--config", str(ROOT / "examples" / "collatz.yaml")])
+    sizes = {name: task.init_args[name] for name in ("d_model", "num_layers", "nhead", "dim_feedforward", "max_len")}
+    assert sizes == {"d_model": 128, "num_layers": 4, "nhead": 4, "dim_feedforward": 512, "max_len": 500}
+    assert task.init_args["dropout"] == 0.1 and task.init_args["hard_ratio"] == 0.5
+    assert (config.max_steps, config.global_batch_size, config.num_workers) == (1_000_000, 512, 1)
+    assert (config.learning_rate, config.lr_scheduler_type, config.lr_scheduler_kwargs) == (
+        1e-4,
+        "cosine",
+        {"min_lr": 1e-6},
+    )
+    assert (config.optimizer.class_path, config.max_grad_norm, config.mixed_precision) == ("AdamW", 1.0, "bf16")
+    assert (config.logging_steps, config.save_steps, config.save_keep_every) == (100, 1000, 100_000)
+    assert (config.eval_steps, config.monitor_steps, config.webhook.status_steps) == (5000, 500, 500)
+
+
+# -- launch configs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=lambda path: path.name)
+def test_a_launch_config_is_one_that_accelerate_reads(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(path))
+    assert loaded.mixed_precision == "no"  # the training config decides
+    assert loaded.num_processes >= 1 and loaded.compute_environment.value == "LOCAL_MACHINE"
+
+
+def test_one_and_two_launched_processes_give_the_same_loss(tmp_path: Path):
+    """The commands in the heads of cpu.yaml and cpu_2proc.yaml."""
+    started = []
+    for name in ("cpu", "cpu_2proc"):
+        command = [
+            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet",
+            "--config_file", f"accelerate_configs/{name}.yaml", "-m", "accel_train", "train",
+            *overrides(ROOT / "examples" / "collatz_small.yaml", tmp_path / name, steps=3),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    for process in started:
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err.decode()[-2000:]
+    alone, together = (histories(tmp_path / name / "metrics.jsonl") for name in ("cpu", "cpu_2proc"))
+    assert together["step"] == [1, 2, 3]
+    assert json.loads((tmp_path / "cpu_2proc" / "environment.json").read_text())["world_size"] == 2
+    for name in ("loss", "next", "stop", "grad_norm", "eval_loss"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-5)
+
+
+# -- pages and notebook ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/writing_a_task.md"])
+def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = blocks(ROOT / page)
+    assert found
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "page"}
+    for block in found:
+        exec(compile(block, page, "exec"), space)
+
+
+def test_the_task_of_the_page_does_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "page"}
+    exec(compile(blocks(ROOT / "docs" / "writing_a_task.md")[0], "page", "exec"), space)
+    settings = {"max_steps": 10, "global_batch_size": 100, "learning_rate": 0.1, "report_to": []}
+    weights = []
+    for limit in (None, 7):
+        trainer = Trainer(space["LineTask"](), output_dir=f"cut{limit}", micro_batch_size=limit, **settings)
+        trainer.fit()
+        weights.append(trainer.models["model"].weight.item())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5) and weights[0] != 0
+
+
+def test_the_cells_of_the_notebook_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    notebook = json.loads((ROOT / "examples" / "notebook_collatz.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    small = [(r"d_model=64, num_layers=2", "d_model=8, num_layers=1, nhead=2"), (r"eval_rows=1024", "eval_rows=32")]
+    small += [
+        (r"global_batch_size=128", "global_batch_size=8"),
+        (r"logging_steps=10, eval_steps=50", "logging_steps=1, eval_steps=2"),
+    ]
+    small += [(r"max_steps=200", "max_steps=4"), (r"max_steps=300", "max_steps=6")]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    for pattern, value in small:
+        text, count = re.subn(pattern, value, text)
+        assert count, f"the notebook no longer says {pattern}"
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "notebook"}
+    exec(compile(text, "notebook", "exec"), space)
+    assert space["result"].step == 6 and space["result"].history["step"] == [1, 2, 3, 4, 5, 6]
+    assert "T = 111" in capsys.readouterr().out
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md", "docs/writing_a_task.md", "docs/tasks/collatz.md"])
+def test_what_a_page_points_to_exists(page: str):
+    text = (ROOT / page).read_text()
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
+    paths = re.findall(r"`((?:tests|examples|benchmarks|accelerate_configs)/[\w/.]+\.(?:py|yaml|sh|ipynb))`", text)
+    missing = [link for link in links if link and not ((ROOT / page).parent / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", ["docs/tasks/collatz.md"])
+def test_the_page_of_a_task_has_every_option(page: str):
+    from accel_train.tasks.collatz.task import CollatzTask
+
+    task: Any = CollatzTask()
+    for name in task.init_args:
+        assert f"`{name}`" in (ROOT / page).read_text(), f"{page} does not mention {name}"
