@@ -127,7 +127,8 @@ class CheckpointFolder:
                 os.replace(self.path(step), path)
                 moved.append(path)
         for name in ("latest", "best"):
-            if (self.linked(name) or 0) > after_step:
+            step = self.linked(name)
+            if step is not None and step > after_step:
                 (self.root / name).unlink()
         return moved
 

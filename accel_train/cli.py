@@ -55,8 +55,8 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in COMMANDS:
         return globals()[f"_{name}"](rest)
-    from accel_train.tasks import TASKS, commands
     from accel_train.optim import suggest
+    from accel_train.tasks import TASKS, commands
 
     if name in TASKS:
         module = commands(name)
@@ -87,13 +87,14 @@ def _help() -> str:
 
 def _train(rest: list[str]) -> int:
     from accel_train import config
+    from accel_train.values import dumps
 
     if not rest or {"-h", "--help"} & set(rest):
         print(config.help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
         return 0
     task, settings = config.parse([argument for argument in rest if argument != "--print_config"])
     if "--print_config" in rest:
-        print(config.dumps(config.to_dict(task, settings)), end="")
+        print(dumps(config.to_dict(task, settings)), end="")
         return 0
 
     from accel_train.trainer import Trainer
@@ -151,7 +152,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def _evaluate(rest: list[str]) -> int:
     parser = _parser("evaluate")
     parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model folder")
-    parser.add_argument("--checkpoint", default=None, help="best (default where there is one), latest, a step, or a path")
+    parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
     parser.add_argument("--split", default="validation", help="validation or test")
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
@@ -159,14 +160,15 @@ def _evaluate(rest: list[str]) -> int:
     from accel_train.inspection import evaluate_run
 
     metrics = evaluate_run(options.run, options.checkpoint, options.split, options.batch_size, options.out)
-    print(json.dumps(metrics, indent=1))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(metrics, indent=1))
     return 0
 
 
 def _export(rest: list[str]) -> int:
     parser = _parser("export")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--checkpoint", default=None, help="best (default where there is one), latest, a step, or a path")
+    parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(rest)
     from accel_train.inspection import export_run

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
 from accel_train.errors import UserError
-from accel_train.optim import suggest
 from accel_train.progress import Duration
 from accel_train.tasks import TASKS, find
+from accel_train.values import Typed, build, hints_of, kind, loads, loads_or_text, refuse_unknown
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
+
+_KINDS = ("start", "stop", "crash", "status", "milestone", "anomaly", "cycle")
 
 
 class _Checked:
@@ -78,7 +79,7 @@ class WebhookConfig(_Checked):
         url_file: a file that holds the URL, if the variable is not set.
     """
 
-    kinds: list[str] = field(default_factory=lambda: ["start", "stop", "crash", "status", "milestone", "anomaly", "cycle"])
+    kinds: list[str] = field(default_factory=lambda: list(_KINDS))
     status_steps: int = 500
     milestones: int = 0
     url_env: str = "ACCEL_TRAIN_WEBHOOK_URL"
@@ -182,27 +183,43 @@ class TrainConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_steps", "num_train_epochs", "global_batch_size", "per_device_batch_size", "micro_batch_size",
-                     "logging_steps", "save_total_limit", "save_keep_every", "early_stopping_patience"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: {value} is out of range, must be at least 1")
-        for name in ("num_workers", "max_skipped_steps", "histogram_steps", "monitor_steps", "learning_rate", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: {getattr(self, name)} is out of range, must not be negative")
-        if self.max_grad_norm is not None and self.max_grad_norm < 0:
-            raise UserError(f"max_grad_norm: {self.max_grad_norm} is out of range; null means no clipping")
+        for name, (least, most) in _RANGES.items():
+            _in_range(name, attrgetter(name)(self), least, most)
+        for name, optimizer in self.optimizers.items():
+            _in_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, _LARGE)
         for name in ("warmup_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
             if value not in (None, 0, "0") and Duration.parse(value, name).unit == "s" and name != "save_steps":
-                raise UserError(f"{name}: {value} is wall time; give steps or epochs, so that the run does not depend on it")
+                raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
         if self.max_time is not None and Duration.parse(self.max_time, "max_time").unit != "s":
             raise UserError(f"max_time: {self.max_time} is not wall time; write 90s, 30min, 2h or 1d")
         for i, phase in enumerate(self.phases):
+            _in_range(f"phases[{i}].repeat", phase.repeat, 1, _LARGE)
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")
             if phase.length is not None and Duration.parse(phase.length, f"phases[{i}].length").unit == "s":
                 raise UserError(f"phases[{i}].length: give steps or epochs, not wall time")
+
+
+_LARGE = sys.float_info.max  # so that inf and nan are out of range
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys((
+        "max_steps", "num_train_epochs", "global_batch_size", "per_device_batch_size", "micro_batch_size",
+        "logging_steps", "save_total_limit", "save_keep_every", "early_stopping_patience",
+    ), (1, _LARGE)),
+    **dict.fromkeys((
+        "seed", "num_workers", "learning_rate", "optimizer.learning_rate", "max_grad_norm", "max_skipped_steps",
+        "early_stopping_threshold", "histogram_steps", "monitor_steps", "webhook.status_steps", "webhook.milestones",
+    ), (0, _LARGE)),
+    "warmup_start_factor": (0, 1),
+    "requeue_exit_code": (0, 255),
+}  # fmt: skip
+
+
+def _in_range(name: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not least <= value <= most:
+        bound = f"at least {least}" if most == _LARGE else f"from {least} to {most}"
+        raise UserError(f"{name}: {value} is out of range, must be {bound}")
 
 
 MAY_CHANGE = {
@@ -263,10 +280,10 @@ def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
-    cls = _task_class(node)
-    elsewhere = {name.rpartition(".")[2]: name for name in (f"task.init_args.{p}" for p in _parameters(cls))}
-    _refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
-    return build_task(node), build(TrainConfig, tree)
+    elsewhere = {name: f"task.init_args.{name}" for name in _arguments(_task_class(node))[0]}
+    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
+    config = build(TrainConfig, tree)
+    return build_task(node), config
 
 
 def load(folder: Path) -> tuple[Any, TrainConfig]:
@@ -287,22 +304,20 @@ def read(arguments: list[str]) -> dict[str, Any]:
     for key, path in given:
         if key == "config":
             _merge(tree, _read_file(Path(path)))
-    options = [(f"{key}.class_path" if key == "task" and _is_name(text) else key, text) for key, text in given]
-    for key, text in sorted(options, key=lambda option: not option[0].endswith("class_path")):
+    for key, text in sorted(given, key=lambda pair: not pair[0].endswith(("task", "class_path"))):
         if key != "config":
+            value = loads_or_text(text)
+            if key == "task" and not isinstance(value, dict):
+                key = "task.class_path"
             *parents, last = key.split(".")
             node = tree
             for name in parents:
                 child = node.get(name)
-                node[name] = node = child if isinstance(child, dict) else {}
+                node[name] = child if isinstance(child, dict) else {"class_path": child} if isinstance(child, str) else {}
+                node = node[name]
             _drop_stale(node, {last: text})
-            value = _loads_or_text(text)
             node[last] = value if isinstance(value, (dict, list)) else Typed(text)
     return tree
-
-
-class Typed(str):
-    """What was typed on the command line: text or a number, whichever its key takes."""
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -335,10 +350,6 @@ def _read_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _is_name(text: str) -> bool:
-    return not isinstance(_loads_or_text(text), dict)
-
-
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
     _drop_stale(old, new)
     for name, value in new.items():
@@ -349,173 +360,61 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
-    if {"class_path"} <= old.keys() & new.keys():
-        before, after = (TASKS.get(str(tree["class_path"]), (str(tree["class_path"]),))[0] for tree in (old, new))
+    if "class_path" in old and "class_path" in new:
+        before, after = (TASKS.get(name, (name,))[0] for name in (str(old["class_path"]), str(new["class_path"])))
         if before != after:
             old.pop("init_args", None)
 
 
-# -- checking --------------------------------------------------------------------------------------------------------
-
-
-def build(hint: Any, value: Any, where: str = "") -> Any:
-    """``value`` as the type ``hint``, dictionaries as dataclasses; a UserError names the key that is wrong."""
-    origin, inner = get_origin(hint), get_args(hint)
-    prefix = f"{where}." if where else ""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-        hints = get_type_hints(hint)
-        _refuse_unknown(value, hints, prefix)
-        return hint(**{name: build(hints[name], sub, f"{prefix}{name}") for name, sub in value.items()})
-    if origin is list and isinstance(value, (list, tuple)):
-        return [build(inner[0], sub, f"{where}[{i}]") for i, sub in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {str(name): build(inner[1], sub, f"{prefix}{name}") for name, sub in value.items()}
-    for attempt in _readings(hint, value):
-        if type(attempt) in (hint, *(inner if origin in (Union, UnionType) else ())):
-            return attempt
-        try:
-            return _convert(hint, attempt)
-        except _DoesNotFit:
-            continue
-    choices = [str(a) for a in inner] if origin is Literal else []
-    raise UserError(f"{where}: expected {_kind(hint, ' or ')}, got {value!r}{suggest(str(value), choices)}")
+# -- tasks -----------------------------------------------------------------------------------------------------------
 
 
 def build_task(node: dict[str, Any]) -> Any:
     """A task from its ``class_path`` and ``init_args``."""
     cls = _task_class(node)
-    given, parameters = node.get("init_args") or {}, _parameters(cls)
+    known, open_ended = _arguments(cls)
+    given = node.get("init_args") or {}
     if not isinstance(given, dict):
         raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        _refuse_unknown(given, parameters, "task.init_args.")
-    for name, p in parameters.items():
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given:
+    if not open_ended:
+        refuse_unknown(given, known, "task.init_args.")
+    for name, argument in known.items():
+        if argument.default is inspect.Parameter.empty and name not in given:
             raise UserError(f"task.init_args.{name}: missing; {cls.__name__} needs it")
-    hints = _hints(cls.__init__)
-    return cls(**{name: build(hints.get(name, Any), v, f"task.init_args.{name}") for name, v in given.items()})
+    hints = {name: argument.annotation for name, argument in known.items()}
+    return cls(**{name: build(hints.get(name, Any), value, f"task.init_args.{name}") for name, value in given.items()})
 
 
 def _task_class(node: Any) -> type:
     if not isinstance(node, dict) or not isinstance(node.get("class_path"), str):
         raise UserError(f"task: expected a name, or class_path and init_args, got {node!r}")
-    _refuse_unknown(node, ["class_path", "init_args"], "task.")
+    refuse_unknown(node, ["class_path", "init_args"], "task.")
     return find(node["class_path"])
 
 
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    if cls.__init__ is object.__init__:
-        return {}
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except NameError:  # a name that exists only for type checkers: YAML's own types must do
-        return {}
-
-
-def _refuse_unknown(
-    given: Iterable[Any], known: Iterable[str], prefix: str = "", elsewhere: Mapping[str, str] | None = None
-) -> None:
-    options = {**(elsewhere or {}), **{name: prefix + name for name in known}}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
-            hint = f" (did you mean {options[near[0]]}?)" if near else ""
-            raise UserError(f"{prefix}{name}: no such option{hint}")
-
-
-def _readings(hint: Any, value: Any) -> list[Any]:
-    """What a value may mean, likeliest first: 1e5 is a whole number where one is wanted, and 7 typed for text is text."""
-    if isinstance(value, Typed):
-        text, loaded = str(value), _loads_or_text(value)
-        return [text] if hint is str else [*_readings(hint, loaded), text]
-    whole = [int(value)] if type(value) is float and value.is_integer() else []
-    return [value, *whole]
-
-
-class _DoesNotFit(Exception):
-    pass
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """jsonargparse knows every kind of type hint, also a class given as class_path and init_args."""
-    import jsonargparse
-
-    one = jsonargparse.ArgumentParser(exit_on_error=False)
-    one.add_argument("--value", type=hint)
-    try:
-        return one.instantiate(one.parse_object({"value": value})).value
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise _DoesNotFit from error
-
-
-def _kind(hint: Any, separator: str = "|") -> str:
-    """A type as a person would say it."""
-    names = {int: "int", float: "number", str: "text", bool: f"true{separator}false", NoneType: "null", Any: "value"}
-    if get_origin(hint) in (Union, UnionType):
-        return separator.join(_kind(h, separator) for h in get_args(hint))
-    if get_origin(hint) is Literal:
-        return separator.join(map(str, get_args(hint)))
-    if get_origin(hint) is list:
-        return "[...]"
-    if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
-        return "{...}"
-    return names.get(hint) or (hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint))
-
-
-# -- YAML ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """The scalars of YAML 1.2: 1e-3 is a number; no, 1:30 and dates are text. A key given twice is an error."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if names.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
-     r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
-    ("merge", r"<<", ["<"]),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-
-
-def loads(text: str) -> Any:
-    return yaml.load(text, _Loader)
-
-
-def dumps(tree: Any) -> str:
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
-
-
-def _loads_or_text(text: str) -> Any:
-    try:
-        return loads(text)
-    except yaml.YAMLError:
-        return str(text)
+def _arguments(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """(Arguments of the constructor by name, whether it takes any others); ``**kwargs`` are those of the base class."""
+    known: dict[str, inspect.Parameter] = {}
+    open_ended = False
+    for base in cls.__mro__[:-1]:
+        if "__init__" in vars(base):
+            init = vars(base)["__init__"]
+            hints = hints_of(init)
+            parameters = list(inspect.signature(init).parameters.values())[1:]
+            for p in parameters:
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                    known.setdefault(p.name, p.replace(annotation=hints.get(p.name, Any)))
+            open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+            if not open_ended:
+                break
+    return known, open_ended
 
 
 # -- help ------------------------------------------------------------------------------------------------------------
 
 _HEADINGS = {
-    "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation", "mixed_precision": "numerics",
+    "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation",
+    "mixed_precision": "numerics",
     "logging_steps": "log, evaluation, checkpoints", "metric_for_best_model": "the best model, early stopping",
     "max_time": "stopping and resuming", "report_to": "tracking",
 }  # fmt: skip
@@ -527,39 +426,39 @@ def help_text(arguments: list[str]) -> str:
     shown = argparse.ArgumentParser(
         prog="accel-train train",
         usage="accel-train train --config FILE [--KEY=VALUE ...]",
-        epilog="A dot in a name is a level in YAML, and values are written as there: --report_to='[tensorboard, wandb]'.",
+        epilog="A dot in a name is a level in YAML; values are written as there: --report_to='[tensorboard, wandb]'.",
         add_help=False,
     )
     group = shown.add_argument_group("what to train")
     group.add_argument("--config", metavar="FILE", help="YAML with any of these options; several files are merged")
-    group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class as module.Class")
+    group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class: module.Class")
     group.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
     node = read(arguments).get("task")
     if node is None:
-        group.add_argument("--task.init_args.NAME", metavar="VALUE", help="listed by: accel-train train --task=NAME --help")
+        group.add_argument("--task.init_args.NAME", metavar="VALUE", help="listed by: train --task=NAME --help")
     else:
         cls = _task_class(node)
         group = shown.add_argument_group(f"the task, {cls.__name__}")
-        defaults = {name: p.default for name, p in _parameters(cls).items() if p.kind is not p.VAR_KEYWORD}
-        _add_options(group, cls, "task.init_args.", defaults)
+        for name, p in _arguments(cls)[0].items():
+            _add_option(group, f"task.init_args.{name}", p.annotation, _argument_texts(cls).get(name, ""), p.default)
     for name, default in vars(TrainConfig()).items():
         if name in _HEADINGS:
             group = shown.add_argument_group(_HEADINGS[name])
-        _add_options(group, TrainConfig, "", {name: default})
+        hint, text = get_type_hints(TrainConfig)[name], _argument_texts(TrainConfig)[name]
+        if not dataclasses.is_dataclass(hint):
+            _add_option(group, name, hint, text, default)
+            continue
+        texts = _argument_texts(type(default))
+        for inner, inner_hint in get_type_hints(type(default)).items():
+            _add_option(group, f"{name}.{inner}", inner_hint, texts[inner], getattr(default, inner))
     return shown.format_help()
 
 
-def _add_options(group: Any, cls: type, prefix: str, defaults: dict[str, Any]) -> None:
-    hints, texts = _hints(cls if dataclasses.is_dataclass(cls) else cls.__init__), _argument_texts(cls)
-    for name, default in defaults.items():
-        hint = hints.get(name, Any)
-        if dataclasses.is_dataclass(hint):
-            _add_options(group, cast(type, hint), f"{prefix}{name}.", vars(default))
-            continue
-        nested = [f.name for inner in get_args(hint) if dataclasses.is_dataclass(inner) for f in dataclasses.fields(inner)]
-        text = texts.get(name, "") + (f" Each has {', '.join(nested)}." if nested else "")
-        note = "required" if default is inspect.Parameter.empty else f"default: {json.dumps(_plain(default))}"
-        group.add_argument(f"--{prefix}{name}", metavar=_kind(hint), help=f"{text} ({note})".strip().replace("%", "%%"))
+def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> None:
+    fields = [f.name for inner in get_args(hint) if dataclasses.is_dataclass(inner) for f in dataclasses.fields(inner)]
+    each = f" Each has {', '.join(fields)}." if fields else ""
+    note = "required" if default is inspect.Parameter.empty else f"default: {json.dumps(_plain(default))}"
+    group.add_argument(f"--{key}", metavar=kind(hint), help=f"{text}{each} ({note})".strip().replace("%", "%%"))
 
 
 def _argument_texts(cls: type) -> dict[str, str]:

@@ -36,6 +36,12 @@ class Ranks:
             dist.all_reduce(tensor, group=self._hosts)
         return tensor
 
+    def share(self, tensors: list[torch.Tensor]) -> None:
+        """Make these device tensors those of rank 0, everywhere."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def all_agree(self, ok: bool) -> bool:
         return self.world_size == 1 or bool(self.host_sum(torch.tensor(0.0 if ok else 1.0)) == 0)
 

@@ -40,7 +40,10 @@ class Session:
         self.global_batch_size = config.global_batch_size
         if config.per_device_batch_size is not None:
             self.global_batch_size = config.per_device_batch_size * self.ranks.world_size
-        self.described = to_dict(task, config) | {"global_batch_size": self.global_batch_size}
+        self.described = to_dict(task, config) | {
+            "global_batch_size": self.global_batch_size,  # as it came out, for resuming and evaluating
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
 
         self.source = self._source("train")
         eval_source = task.build_data("validation", self.global_batch_size, config.seed)
@@ -60,7 +63,6 @@ class Session:
         )
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
-        self.early_events: list[Event] = []
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Session:
 
             observers.append(AccelerateTrackers(self.accelerator))
         hook = config.webhook
-        if os.environ.get(hook.url_env) or hook.url_file:
+        if os.environ.get(hook.url_env) or os.environ.get("ACCEL_TRAIN_ALERT_WEBHOOK_URL") or hook.url_file:
             from accel_train.tracking.webhook import Webhook
 
             milestones = hook.milestones or ()
@@ -332,7 +334,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         mixed_precision=precision,
         log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir or None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         step_scheduler_with_optimizer=False,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

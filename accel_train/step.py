@@ -26,6 +26,18 @@ from accel_train.task import Batch, Loss, Objective, Task
 _NOTHING = contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def _frozen(params: list[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for these; one would be added to the next update of their own objective."""
+    for param in params:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in params:
+            param.requires_grad_(True)
+
+
 class StepModule(nn.Module):
     """The models a group trains, with the loss inside ``forward``, where DDP and autocast see it."""
 
@@ -48,9 +60,12 @@ class Group:
     name: str
     objectives: tuple[Objective, ...]
     module: nn.Module
+    local: nn.Module  # the same without the wrapper that reduces gradients
     params: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
+    read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
     scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
     lr: float = field(default=math.nan)
 
@@ -140,7 +155,22 @@ class Stepper:
         scaler = None
         if self.accelerator.mixed_precision == "fp16":
             scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
-        group = Group("+".join(trains), tuple(objectives), prepared, params, built, schedule, scaler)
+        others = [model for name, model in self.models.items() if name not in trains]
+        read_only = [p for model in others for p in model.parameters() if p.requires_grad]
+        kept = module.trained.state_dict(keep_vars=True)
+        buffers = [buffer for name, buffer in module.trained.named_buffers() if name in kept]
+        group = Group(
+            name="+".join(trains),
+            objectives=tuple(objectives),
+            module=prepared,
+            local=module,
+            params=params,
+            optimizer=built,
+            schedule=schedule,
+            buffers=buffers,
+            read_only=read_only,
+            scaler=scaler,
+        )
         for objective in objectives:
             self.groups[objective.name] = group
             self._seeds[objective.name] = keyed.key(self._run_seed, "generators", objective.name, self.ranks.rank)
@@ -160,7 +190,8 @@ class Stepper:
         while True:
             self._seed_generators(objective, step, repeat)
             try:
-                values, complete = self._accumulate(group, objective, batch), True
+                with _frozen(group.read_only) if group.read_only else _NOTHING:
+                    values, complete = self._accumulate(group, objective, batch), True
             except torch.OutOfMemoryError as error:
                 if not self._retry_memory:
                     raise
@@ -172,7 +203,10 @@ class Stepper:
             else:
                 complete_everywhere = complete
             if complete_everywhere:
-                return values, self._update(group)
+                norm = self._update(group)
+                # DDP would do this in its first forward, at another moment on a rank that has no items
+                self.ranks.share(group.buffers)
+                return values, norm
             self._halve_micro_batch(group, cause if not complete else None)  # pyright: ignore[reportPossiblyUnbound]
 
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
@@ -183,10 +217,10 @@ class Stepper:
         totals = self._totals(objective, micro_batches)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
-            alone_or_last = self.ranks.world_size == 1 or (not self._guarded and i == len(micro_batches) - 1)
-            with _NOTHING if alone_or_last else self.accelerator.no_sync(group.module):
-                loss = group.module(micro_batch, totals, objective)
-                self._backward(group, loss.value)
+            # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
+            reduce_now = self._sharded or (not self._guarded and i == len(micro_batches) - 1)
+            loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective)
+            self._backward(group, loss.value)
             shares = {"loss": loss.value, **loss.terms}
             for name, share in shares.items():
                 share = share.detach()
@@ -333,10 +367,10 @@ class Stepper:
         try:
             yield
         finally:
-            again = self.accelerator.state.fsdp_plugin.reshard_after_forward
+            plugin = self.accelerator.state.fsdp_plugin
             for module in shards:
                 module.reshard()
-                module.set_reshard_after_forward(bool(again), recurse=False)
+                module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
 
     @property
     def scale_is_settling(self) -> bool:

@@ -83,6 +83,7 @@ class Trainer:
     def request_stop(self, reason: str) -> None:
         """Ask, on any rank, that all ranks stop after the same step and save."""
         self.control.stop_reason = self.control.stop_reason or reason
+        self._attend_now()
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -141,13 +142,14 @@ class Trainer:
         now = clock.pause(position.step)
         self.control.poll()
         up = self._time_is_up(now)
+        asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
         main = self.ranks.is_main
         votes, bad = self.interval.exchange([
             float(self.control.stop_reason is not None),
             float(self.control.by_signal),
             float(main and up),
-            float(self.control.save_requested or (main and by_clock)),
+            float(asked_to_save or (main and by_clock)),
             clock.items,
             clock.waited if main else 0.0,
             clock.seconds_per_step() if main else 0.0,
@@ -171,7 +173,6 @@ class Trainer:
         self._tick()
         if save or self._done() or reason or improved or self.save_every.due(position):
             self._save(improved)
-        self.control.save_requested = False
         self._plan_attention(step_seconds)
         clock.resume()
         return "" if self._done() else reason
@@ -195,7 +196,10 @@ class Trainer:
     # -- what attention does -----------------------------------------------------------------------------------------
 
     def _log(self) -> None:
-        record = self._where("train") | self.interval.means()
+        means = self.interval.means()
+        if not means:
+            return
+        record = self._where("train") | means
         rates = {group.name: group.lr for group in self.session.stepper.groups.values()}
         record["lr"] = next(iter(rates.values()))
         if len(rates) > 1:
@@ -276,6 +280,7 @@ class Trainer:
         self._signalled = False
         self._places: list[tuple[int, int]] = []
         self._share: Any = None
+        self._untold: list[Event] | None = []
         self._last: Record = {}
         self._clock = Clock(0)
         self.observers = Observers([])
@@ -308,7 +313,8 @@ class Trainer:
             baselines=self.task.baselines() if self.ranks.is_main else {},
         )
         self.observers.tell("on_start", run)
-        for event in self.session.early_events:
+        untold, self._untold = self._untold, None
+        for event in untold or ():
             self.tell(event)
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
@@ -337,11 +343,11 @@ class Trainer:
         self.observers.tell("on_end", "crashed", self._status() | {"reason": run_folder.scrub(text)})
 
     def tell(self, event: Event) -> None:
-        """An event to the observers, or kept until there are some."""
-        if self.observers.active:
-            self.observers.tell("on_event", event)
+        """An event to the observers; while the run is being set up, kept until they are there."""
+        if self._untold is not None:
+            self._untold.append(event)
         else:
-            self.session.early_events.append(event)
+            self.observers.tell("on_event", event)
 
     # -- state -------------------------------------------------------------------------------------------------------
 

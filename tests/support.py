@@ -22,26 +22,24 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-import accel_train.checkpoint as checkpoint_module  # noqa: E402
-from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed  # noqa: E402
-from accel_train.checkpoint import CheckpointFolder, verify  # noqa: E402
-from accel_train.data.loader import Loader  # noqa: E402
-from accel_train.task import Event  # noqa: E402
-from accel_train.tracking import Observer  # noqa: E402
+from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed
+from accel_train.checkpoint import CheckpointFolder, verify
+from accel_train.task import Event
+from accel_train.tracking import Observer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
 FAULTS: dict[str, Any] = {}
 """What goes wrong in this process during the current job; read by the toy tasks."""
@@ -137,6 +135,19 @@ class Ragged(Toy):
         fault(batch)
         value = self._error(models, batch) / totals["valid"]
         return Loss(spoil(value), {"valid": batch["mask"].sum(), "share": len(batch["index"]) / totals["items"]})
+
+
+class Statistics(Ragged):
+    """With frozen statistics in the model: buffers, which DDP sends around."""
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_buffer("mean", torch.full((1,), 0.25, dtype=model[0].weight.dtype))
+        return model
+
+    def _error(self, models, batch, power: int = 2):
+        mean = next(models["model"].buffers())
+        return super()._error(models, batch | {"y": batch["y"] - mean}, power)
 
 
 class TwoLosses(Toy):
@@ -271,6 +282,15 @@ class Probe(Trainer):
         if "loss_scale" in job:
             for group in stepper.groups.values():
                 group.scaler = group.scaler or torch.amp.GradScaler("cpu", init_scale=job["loss_scale"])
+        if (die := job.get("die_in")) is not None:  # killed at this method of the session, at this step
+            real = getattr(self.session, die["method"])
+
+            def killed(step, *arguments):
+                if step == die["step"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(step, *arguments)
+
+            setattr(self.session, die["method"], killed)
         stepper.step = self._watch_step(stepper.step)
         stepper._clip = self._watch_clip(stepper._clip)
         for optimizer in {id(group): group.optimizer for group in stepper.groups.values()}.values():
@@ -293,9 +313,9 @@ class Probe(Trainer):
                 self.request_stop("test")
             if stop.get("at_once", True):
                 self._attention_at = step
-        send = self.job.get("signal_at")
-        if send is not None and step == send["step"] and send.get("rank", self.ranks.rank) == self.ranks.rank:
-            os.kill(os.getpid(), send["number"])
+        if self.job.get("poison_at") == step:  # what an update with a bad optimiser would do
+            with torch.no_grad():
+                next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, step):
         def watched(objective, batch, number, repeat=0):
@@ -321,9 +341,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, signal_at, gradients, ..."""
     torch.set_num_threads(1)
     ears = Ears()
+    FAULTS.clear()
     probe = Probe(job, ears)
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
-    with disk_faults(job.get("disk")):
+    # a full collection takes as long as the rest of a toy run
+    with disk_faults(job.get("disk")), mock.patch("gc.collect"), mock.patch.dict(os.environ, ON_CPU):
         try:
             done = probe.fit()
             result.update(outcome=done.outcome, reason=done.reason, step=done.step, by_signal=done.by_signal,
@@ -352,21 +374,19 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 # -- faults of the disk ----------------------------------------------------------------------------------------------
 
 
-class _Full:
-    """Raises "no space left" instead of the ``nth`` call, having left half a file where there is a path to it."""
+def _full(real, steps: list[int]):
+    """Raises "no space left" at these steps, having left half a file where there is a path to one."""
 
-    def __init__(self, real, nth: int, last: int) -> None:
-        self.real, self.nth, self.last, self.calls = real, nth, last, 0
-
-    def __call__(self, *arguments, **named):
-        self.calls += 1
-        if not self.nth <= self.calls <= self.last:
-            return self.real(*arguments, **named)
+    def call(*arguments, **named):
+        if FAULTS.get("this_step") not in steps:
+            return real(*arguments, **named)
         for argument in arguments:
             if isinstance(argument, str | Path):
                 with contextlib.suppress(OSError):
                     Path(argument).write_bytes(b"half a fi")
         raise OSError(errno.ENOSPC, "No space left on device (injected)")
+
+    return call
 
 
 DISK_PLACES = {
@@ -376,25 +396,23 @@ DISK_PLACES = {
     "manifest": "accel_train.checkpoint.write_manifest",
     "flush": "accel_train.checkpoint._flush",
     "folder": "accel_train.checkpoint.CheckpointFolder.begin",
+    "best model": "accel_train.run_folder.replace_folder",
 }
 
 
 @contextlib.contextmanager
 def disk_faults(setting: dict[str, Any] | None) -> Iterator[None]:
-    """``place``: where; ``nth``: at which call (to ``last``); ``rank``: only there. ``slow``: seconds a save takes longer."""
+    """``place``: where; ``steps``: when; ``rank``: only there. ``slow``: seconds a save takes longer."""
     if setting is None or setting.get("rank", _rank()) != _rank():
         yield
         return
     with contextlib.ExitStack() as patches:
         if (place := setting.get("place")) == "size limit":
-            patches.enter_context(_file_size_limit(setting["nth"]))
+            patches.enter_context(_file_size_limit(setting["steps"]))
         elif place is not None:
-            target = DISK_PLACES[place]
-            owner, _, name = target.rpartition(".")
+            owner, _, name = DISK_PLACES[place].rpartition(".")
             real = getattr(_resolve(owner), name)
-            full = _Full(real, setting["nth"], setting.get("last", setting["nth"]))
-            # a plain function, so that it binds as a method where it replaces one
-            patches.enter_context(mock.patch(target, lambda *a, **k: full(*a, **k)))
+            patches.enter_context(mock.patch(DISK_PLACES[place], _full(real, setting["steps"])))
         if slow := setting.get("slow"):
             for target in ("accel_train.checkpoint._flush", "accel_train.checkpoint.write_manifest", "torch.save"):
                 patches.enter_context(_slowed(target, slow))
@@ -430,18 +448,15 @@ def _slowed(target: str, seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _file_size_limit(nth: int) -> Iterator[None]:
-    """The real thing: during the nth ``save_state`` no file may grow beyond 600 bytes."""
+def _file_size_limit(steps: list[int]) -> Iterator[None]:
+    """The real thing: during ``save_state`` no file may grow beyond 600 bytes."""
     from accelerate import Accelerator
 
-    real, calls = Accelerator.save_state, 0
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    real = Accelerator.save_state
 
     def limited(self, *arguments, **named):
-        nonlocal calls
-        calls += 1
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if calls == nth:
+        if FAULTS["this_step"] in steps:
             resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
         try:
             return real(self, *arguments, **named)
@@ -455,11 +470,15 @@ def _file_size_limit(nth: int) -> Iterator[None]:
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
+def _python_path() -> str:
+    return os.pathsep.join([str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def _context():
-    paths = [str(HERE), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support"])
+    with mock.patch.dict(os.environ, ON_CPU | {"PYTHONPATH": _python_path()}):
+        forkserver.ensure_running()
     return context
 
 
@@ -504,7 +523,7 @@ class Child:
 
 def _serve(pipe, rank: int, world_size: int, meeting: str) -> None:
     """Run jobs until None comes."""
-    os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    os.environ.update(ON_CPU)
     if world_size > 1:
         import datetime
 
@@ -549,11 +568,13 @@ class Team:
         return self.members
 
     def run(self, *jobs: dict[str, Any], timeout: float = 60.0) -> list[dict[str, Any]]:
+        results = []
         try:
-            return [member.result(timeout) for member in self.start(*jobs)]
-        except BaseException:
-            self.close()
-            raise
+            results = [member.result(timeout) for member in self.start(*jobs)]
+        finally:
+            if not results or any(result["error"] for result in results):
+                self.close()  # who knows whether they still understand each other
+        return results
 
     def close(self) -> None:
         for member in self.members:
@@ -572,7 +593,12 @@ def team(size: int) -> Team:
 
 def run(job: dict[str, Any], ranks: int = 1) -> list[dict[str, Any]]:
     """The results of all ranks; one rank runs in this process."""
-    return [train(job)] if ranks == 1 else team(ranks).run(job)
+    if ranks > 1:
+        return team(ranks).run(job)
+    try:
+        return [train(job)]
+    finally:  # other tests fork this process to make ranks of it, which must not take themselves for single
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
@@ -583,8 +609,7 @@ def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
 
 
 def program(command: list[str], **named: Any) -> subprocess.Popen:
-    paths = os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | ON_CPU | {"PYTHONPATH": _python_path()}
     return subprocess.Popen(
         command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, text=True, start_new_session=True, **named,
@@ -649,7 +674,3 @@ def damaged(folder: Path | str) -> list[str]:
 
 def steps_saved(folder: Path | str) -> list[int]:
     return CheckpointFolder(Path(folder) / "checkpoints").steps()
-
-
-__all__ = [name for name in dir() if not name.startswith("_")]
-_ = (checkpoint_module, Loader)

@@ -12,7 +12,10 @@ from accel_train.errors import UserError
 from accel_train.optim import suggest
 
 TASKS = {
-    "collatz": ("accel_train.tasks.collatz.task.CollatzTask", "transformer on Collatz parity sequences made as it goes"),
+    "collatz": (
+        "accel_train.tasks.collatz.task.CollatzTask",
+        "transformer on Collatz parity sequences, made as it goes",
+    ),
 }
 """Short name -> (class path, one line of what it is)."""
 

@@ -14,7 +14,12 @@ def job(folder, task="Ragged", **more):
 @pytest.mark.parametrize("task", ["Ragged", "Gan"])
 @pytest.mark.parametrize(
     ("ranks", "oom"),
-    [(1, {"above": 3}), (2, {"above": 2}), (2, {"above": 2, "rank": 1}), (2, {"above": 1, "rank": 0, "steps": [9, 10]})],
+    [
+        (1, {"above": 3}),
+        (2, {"above": 2}),
+        (2, {"above": 2, "rank": 1}),
+        (2, {"above": 1, "rank": 0, "steps": [9, 10]}),
+    ],
     ids=["one process", "both ranks", "rank 1 only", "rank 0 in the middle"],
 )
 def test_the_run_completes_and_is_the_same(tmp_path, task, ranks, oom):

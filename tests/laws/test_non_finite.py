@@ -1,4 +1,4 @@
-"""A value that is not finite, on any one rank, costs all ranks the same update, is told, and never reaches a checkpoint."""
+"""A value that is not finite, on any one rank, costs all ranks the same update, and never reaches a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def checkpoints_are_finite(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("settings", [{}, {"memory_guard": False}, {"micro_batch_size": 2}], ids=["", "overlapped", "cut"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"memory_guard": False}, {"micro_batch_size": 2}], ids=["", "overlapped", "cut"]
+)
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)], ids=["alone", "rank 0 of 2", "rank 1 of 2"])
 def test_the_update_is_skipped_everywhere(tmp_path, kind, settings, ranks, rank):
     results = run(job(tmp_path, [4, 9], kind, rank, **settings), ranks)
@@ -82,7 +84,7 @@ def test_raise(tmp_path, ranks, rank):
 
 @pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 1)])
 def test_too_many_in_a_row(tmp_path, ranks, rank):
-    """Eleven of them and no more: ten are allowed by default here three."""
+    """Three in a row are allowed here, also several times; the fourth ends the run."""
     results = run(job(tmp_path, [5, 7, 8, 9], rank=rank, max_skipped_steps=3), ranks)
     assert {r["outcome"] for r in results} == {"completed"}
     results = run(job(tmp_path / "b", range(9, 25), rank=rank, max_skipped_steps=3, save_steps=4), ranks)
@@ -98,6 +100,15 @@ def test_the_count_survives_a_resume(tmp_path):
     run(endless | {"stop_at": {"step": 11}})
     (result,) = run(endless)
     assert result["error"][0] == "NonFiniteError" and "step 14" in result["error"][1]
+    checkpoints_are_finite(tmp_path)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, ranks):
+    """Whatever made them so: the last good checkpoint stays the last one."""
+    for result in run(job(tmp_path, [], save_steps=4, eval_steps=0) | {"poison_at": 7}, ranks):
+        assert result["error"][0] == "NonFiniteError" and "last checkpoint is of step 4" in result["error"][1]
+    assert steps_saved(tmp_path) == [4]
     checkpoints_are_finite(tmp_path)
 
 

@@ -9,7 +9,12 @@ import pytest
 from support import assert_same_run, config, records, run, samples, steps_saved, weights_files
 
 DROPOUT = {"dropout": 0.2}
-STOPS = {"inside a log interval": [3], "epoch end": [7], "log and evaluation": [10, 12], "many, twice the same epoch": [3, 5, 7, 16, 23]}
+STOPS = {
+    "inside a log interval": [3],
+    "epoch end": [7],
+    "log and evaluation": [10, 12],
+    "many, twice the same epoch": [3, 5, 7, 16, 23],
+}
 LOADERS = {
     "in the loop": {"num_workers": 0},
     "threads": {"num_workers": 2, "worker_type": "thread"},
@@ -25,7 +30,8 @@ def in_pieces(folder, stops, ranks=1, more=(), **job):
         results = run(now, ranks)
         for result in results:
             assert result["error"] is None
-        assert (results[0]["outcome"], results[0]["step"]) == (("stopped", stop) if stop else ("completed", results[0]["step"]))
+        assert results[0]["outcome"] == ("stopped" if stop else "completed")
+        assert stop in (None, results[0]["step"])
         assert not seen.keys() & samples(results).keys(), "a step was trained twice"
         seen |= samples(results)
     return seen, results
@@ -60,8 +66,9 @@ def test_one_process(tmp_path, whole, stops, loader):
 
 
 def test_one_process_with_worker_processes(tmp_path, whole):
-    folder, expected, _ = whole(task_args=DROPOUT)
-    seen, _ = in_pieces(tmp_path, [10], more=LOADERS["processes"].items(), task_args=DROPOUT)
+    folder, expected, _ = whole(more={"eval_steps": 0}.items(), task_args=DROPOUT)
+    more = (LOADERS["processes"] | {"eval_steps": 0}).items()  # every evaluation would start its own processes
+    seen, _ = in_pieces(tmp_path, [10], more=more, task_args=DROPOUT)
     assert seen == expected
     assert_same_run(tmp_path, folder)
 
@@ -88,8 +95,9 @@ def test_two_ranks(tmp_path, whole, stops):
 
 def test_two_ranks_with_loader_threads_and_micro_batches(tmp_path, whole):
     more = dict(micro_batch_size=3, num_workers=2).items()
-    folder, expected, _ = whole(2, more=more, task="Ragged", task_args=DROPOUT | {"items": 49, "slow_read": 0.0004})
-    seen, _ = in_pieces(tmp_path, [6, 7], 2, more=more, task="Ragged", task_args=DROPOUT | {"items": 49, "slow_read": 0.0004})
+    job = {"task": "Ragged", "task_args": DROPOUT | {"items": 49, "slow_read": 0.0004}}
+    folder, expected, _ = whole(2, more=more, **job)
+    seen, _ = in_pieces(tmp_path, [6, 7], 2, more=more, **job)
     assert seen == expected
     assert_same_run(tmp_path, folder)
 
@@ -104,7 +112,7 @@ def test_two_networks_with_an_optimiser_each(tmp_path, whole, ranks):
 
 
 def test_phase_switch_keeps_the_optimiser_also_when_stopped_exactly_there(tmp_path, whole):
-    phases = [{"objectives": ["square"], "length": "9st"}, {"objectives": ["absolute"], "length": 6}, {"objectives": []}]
+    phases = [{"objectives": ["square"], "length": "9st"}, {"objectives": ["absolute"], "length": 6}, {}]
     more = dict(phases=phases, logging_steps=4).items()
     folder, _, (result,) = whole(more=more, task="TwoLosses", task_args=DROPOUT)
     wanted = [(s, n) for s in range(1, 25) for n in ("square", "absolute") if s > 15 or (s <= 9) == (n == "square")]
@@ -146,7 +154,8 @@ def test_plateau_schedule(tmp_path, whole):
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "step"])
 def test_schedules(tmp_path, whole, kind):
-    more = dict(lr_scheduler_type=kind, warmup_steps="1ep", lr_scheduler_kwargs={"step_size": 5} if kind == "step" else {}).items()
+    options = {"step_size": 5} if kind == "step" else {}
+    more = dict(lr_scheduler_type=kind, lr_scheduler_kwargs=options, warmup_steps="1ep").items()
     folder, _, _ = whole(more=more)
     assert len({record["lr"] for record in records(folder) if record["kind"] == "train"}) >= 4
     in_pieces(tmp_path, [4, 19], more=more)
@@ -168,4 +177,4 @@ def test_a_longer_run_is_the_same_as_one_that_was_long_from_the_start(tmp_path, 
     run({"config": config(tmp_path, max_steps=18), "task_args": DROPOUT})
     run({"config": config(tmp_path), "task_args": DROPOUT})
     assert weights_files(tmp_path) == weights_files(folder)
-    assert samples([]) == {} and steps_saved(tmp_path)[-1] == 24
+    assert steps_saved(tmp_path)[-1] == 24

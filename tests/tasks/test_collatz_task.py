@@ -77,7 +77,7 @@ def test_rows_that_end_within_the_prefix_do_not_count_for_the_stopping_time():
     short = batch["steps"] <= 32
     assert 0 < short.sum() < len(short)
     totals = task.totals({}, batch, Objective())
-    assert totals["rows"] == (~short).sum()
+    assert totals["rows"].tolist() == [(~short).sum(), 0]  # normal, hard
     model = task.build_model()
     other = {**batch, "steps": torch.where(short, batch["steps"] + 0, batch["steps"])}
     other["steps"] = torch.where(short, torch.ones_like(batch["steps"]), batch["steps"])
@@ -97,7 +97,7 @@ def test_shares_of_micro_batches_add_up(limit):
     assert sorted(n for p in parts for n in p["low"].tolist()) == sorted(batch["low"].tolist())
     totals = task.totals({}, batch, Objective())
     split_totals = [task.totals({}, p, Objective()) for p in parts]
-    assert all(sum(t[k] for t in split_totals) == totals[k] for k in totals)
+    assert all(sum(t[k] for t in split_totals).equal(totals[k]) for k in totals)
 
     def gradient(batches):
         model.zero_grad()
@@ -105,6 +105,10 @@ def test_shares_of_micro_batches_add_up(limit):
         sum(loss.value for loss in losses).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()]), sum(loss.value for loss in losses).item()
 
+    terms = task.loss_step({"model": model}, batch, totals, Objective()).terms
+    for name, counted in (("stop", totals["rows"]), ("next", totals["tokens"])):
+        by_mode = torch.stack([terms[f"{name}/normal"], terms[f"{name}/hard"]])
+        assert ((by_mode * counted).sum() / counted.sum()).item() == pytest.approx(terms[name].item(), rel=1e-12)
     (whole, value), (cut, cut_value) = gradient([batch]), gradient(parts)
     assert abs(value - cut_value) < 1e-12 * abs(value)
     assert (whole - cut).norm() < 1e-12 * whole.norm()
@@ -121,10 +125,13 @@ def test_split_cuts_padding_but_no_tokens():
 
 def test_training_and_evaluation_share_no_number():
     task = CollatzTask(**TINY)
-    for split, held in (("train", False), ("validation", True)):
+    seen = {}
+    for split, held in (("train", False), ("validation", True), ("test", True)):
         batch = batch_of(task, 256, split)
         high, low = (batch[k].numpy().view(np.uint64) for k in ("high", "low"))
         assert (is_held_out(high, low) == held).all()
+        seen[split] = set(collatz_data.to_int(high, low))
+    assert len(seen["validation"] & seen["test"]) < 5  # a number may be drawn twice, rows are not shared
 
 
 def test_metrics_are_those_of_the_rows():

@@ -14,10 +14,10 @@ from accel_train.tasks.collatz.trajectory import trajectories
 
 
 class Rows:
-    """Random access to the rows of a run; ``length`` matters for evaluation only, training has no end."""
+    """Random access to the rows from ``first`` on of a stream of numbers; only evaluation asks for the length."""
 
-    def __init__(self, numbers: Numbers, max_len: int, length: int) -> None:
-        self.numbers, self.max_len, self.length = numbers, max_len, length
+    def __init__(self, numbers: Numbers, max_len: int, length: int, first: int = 0) -> None:
+        self.numbers, self.max_len, self.length, self.first = numbers, max_len, length, first
         self._found: list[Event] = []
         self._lock = threading.Lock()
 
@@ -25,7 +25,7 @@ class Rows:
         return self.length
 
     def __getstate__(self) -> dict:
-        return {"numbers": self.numbers, "max_len": self.max_len, "length": self.length}
+        return {"numbers": self.numbers, "max_len": self.max_len, "length": self.length, "first": self.first}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -33,7 +33,7 @@ class Rows:
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """tokens uint8 [N, max_len] (2 = pad), steps int32 [N] (T), mode uint8 [N], high and low int64 [N] (the two
         64-bit limbs of n, as bit patterns)."""
-        high, low, mode = self.numbers.draw(indices)
+        high, low, mode = self.numbers.draw(indices + self.first)
         while True:
             try:
                 tokens, steps = trajectories(high, low, self.max_len)

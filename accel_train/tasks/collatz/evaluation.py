@@ -42,7 +42,7 @@ def statistics(task: CollatzTask, model: nn.Module, batch: Batch) -> dict[str, T
     )
     return {
         "tokens": valid.sum(),
-        "cross_entropy": task._cross_entropy(logits.float(), tokens),
+        "cross_entropy": task._cross_entropy(logits.float(), tokens).double().sum(),
         "confusion": confusion,
         "rows": counts.sum(),
         "short_rows": (~counts).sum(),

@@ -101,11 +101,12 @@ class CollatzTask(Task):
         if split == "train":
             self._train_rows = self._rows(held_out=False)
             return IndexedSource(self._train_rows, batch_size, endless=True)
-        return IndexedSource(self._rows(held_out=True), batch_size, shuffle=False)
+        first = self.eval_rows if split == "test" else 0  # other held-out rows than those that chose the best model
+        return IndexedSource(self._rows(held_out=True, first=first), batch_size, shuffle=False)
 
-    def _rows(self, held_out: bool) -> Rows:
+    def _rows(self, held_out: bool, first: int = 0) -> Rows:
         numbers = Numbers(self._seed, held_out=held_out, **self.draw_args)
-        return Rows(numbers, self.max_len, self.eval_rows)
+        return Rows(numbers, self.max_len, self.eval_rows, first)
 
     def build_model(self) -> nn.Module:
         from accel_train.tasks.collatz.model import CollatzTransformer
@@ -133,9 +134,10 @@ class CollatzTask(Task):
     # -- losses ------------------------------------------------------------------------------------------------------
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
-        """Rows whose stopping time counts, and tokens to be predicted, in the global batch."""
-        tokens = (batch["steps"].clamp(max=self.max_len) - 1).clamp(min=0).sum()
-        return {"rows": self._counts(batch["steps"]).sum(), "tokens": tokens}
+        """Rows whose stopping time counts, and tokens to be predicted, in the global batch: [normal, hard] each."""
+        steps = batch["steps"]
+        tokens = (steps.clamp(max=self.max_len) - 1).clamp(min=0)
+        return {"rows": _by_mode(batch, self._counts(steps)), "tokens": _by_mode(batch, tokens)}
 
     def _counts(self, steps: Tensor) -> Tensor:
         """Rows that go on beyond the prefix; a shorter one would show its T by where it ends."""
@@ -148,17 +150,24 @@ class CollatzTask(Task):
         from torch.nn import functional
 
         predicted, logits = models["model"](batch["tokens"][:, :-1])
-        next_loss = self._cross_entropy(logits, batch["tokens"]) / totals["tokens"].clamp(min=1)
         huber = functional.huber_loss(predicted, batch["steps"].to(predicted.dtype).log1p(), reduction="none")
-        stop_loss = (huber * self._counts(batch["steps"])).sum() / totals["rows"].clamp(min=1)
-        return Loss(self.stop_weight * stop_loss + self.next_weight * next_loss, {"stop": stop_loss, "next": next_loss})
+        sums = {
+            "stop": (_by_mode(batch, huber * self._counts(batch["steps"])), totals["rows"]),
+            "next": (_by_mode(batch, self._cross_entropy(logits, batch["tokens"])), totals["tokens"]),
+        }
+        terms = {name: share.sum() / total.sum().clamp(min=1) for name, (share, total) in sums.items()}
+        for name, (share, total) in sums.items():
+            terms[f"{name}/normal"], terms[f"{name}/hard"] = (share.detach() / total.clamp(min=1)).unbind()
+        return Loss(self.stop_weight * terms["stop"] + self.next_weight * terms["next"], terms)
 
     @staticmethod
     def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+        """Sum over the tokens of each row, [B]."""
         from torch.nn import functional
 
         target = tokens[:, 1:].long()
-        return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="sum")
+        each = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="none")
+        return each.reshape(target.shape).sum(1)
 
     def baselines(self) -> dict[str, float]:
         """The entropy of the next parity, and what T costs a regression on the number of odd tokens in the prefix."""
@@ -224,6 +233,17 @@ class CollatzTask(Task):
             events.append(Event("anomaly", title, fields if exact == label else {**fields, "label": label}))
         return events
 
+    def preview(self, batch: Batch, rows: int = 8) -> str:
+        """The first rows as a person would write them, for ``accel-train inspect``."""
+        from accel_train.tasks.collatz.numbers import MODES, to_int
+
+        limbs = (batch[name][:rows].numpy().view(np.uint64) for name in ("high", "low"))
+        lines = [f"  {'n':>36}  {'mode':<7} {'T':>5}  first tokens"]
+        for n, mode, steps, tokens in zip(to_int(*limbs), batch["mode"], batch["steps"], batch["tokens"], strict=False):
+            shown = "".join(map(str, tokens[: min(40, int(steps))].tolist()))
+            lines.append(f"  {n:>36}  {MODES[int(mode)]:<7} {int(steps):>5}  {shown}")
+        return "\n".join(lines)
+
     # -- files -------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -233,6 +253,14 @@ class CollatzTask(Task):
 
         rows = Rows(Numbers(seed), max_len=500, length=size or 1000)
         return write_parquet(rows, out, seed)
+
+
+def _by_mode(batch: Batch, value: Tensor) -> Tensor:
+    """Per-row values [B] summed over normal and over hard rows, [2]."""
+    import torch
+
+    hard = batch["mode"] > 0
+    return torch.stack([(value * ~hard).sum(), (value * hard).sum()])
 
 
 def _huber(error: np.ndarray) -> float:

@@ -1,0 +1,47 @@
+"""What happens on one rank only: a vote ends all on the same step, a crash or a death leaves nobody waiting."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support import Team, assert_same_run, config, damaged, run, steps_saved
+
+SETTINGS = dict(save_steps=6, eval_steps=0, max_steps=40)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_asked_for_on_one_rank(tmp_path, rank):
+    run({"config": config(tmp_path / "whole", **SETTINGS)}, 2)
+    job = {"config": config(tmp_path / "run", **SETTINGS)}
+    results = run(job | {"stop_at": {"step": 13, "rank": rank, "at_once": False}}, 2)
+    assert {r["outcome"] for r in results} == {"stopped"}
+    steps = {r["step"] for r in results}
+    assert len(steps) == 1 and 13 <= min(steps) < 40
+    assert steps_saved(tmp_path / "run")[-1] in steps
+    assert all(r["reason"] for r in results)
+    run(job, 2)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", ["crash", "die"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_ends(tmp_path, fault, rank):
+    run({"config": config(tmp_path / "whole", **SETTINGS)}, 2)
+    job = {"config": config(tmp_path / "run", **SETTINGS)}
+    team, began = Team(2), time.monotonic()
+    try:
+        members = team.start(job | {"leave": True, "faults": {fault: {"rank": rank, "steps": [15]}}})
+        for member in members:
+            member.process.join(60)
+            assert not member.alive(), "it hangs"
+        assert all(member.process.exitcode != 0 for member in members)
+        survivor = members[1 - rank].result(1)
+    finally:
+        team.close()
+    assert time.monotonic() - began < 60
+    assert survivor["error"] and survivor["outcome"] is None
+    assert damaged(tmp_path / "run") == [] and steps_saved(tmp_path / "run")[-1] == 12
+    results = run(job, 2)
+    assert {(r["outcome"], min(r["samples"])) for r in results} == {("completed", 13)}
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -1,0 +1,208 @@
+"""Stopped from outside: all ranks save the same step, leave with the right exit code, and resume to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import (
+    Child,
+    Team,
+    assert_same_run,
+    config,
+    damaged,
+    launch,
+    program,
+    records,
+    run,
+    steps_saved,
+    wait_for,
+    weights_files,
+)
+
+from accel_train import cli
+
+SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
+TOY = {"dropout": 0.2}
+
+
+def job(folder, slow=0.0, **more):
+    return {"task_args": TOY | {"slow": slow}, "config": config(folder, **SETTINGS | more)}
+
+
+def arguments(folder, slow, **more):
+    values = config(folder, **SETTINGS | more) | {"task.init_args.dropout": 0.2, "task.init_args.slow": slow}
+    written = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
+    return ["train", "--task=support.Toy", *(f"--{k}={v}" for k, v in written.items())]
+
+
+def logged(folder, lines=2):
+    path = Path(folder) / "metrics.jsonl"
+    return path.exists() and len(path.read_text().splitlines()) >= lines
+
+
+def status(folder) -> dict:
+    path = Path(folder) / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    made = {}
+
+    def get(ranks):
+        if ranks not in made:
+            made[ranks] = tmp_path_factory.mktemp("whole")
+            run(job(made[ranks]), ranks)
+        return made[ranks]
+
+    return get
+
+
+def goes_on(folder, whole, ranks, stopped_at):
+    """Whole, saved at the step it stopped at, and bit for bit the same in the end."""
+    assert damaged(folder) == [] and steps_saved(folder)[-1] == stopped_at
+    assert 0 < stopped_at < 200
+    results = run(job(folder), ranks)
+    assert results[0]["outcome"] == "completed" and min(results[0]["samples"]) == stopped_at + 1
+    assert_same_run(folder, whole(ranks))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_one_process(tmp_path, whole, number):
+    child = Child(job(tmp_path, slow=0.005))
+    wait_for(lambda: logged(tmp_path))
+    os.kill(child.pid, number)
+    result = child.result()
+    child.kill()
+    assert (result["error"], result["outcome"], result["by_signal"]) == (None, "stopped", True)
+    assert signal.Signals(number).name in result["reason"]
+    goes_on(tmp_path, whole, 1, result["step"])
+
+
+@pytest.mark.parametrize("to", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both"])
+def test_two_ranks(tmp_path, whole, to):
+    team = Team(2)
+    try:
+        members = team.start(job(tmp_path, slow=0.005))
+        wait_for(lambda: logged(tmp_path))
+        for rank in to:
+            os.kill(members[rank].pid, signal.SIGTERM)
+        results = [member.result() for member in members]
+    finally:
+        team.close()
+    for result in results:
+        assert (result["error"], result["outcome"], result["by_signal"]) == (None, "stopped", True)
+    assert len({result["step"] for result in results}) == 1
+    goes_on(tmp_path, whole, 2, results[0]["step"])
+
+
+def test_the_program_and_its_exit_code(tmp_path, whole):
+    """The whole group is signalled, as a terminal and a scheduler do, loader processes included."""
+    more = dict(num_workers=2, worker_type="process", requeue_exit_code=75, eval_steps=0, max_steps=2000)
+    running = program([sys.executable, "-m", "accel_train", *arguments(tmp_path, 0.005, **more)])
+    wait_for(lambda: logged(tmp_path))
+    os.killpg(running.pid, signal.SIGTERM)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 75, output
+    assert "Traceback" not in output and "stopped at step" in output and "SIGTERM" in output
+    assert status(tmp_path)["state"] == "stopped" and damaged(tmp_path) == []
+    assert steps_saved(tmp_path) == [status(tmp_path)["step"]]
+
+
+def test_the_second_interrupt_does_not_wait(tmp_path):
+    running = program([sys.executable, "-m", "accel_train", *arguments(tmp_path, 20.0, num_workers=1)])
+    wait_for(lambda: status(tmp_path).get("state") == "running")
+    time.sleep(0.5)
+    os.kill(running.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert running.poll() is None, "the first one waits for the end of the step"
+    began = time.monotonic()
+    os.kill(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=15)
+    assert running.returncode == 130 and time.monotonic() - began < 10
+    assert "interrupted" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_launcher(tmp_path, whole, processes):
+    """SIGTERM to ``accelerate launch`` alone; what it returns is its own business."""
+    running = launch(processes, *arguments(tmp_path, 0.01))
+    wait_for(lambda: logged(tmp_path))
+    running.send_signal(signal.SIGTERM)
+    output, _ = running.communicate(timeout=60)
+    wait_for(lambda: status(tmp_path).get("state") == "stopped", 30, f"a clean stop: {output[-2000:]}")
+    wait_for(lambda: status(tmp_path)["step"] in steps_saved(tmp_path), 10)
+    goes_on(tmp_path, whole, processes, status(tmp_path)["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_whole_group_of_a_launch(tmp_path, whole, number):
+    running = launch(2, *arguments(tmp_path, 0.01))
+    wait_for(lambda: logged(tmp_path))
+    os.killpg(running.pid, number)
+    running.communicate(timeout=60)
+    wait_for(lambda: status(tmp_path).get("state") == "stopped", 30)
+    goes_on(tmp_path, whole, 2, status(tmp_path)["step"])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stop_file(tmp_path, whole, ranks, capsys):
+    team = Team(ranks)
+    try:
+        members = team.start(job(tmp_path, slow=0.005)) if ranks > 1 else [Child(job(tmp_path, slow=0.005))]
+        wait_for(lambda: logged(tmp_path))
+        assert cli.main(["stop", str(tmp_path)]) == 0
+        looks = 0
+        while not members[0].ready(0.005):
+            assert status(tmp_path)["state"] in ("running", "stopped")  # whole JSON at every moment
+            assert cli.main(["status", str(tmp_path)]) == 0
+            looks += 1
+        results = [member.result() for member in members]
+    finally:
+        team.close()
+    for result in results:
+        assert (result["outcome"], result["by_signal"]) == ("stopped", False)
+        assert result["step"] == results[0]["step"]
+    assert looks and "accel-train stop" in results[0]["reason"]
+    assert not (tmp_path / "control" / "stop").exists()
+    goes_on(tmp_path, whole, ranks, results[0]["step"])
+
+
+def test_save_file(tmp_path):
+    child = Child(job(tmp_path, slow=0.005, max_steps=2000, eval_steps=0))
+    wait_for(lambda: logged(tmp_path))
+    assert cli.main(["save", str(tmp_path)]) == 0
+    (step,) = wait_for(lambda: steps_saved(tmp_path))
+    before = len(records(tmp_path))
+    wait_for(lambda: len(records(tmp_path)) > before, what="going on after it")
+    child.kill()
+    assert damaged(tmp_path) == [] and step > 0
+
+
+def test_an_old_stop_file_stops_nothing(tmp_path):
+    run(job(tmp_path) | {"stop_at": {"step": 20}})
+    (tmp_path / "control" / "stop").touch()
+    assert run(job(tmp_path))[0]["outcome"] == "completed"
+
+
+def test_max_time(tmp_path, whole):
+    began = time.monotonic()
+    (result,) = run(job(tmp_path, slow=0.02, max_time="3s"))
+    assert time.monotonic() - began < 3 and (result["outcome"], result["reason"]) == ("stopped", "max_time")
+    assert steps_saved(tmp_path)[-1] == result["step"]
+    goes_on(tmp_path, whole, 1, result["step"])
+
+
+@pytest.mark.slow
+def test_max_time_on_two_ranks(tmp_path, whole):
+    results = run(job(tmp_path, slow=0.02, max_time="3s"), 2)
+    assert {(r["outcome"], r["reason"], r["step"]) for r in results} == {("stopped", "max_time", results[0]["step"])}
+    goes_on(tmp_path, whole, 2, results[0]["step"])
+    assert weights_files(tmp_path)

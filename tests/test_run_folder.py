@@ -1,0 +1,242 @@
+"""What a run leaves behind: no secrets, and models that anything can be rebuilt from."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
+from accel_train.config import TrainConfig, to_dict
+from accel_train.errors import UserError
+from accel_train.run_folder import (
+    environment,
+    export_models,
+    load_weights,
+    scrub,
+    whole_state,
+    write_config,
+    write_json,
+)
+from accel_train.values import loads
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--hub_token=abc123", "--hub_token abc123", "--wandb.api_key=abc123", "--API-KEY=abc123",
+        "WANDB_API_KEY=abc123", "AWS_SECRET_ACCESS_KEY=abc123", "--password abc123", "passwd: abc123",
+        "--token='abc123'", '{"token": "abc123"}', "{'api_key': 'abc123'}", "Authorization: Bearer abc123",
+        "https://user:abc123@host/x", "http://abc123@host", "git+https://oauth2:abc123@host/x.git",
+        "https://user:pa@abc123@host/x", "s3 url https://abc123:x@host:80/y",
+        "https://discord.com/api/webhooks/99/abc123", "https://discordapp.com/api/webhooks/99/abc123?wait=true",
+        "https://hooks.slack.com/services/T0/B0/abc123", "hf_abc123abc123abc123abc123",
+        "ghp_abc123abc123abc123abc123",
+    ],
+)  # fmt: skip
+def test_secrets_are_taken_out(text):
+    for around in ("{}", "accel-train train {} --max_steps=3", "ConnectionError: {} refused"):
+        found = scrub(around.format(text))
+        assert "abc123" not in found and "***" in found
+        assert found.endswith(around.partition("{}")[2]), "and nothing else"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "accel-train train --config examples/collatz_small.yaml --max_steps=3 --task.init_args.d_model=32",
+        "model.head.weight has another shape (1 such); it is of another model",
+        "ValueError: 3 tokens expected, got 5 tokens in row 7",
+        "https://pypi.org/project/torch and /data/token/x.parquet",
+        "cannot read https://example.org/data.h5: 404",
+    ],
+)
+def test_the_rest_stays(text):
+    assert scrub(text) == text
+
+
+def test_no_secret_in_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["accel-train", "train", "--hub_token=abc123", "https://u:abc123@host"])
+    monkeypatch.setenv("ACCEL_TRAIN_WEBHOOK_URL", "https://discord.com/api/webhooks/99/abc123")
+    about = environment(3, 2, "cpu")
+    write_json(tmp_path / "deep" / "environment.json", about)
+    text = (tmp_path / "deep" / "environment.json").read_text()
+    assert "abc123" not in text and "accel-train train" in text
+    assert json.loads(text) == about and (about["seed"], about["world_size"]) == (3, 2)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["environment.json"]
+
+
+def test_a_config_is_written_as_it_is_read(tmp_path):
+    tree = {"output_dir": "1e5", "mixed_precision": "no", "rate": 1e-5, "none": None, "list": [1, "2"]}
+    write_config(tmp_path / "config.yaml", tree)
+    assert loads((tmp_path / "config.yaml").read_text()) == tree
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Input and output share their weights; a buffer, an integer and an empty tensor go with them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, width)
+        self.body = nn.Linear(width, width)
+        self.head = nn.Linear(width, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("nothing", torch.zeros(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self.head(self.body(self.embed(x)))
+
+
+class Letters:
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, indices) -> dict:
+        return {"x": torch.as_tensor(indices) % 7}
+
+
+class TiedTask(Task):
+    """Two groups of models, so that a checkpoint holds two files."""
+
+    def __init__(self, width: int = 5) -> None:
+        self.width = width
+
+    def build_data(self, split, batch_size, seed):
+        return IndexedSource(Letters(), batch_size, seed) if split == "train" else None
+
+    def build_model(self):
+        return {"tied": Tied(self.width), "other": nn.Linear(2, 2)}
+
+    def objectives(self):
+        from accel_train import Objective
+
+        return (Objective("letters", ("tied",)), Objective("other", ("other",)))
+
+    def loss_step(self, models, batch, totals, objective):
+        if objective.name == "other":
+            return Loss(models["other"].weight.square().sum() * len(batch["x"]) / totals["items"])
+        logits = models["tied"](batch["x"])
+        return Loss(nn.functional.cross_entropy(logits, batch["x"], reduction="sum") / totals["items"])
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setattr(TiedTask, "__module__", "run_folder_classes")
+    monkeypatch.setitem(sys.modules, "run_folder_classes", sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tied"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TiedTask, "__module__", "run_folder_classes")
+        trainer = Trainer(TiedTask(), output_dir=str(folder), max_steps=3, global_batch_size=4, report_to=[])
+        trainer.fit()
+    return folder, {name: model.state_dict() for name, model in trainer.models.items()}
+
+
+def same(models, states) -> bool:
+    return all(torch.equal(model.state_dict()[k], v) for name, model in models.items() for k, v in states[name].items())
+
+
+def test_a_model_folder_rebuilds_the_model(run):
+    folder, states = run
+    task, models, described = load_exported(folder / "model")
+    assert isinstance(task, TiedTask) and task.width == 5 and described["step"] == 3
+    assert same(models, states) and models["tied"].head.weight is models["tied"].embed.weight
+    assert int(models["tied"].count) == 3
+
+
+@pytest.mark.parametrize("where", ["model", "checkpoints/latest", "checkpoints/step-000000003", "."])
+def test_weights_from_wherever_they_are(run, where):
+    folder, states = run
+    models = TiedTask().build_model()
+    assert not same(models, states)
+    load_weights(models, folder / where)
+    assert same(models, states)
+    assert models["tied"].head.weight is models["tied"].embed.weight, "still tied"
+
+
+@pytest.mark.parametrize("where", ["model", "checkpoints/latest", "."])
+def test_weights_of_another_model_are_refused_in_one_line(run, where):
+    folder, _ = run
+    path = folder / where
+    models = TiedTask(width=6).build_model()
+    before = {k: v.clone() for k, v in models["tied"].state_dict().items()}
+    for build, says in (
+        (lambda: models, r"tied.mean has another shape|tied.embed.weight has another shape"),
+        (lambda: {"tied": Tied(5), "other": nn.Linear(2, 2, bias=False)}, "other.bias has no place in the model"),
+        (lambda: {"tied": Tied(5), "other": nn.Sequential(nn.Linear(2, 2))}, r"other\.0\.weight has no value"),
+        (lambda: {"tied": Tied(5), "third": nn.Linear(2, 2)}, r"no third.safetensors there|third.weight has no value"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            load_weights(build(), path)
+        assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in models["tied"].state_dict().items()), "nothing half-loaded"
+
+
+def test_what_is_no_model_folder(tmp_path, run):
+    folder, _ = run
+    with pytest.raises(UserError, match="neither a model folder .* a checkpoint .* nor a run folder"):
+        load_weights({}, tmp_path)
+    with pytest.raises(UserError, match="no config.json there; is it an exported model folder?"):
+        load_exported(folder)
+    with pytest.raises(UserError, match="neither a model folder"):
+        load_weights({}, tmp_path / "nowhere")
+
+
+def export(folder, models) -> None:
+    states = {name: whole_state(model) for name, model in models.items()}
+    export_models(folder, TiedTask(), states, to_dict(TiedTask(), TrainConfig()), {"step": 1})
+
+
+def test_damaged_model_folders(tmp_path):
+    folder = tmp_path / "model"
+    export(folder, TiedTask().build_model())
+    file = folder / "tied.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="tied.safetensors"):
+        load_exported(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json"):
+        load_exported(folder)
+
+
+def test_exporting_again_replaces_all_of_it(tmp_path):
+    folder = tmp_path / "model"
+    export(folder, {"tied": Tied(5), "old": nn.Linear(1, 1)})
+    export(folder, TiedTask().build_model())
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "other.safetensors", "tied.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_tensors_of_any_layout(tmp_path):
+    model = nn.Linear(3, 4)
+    model.weight = nn.Parameter(torch.randn(3, 4).t())
+    flat = torch.randn(6)
+    model.register_buffer("left", flat[:3])
+    model.register_buffer("right", flat[3:])
+    export(tmp_path / "model", {"model": model})
+    again = nn.Linear(3, 4)
+    again.register_buffer("left", torch.zeros(3))
+    again.register_buffer("right", torch.zeros(3))
+    load_weights({"model": again}, tmp_path / "model")
+    assert same({"model": again}, {"model": model.state_dict()})
+
+
+def test_a_model_named_like_its_wrapper(tmp_path):
+    """Names of parameters that look like the checkpoint's own prefixes."""
+    model = nn.ModuleDict({"trained": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
+    export(tmp_path / "model", {"model": model})
+    again = nn.ModuleDict({"trained": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
+    load_weights({"model": again}, tmp_path / "model")
+    assert same({"model": again}, {"model": model.state_dict()})
