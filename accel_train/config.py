@@ -304,7 +304,7 @@ def read(arguments: list[str]) -> dict[str, Any]:
     for key, path in given:
         if key == "config":
             _merge(tree, _read_file(Path(path)))
-    for key, text in sorted(given, key=lambda pair: not pair[0].endswith(("task", "class_path"))):
+    for key, text in sorted(given, key=lambda pair: pair[0] != "task" and not pair[0].endswith("class_path")):
         if key != "config":
             value = loads_or_text(text)
             if key == "task" and not isinstance(value, dict):
@@ -312,8 +312,10 @@ def read(arguments: list[str]) -> dict[str, Any]:
             *parents, last = key.split(".")
             node = tree
             for name in parents:
-                child = node.get(name)
-                node[name] = child if isinstance(child, dict) else {"class_path": child} if isinstance(child, str) else {}
+                inner = node.get(name)
+                if isinstance(inner, str):  # a class by its name alone
+                    inner = {"class_path": inner}
+                node[name] = inner if isinstance(inner, dict) else {}
                 node = node[name]
             _drop_stale(node, {last: text})
             node[last] = value if isinstance(value, (dict, list)) else Typed(text)

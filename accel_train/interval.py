@@ -88,6 +88,7 @@ class Interval:
 
     def means(self) -> dict[str, float]:
         """Means over the steps since the last call; a loss is ``loss``, or ``NAME_loss`` if several objectives ran."""
+        logged = [name for objective, rows in self._rows.items() if rows for name in self.names[objective]]
         several = len([rows for rows in self._rows.values() if rows]) > 1
         record: dict[str, float] = {}
         for objective, rows in self._rows.items():
@@ -97,8 +98,8 @@ class Interval:
             for name, column in zip(self.names[objective], columns, strict=True):
                 if several and name == "loss":
                     name = f"{objective}_loss"
-                elif several and name == GRAD_NORM:
-                    name = f"{GRAD_NORM}/{objective}"
+                elif several and logged.count(name) > 1:
+                    name = f"{name}/{objective}"
                 record[name] = math.fsum(column) / len(column)
         if self.skipped:
             record["skipped"] = self.skipped

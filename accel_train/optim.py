@@ -48,6 +48,8 @@ def plateau(
 ) -> float:
     """Times ``factor`` whenever ``patience`` evaluations in a row brought no improvement of more than ``threshold``
     (relative), replayed from the whole list of metric values, so there is no state to restore."""
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be min or max, not {mode}")
     sign = 1.0 if mode == "min" else -1.0
     best, bad, rate = math.inf, 0, base
     for value in history:
@@ -91,6 +93,10 @@ class Schedule:
             raise UserError(f"lr_scheduler_type: {kind} needs to know the length of the run: give max_steps")
         self.kind, self.base, self.total_steps, self.kwargs = kind, base, total_steps, kwargs
         self.warmup_steps, self.warmup_start_factor = warmup_steps, warmup_start_factor
+        try:
+            self(warmup_steps), self(warmup_steps + (total_steps or 1) // 2, [1.0, 1.0])
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"lr_scheduler_kwargs: {kind} cannot take {kwargs}: {error}") from None
 
     def __call__(self, at: int, history: Sequence[float] = ()) -> float:
         if at < self.warmup_steps:

@@ -87,27 +87,24 @@ class Plan:
         self.total_steps = self._total_steps()
 
     def _total_steps(self) -> int | None:
-        """Steps of the whole plan, by walking its epochs; None if the data does not know its length."""
-        position = Position()
-        while not self.finished(position):
-            left = self.steps_in_epoch(position.epoch)
-            if left is None:
-                return self.max_steps if len(self.phases) == 1 else self._steps_without_epochs()
-            if left <= 0:
-                raise UserError(f"epoch {position.epoch} has no batches: the data is empty")
-            ends = [left - position.batch]
-            length = self.phases[position.phase].length
-            if length is not None and length.unit == "st":
-                ends.append(position.phase_step + length.count - position.step)
-            if self.max_steps is not None:
-                ends.append(self.max_steps - position.step)
-            self.advance(position, min(ends))
-        return position.step
+        """Steps of the whole plan; None if nobody knows yet."""
+        walked = self._walk(None)
+        return walked.step if walked else None
 
-    def _steps_without_epochs(self) -> int | None:
-        lengths = [p.length.count if p.length else None for p in self.phases]
-        total = None if None in lengths else sum(n for n in lengths if n is not None)
-        return min((n for n in (total, self.max_steps) if n is not None), default=None)
+    def _walk(self, steps: int | None) -> Position | None:
+        """Where the plan stands after so many steps, or at its end; None if it has no end that can be known."""
+        position = Position()
+        while not self.finished(position) and (steps is None or position.step < steps):
+            in_epoch = self.steps_in_epoch(position.epoch)
+            if in_epoch is not None and in_epoch <= 0:
+                raise UserError(f"epoch {position.epoch} has no batches: the data is empty")
+            boundary = self.steps_to_boundary(position)
+            if steps is not None:
+                boundary = min(steps - position.step, boundary or steps)
+            if boundary is None:
+                return None
+            self.advance(position, boundary)
+        return position
 
     def advance(self, position: Position, steps: int = 1) -> None:
         """Move past ``steps`` batches of the current epoch (no further than its end)."""
@@ -115,16 +112,23 @@ class Plan:
         position.batch += steps
         if position.batch == self.steps_in_epoch(position.epoch):
             position.epoch, position.batch = position.epoch + 1, 0
-        self.settle(position)
+        self._settle(position)
 
     def begin_epoch(self, position: Position, epoch: int) -> None:
         """For data that finds out at its end how long an epoch was."""
         if epoch != position.epoch:
             position.epoch, position.batch = epoch, 0
-            self.settle(position)
+            self._settle(position)
 
-    def settle(self, position: Position) -> None:
-        """Enter the phase that belongs to this position (a finished run may have been given a further phase)."""
+    def locate(self, position: Position) -> None:
+        """Enter the phase that this plan has at ``position.step``, whatever plan the position was reached under."""
+        walked = self._walk(position.step)
+        if walked is not None:
+            position.phase, position.phase_step, position.phase_epoch = (
+                walked.phase, walked.phase_step, walked.phase_epoch,
+            )  # fmt: skip
+
+    def _settle(self, position: Position) -> None:
         while position.phase < len(self.phases) and self._phase_over(position):
             position.phase += 1
             position.phase_step, position.phase_epoch = position.step, position.epoch

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
     from accel_train.task import Task
 
-_SECRET = re.compile(
-    r"((?:token|secret|password|passwd|api_?key|webhook)[\w.-]*[=:\s]\s*)\S+|(https?://)[^\s/@]+@|(https?://\S*/webhooks/)\S+",
-    re.I,
-)
+_NAMES = r"(?:token|secret|password|passwd|api[_-]?key)(?![A-Za-z])[\w.-]*"
+_SECRETS = [
+    re.compile(rf"""([\w.-]*{_NAMES}["']?\s*[=:]\s*["']?)[^\s"',}}&]+""", re.I),  # token=x, "api_key": "x"
+    re.compile(rf"(--[\w.-]*{_NAMES}\s+)\S+", re.I),  # --token x
+    re.compile(r"(\bBearer\s+)\S+", re.I),
+    re.compile(r"(\w+://)[^\s/]+(?=@)"),  # https://user:x@host
+    re.compile(r"(https?://\S*/(?:webhooks|services)/)\S+", re.I),
+    re.compile(r"(\b(?:hf|ghp|gho|ghs|github_pat|glpat|xox[abp])[_-])\w{10,}"),  # tokens that say what they are
+]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,17 +40,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    import yaml
+    from accel_train.values import dumps
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary.write_text(dumps(config))
     os.replace(temporary, path)
 
 
 def scrub(text: str) -> str:
     """Without what looks like a token, a password or a webhook address."""
-    return _SECRET.sub(lambda m: (m[1] or m[2] or m[3]) + "***", text)
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +133,10 @@ def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, A
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json there; is it an exported model folder?")
-    described = json.loads(path.read_text())
+    try:
+        described = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
     task = find(described["task"]["class_path"])(**described["task"]["init_args"])
     models = as_dict(task.build_model())
     load_weights(models, Path(folder))
@@ -165,20 +175,28 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def read_weights(path: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
     path = Path(path)
     if (path / "config.json").is_file():
         missing = [name for name in names if not (path / f"{name}.safetensors").is_file()]
         if missing:
             raise UserError(f"{path}: no {missing[0]}.safetensors there")
-        return {name: load_file(path / f"{name}.safetensors") for name in names}
+        return {name: _load_tensors(path / f"{name}.safetensors") for name in names}
     if not (path / MANIFEST).is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder")
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for file in sorted(whole(path).glob("model*.safetensors")):
-        for key, tensor in load_file(file).items():
+        for key, tensor in _load_tensors(file).items():
             name, _, rest = key.removeprefix("trained.").partition(".")
             if name in tensors:
                 tensors[name][rest] = tensor
     return tensors
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}") from None

@@ -366,7 +366,7 @@ class Trainer:
 
     def _take_progress(self, progress: dict[str, Any]) -> None:
         self.position = Position(**progress["position"])
-        self.plan.settle(self.position)
+        self.plan.locate(self.position)
         self.interval.restore(progress["interval"])
         self.selection.restore(progress["selection"])
         self.skips.in_a_row = progress["skipped_in_row"]

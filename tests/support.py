@@ -7,6 +7,7 @@ The processes are forked from a server that has imported torch already, which ma
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -489,8 +490,9 @@ class Child:
         context = _context()
         self._mine, theirs = context.Pipe()
         arguments = (theirs, rank, world_size, meeting)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
+        self.process = context.Process(target=_serve, args=arguments)
+        self.process.start()  # not a daemon: those may have no loader processes of their own
+        atexit.register(self.process.kill)
         theirs.close()
         self._mine.send(job)
 

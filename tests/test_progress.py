@@ -96,7 +96,7 @@ def test_the_plan_is_the_naive_walk(lengths, open_end, sizes, max_steps, num_tra
 
 def _resumed(plan: Plan, position: Position) -> Position:
     again = position.copy()
-    plan.settle(again)
+    plan.locate(again)
     return again
 
 
@@ -118,12 +118,18 @@ def test_a_finished_run_goes_on_with_a_further_phase_and_with_more_steps():
     position = Position()
     plan.advance(position, 3)
     plan.advance(position, 2)
-    assert plan.finished(position) and position.phase == 1
-    longer = Plan(phases("5st", "2ep"), lambda epoch: 3)
-    longer.settle(position)
-    assert not longer.finished(position)
+    assert plan.finished(position)
+    ended = position.copy()
+    further = Plan(phases("5st", "2ep"), lambda epoch: 3)
+    further.locate(position)
+    assert not further.finished(position) and further.total_steps == 9
     assert (position.phase, position.phase_step, position.phase_epoch) == (1, 5, 1)
-    assert longer.total_steps == 9
+    longer = Plan(phases("7st", "1st"), lambda epoch: 3)
+    longer.locate(ended)
+    assert not longer.finished(ended) and longer.steps_to_boundary(ended) == 1
+    while not longer.finished(ended):
+        longer.advance(ended)
+    assert ended.step == 8 == longer.total_steps
     more = Plan(phases(None), lambda epoch: 3, max_steps=10)
     position = Position(step=5, epoch=1, batch=2)
     assert Plan(phases(None), lambda epoch: 3, max_steps=5).finished(position) and not more.finished(position)

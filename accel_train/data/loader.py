@@ -85,6 +85,8 @@ class Loader:
                         share = next(scan)
                     except StopIteration:
                         break
+                    except Exception as error:
+                        raise self._with_place(error, epoch, number) from None
                     yield epoch, number, lambda share=share: _to_tensors(share)
                 else:
                     yield epoch, number, self._submit(workers, epoch, number)
@@ -123,16 +125,20 @@ class Loader:
     def _finish(self, epoch: int, number: int, get: Callable[[], Batch | None]) -> tuple[int, int, Batch | None]:
         try:
             batch = get()
-        except UserError as error:
-            raise DataError(f"{error} (while reading epoch {epoch}, batch {number})") from error
         except Exception as error:
-            error.add_note(f"while reading {self.source.describe(epoch, number)}")
-            raise
+            raise self._with_place(error, epoch, number) from None
         if batch is not None and self.device.type != "cpu":
             batch = {
                 k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
             }
         return epoch, number, batch
+
+    def _with_place(self, error: Exception, epoch: int, number: int) -> Exception:
+        """The same error, saying which batch it was."""
+        if isinstance(error, UserError):
+            return DataError(f"{error} (while reading epoch {epoch}, batch {number})")
+        error.add_note(f"while reading {self.source.describe(epoch, number)}")
+        return error
 
 
 class _NoWorkers:

@@ -77,10 +77,12 @@ def test_one_process_with_worker_processes(tmp_path, whole):
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
 def test_every_step(tmp_path, whole, loader, ranks):
-    folder, expected, _ = whole(ranks, task_args=DROPOUT)
-    stops = range(1, 24) if loader.get("worker_type") != "process" else [1, 2, 7, 8, 13, 23]
+    stops, more = range(1, 24), loader.items()
+    if loader.get("worker_type") == "process":  # every evaluation would start its own
+        stops, more = [1, 7, 8, 23], (loader | {"eval_steps": 0}).items()
+    folder, expected, _ = whole(ranks, more=[("eval_steps", dict(more).get("eval_steps", 6))], task_args=DROPOUT)
     for stop in stops:
-        seen, _ = in_pieces(tmp_path / str(stop), [stop], ranks, more=loader.items(), task_args=DROPOUT)
+        seen, _ = in_pieces(tmp_path / str(stop), [stop], ranks, more=more, task_args=DROPOUT)
         assert seen == expected
         assert_same_run(tmp_path / str(stop), folder)
 
