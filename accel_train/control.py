@@ -47,7 +47,6 @@ class Control:
                 self._previous[number] = signal.signal(number, self._on_signal)
             _die_with_launcher()
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for command in COMMANDS:  # a request to an earlier run is not one to this
                 (self.folder / command).unlink(missing_ok=True)
             if sys.stdin is not None and not sys.stdin.closed and _is_terminal(sys.stdin):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, files_in, read_progress, verify, whole
-from accel_train.config import TrainConfig, load, parse, to_dict
+from accel_train.config import TrainConfig, build_task, load, parse, to_dict
 from accel_train.errors import UserError
 from accel_train.tracking.records import number, plain, show_terms
 
@@ -88,8 +88,6 @@ def _from_checkpoint(path: Path) -> Saved:
 
 
 def _from_model(path: Path) -> Saved:
-    from accel_train.tasks import find
-
     described = _read_json(path / "config.json")
     info = {key: described.get(key) for key in ("step", "epoch", "metrics", "seed")}
     run = path.resolve().parent
@@ -97,7 +95,7 @@ def _from_model(path: Path) -> Saved:
         task, config = load(run)
         if to_dict(task, config)["task"] == described["task"]:
             return Saved(path, task, config, info, run)
-    task = find(described["task"]["class_path"])(**described["task"]["init_args"])
+    task = build_task(described["task"])
     return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
 
 

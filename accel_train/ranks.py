@@ -43,7 +43,7 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def all_agree(self, ok: bool) -> bool:
-        return self.world_size == 1 or bool(self.host_sum(torch.tensor(0.0 if ok else 1.0)) == 0)
+        return ok if self.world_size == 1 else bool(self.host_sum(torch.tensor(0.0 if ok else 1.0)) == 0)
 
     def gather(self, value: T) -> list[T]:
         """One picklable value of every rank, on every rank. For rare moments only."""

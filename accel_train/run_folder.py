@@ -128,7 +128,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
     """Rebuild the task and its models from an exported folder; nothing else is needed."""
-    from accel_train.tasks import find
+    from accel_train.config import build_task
 
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -137,7 +137,7 @@ def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, A
         described = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    task = find(described["task"]["class_path"])(**described["task"]["init_args"])
+    task = build_task(described["task"])
     models = as_dict(task.build_model())
     load_weights(models, Path(folder))
     return task, models, described

@@ -34,6 +34,9 @@ class Session:
     def __init__(self, task: Task, config: TrainConfig) -> None:
         self.task, self.config = task, config
         self.output_dir = Path(config.output_dir or Path("runs") / task.task_name())
+        for folder in (self.output_dir, *self.output_dir.parents):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"output_dir: {self.output_dir} cannot be made: {folder} is a file")
         self.accelerator = start_accelerate(config)
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
@@ -101,7 +104,10 @@ class Session:
         for model in self.models.values():
             model.to(self.device)
             if config.torch_compile:
-                model.compile(mode=None if config.torch_compile == "default" else config.torch_compile)
+                try:
+                    model.compile(mode=None if config.torch_compile == "default" else config.torch_compile)
+                except RuntimeError as error:
+                    raise UserError(f"torch_compile: {error}") from None
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
             config.max_grad_norm, config.micro_batch_size, config.memory_guard,
@@ -187,17 +193,27 @@ class Session:
         about = run_folder.environment(self.config.seed, self.ranks.world_size, str(self.device))
         run_folder.write_json(self.output_dir / "environment.json", about)
 
-    def export(self, folder: Path, info: dict[str, Any]) -> None:
-        """Every rank must call it, since weights may be spread over them; rank 0 writes."""
+    def export(self, folder: Path, info: dict[str, Any], tell: Tell) -> None:
+        """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over
+        them; rank 0 writes."""
         states = {name: run_folder.whole_state(model) for name, model in self.models.items()}
+        error = ""
         if self.ranks.is_main:
-            run_folder.export_models(folder, self.task, states, self.described, info)
+            try:
+                run_folder.export_models(folder, self.task, states, self.described, info)
+            except Exception as problem:  # a full disk comes as OSError or SafetensorError
+                error = _brief(problem)
+        if error := self.ranks.from_main(error):
+            tell(Event("warning", f"{folder} NOT WRITTEN: {error}. The checkpoint has the same weights"))
 
-    def mark_best(self, step: int, info: dict[str, Any]) -> None:
-        self.export(self.output_dir / "best", info)
+    def mark_best(self, step: int, info: dict[str, Any], tell: Tell) -> None:
+        self.export(self.output_dir / "best", info, tell)
         if self.ranks.is_main:
-            self.checkpoints.link("best", step)
-            self.checkpoints.prune()
+            try:
+                self.checkpoints.link("best", step)
+                self.checkpoints.prune()
+            except OSError as problem:
+                tell(Event("warning", f"the best checkpoint could not be marked: {_brief(problem)}"))
 
     def save(self, step: int, progress: dict[str, Any], tell: Tell) -> None:
         """A whole checkpoint of this step, or none and a warning; every rank must call it."""
@@ -353,6 +369,12 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
 
 
 def other_trackers(config: TrainConfig) -> list[str]:
+    from accelerate.utils import LoggerType
+
+    known = ["none", *LoggerType.list()]
+    for name in config.report_to:
+        if name not in known:
+            raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
     return [name for name in config.report_to if name not in ("tensorboard", "none")]
 
 

@@ -72,10 +72,20 @@ class Task:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Task:
         task = super().__new__(cls)
-        bound = inspect.signature(cls).bind(*args, **kwargs)
+        signature = inspect.signature(cls)
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         task.init_args = dict(bound.arguments)
+        for p in signature.parameters.values():
+            if p.kind is p.VAR_KEYWORD:
+                task.init_args |= task.init_args.pop(p.name)
+            elif p.kind is p.VAR_POSITIONAL and task.init_args.pop(p.name):
+                raise TypeError(f"{cls.__name__}: give *{p.name} as one list, so that a config can name it")
         return task
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        """For copies and pickles, which make a task by ``__new__``."""
+        return (), self.init_args
 
     # -- the three a task must have --------------------------------------------------------------------------------
 

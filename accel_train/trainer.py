@@ -35,6 +35,7 @@ from accel_train.skips import Skips
 from accel_train.task import Event, Task
 from accel_train.tracking import Observer, Observers, Record, Run
 from accel_train.tracking.jsonl import histories
+from accel_train.values import build
 
 ATTENTION_SECONDS = 0.5
 
@@ -77,7 +78,7 @@ class Trainer:
         if config is not None and settings:
             raise TypeError("give a TrainConfig or its fields, not both")
         self.task = task
-        self.config = config or TrainConfig(**settings)
+        self.config = config or build(TrainConfig, settings)
         self._extra_observers = list(observers)
 
     def request_stop(self, reason: str) -> None:
@@ -248,7 +249,7 @@ class Trainer:
         self.session.save(self.position.step, self._progress(), self.tell)
         if self.session.last_saved == self.position.step:
             if is_best:
-                self.session.mark_best(self.position.step, self._about())
+                self.session.mark_best(self.position.step, self._about(), self.tell)
             self.save_every.last_time = time.monotonic()
             self._save_seconds = max(self._save_seconds, time.monotonic() - started)
             self.observers.tell("on_save", self.position.step, self.session.checkpoints.path(self.position.step))
@@ -324,7 +325,7 @@ class Trainer:
         done = self._done()
         outcome = "completed" if done else "stopped"
         if done:
-            self.session.export(self.session.output_dir / "model", self._about())
+            self.session.export(self.session.output_dir / "model", self._about(), self.tell)
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.selection.last().items() if k != "step"}

@@ -40,6 +40,12 @@ from accel_train.tracking import Observer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+IMPORTED_LATE = [
+    "torch._dynamo",
+    "torch.distributed",
+    *(f"accel_train.tracking.{n}" for n in ("console", "jsonl", "status")),
+]
+"""What a run imports on its way, a second or two; the server has it already."""
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
 FAULTS: dict[str, Any] = {}
@@ -477,7 +483,7 @@ def _python_path() -> str:
 
 def _context():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support"])
+    context.set_forkserver_preload(["support", *IMPORTED_LATE])
     with mock.patch.dict(os.environ, ON_CPU | {"PYTHONPATH": _python_path()}):
         forkserver.ensure_running()
     return context
