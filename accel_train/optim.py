@@ -94,7 +94,8 @@ class Schedule:
         self.kind, self.base, self.total_steps, self.kwargs = kind, base, total_steps, kwargs
         self.warmup_steps, self.warmup_start_factor = warmup_steps, warmup_start_factor
         try:
-            self(warmup_steps), self(warmup_steps + (total_steps or 1) // 2, [1.0, 1.0])
+            for at in (warmup_steps, warmup_steps + (total_steps or 1) // 2):
+                self(at, [1.0, 1.0])
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"lr_scheduler_kwargs: {kind} cannot take {kwargs}: {error}") from None
 

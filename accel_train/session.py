@@ -215,6 +215,9 @@ class Session:
             except OSError as problem:
                 tell(Event("warning", f"the best checkpoint could not be marked: {_brief(problem)}"))
 
+    def is_marked_best(self, step: int) -> bool:
+        return self.ranks.from_main(self.checkpoints.linked("best") == step)
+
     def save(self, step: int, progress: dict[str, Any], tell: Tell) -> None:
         """A whole checkpoint of this step, or none and a warning; every rank must call it."""
         if self.last_saved == step:

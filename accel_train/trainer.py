@@ -314,6 +314,9 @@ class Trainer:
             baselines=self.task.baselines() if self.ranks.is_main else {},
         )
         self.observers.tell("on_start", run)
+        best = self.selection.best
+        if restored and best and best["step"] == self.position.step and not session.is_marked_best(self.position.step):
+            session.mark_best(self.position.step, self._about(), self.tell)  # killed just before it was
         untold, self._untold = self._untold, None
         for event in untold or ():
             self.tell(event)
