@@ -26,6 +26,7 @@ from support import (
 )
 
 from accel_train import cli
+from accel_train.control import request
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
 TOY = {"dropout": 0.2}
@@ -188,7 +189,7 @@ def test_save_file(tmp_path):
 
 def test_an_old_stop_file_stops_nothing(tmp_path):
     run(job(tmp_path) | {"stop_at": {"step": 20}})
-    (tmp_path / "control" / "stop").touch()
+    request(tmp_path, "stop")
     assert run(job(tmp_path))[0]["outcome"] == "completed"
 
 
