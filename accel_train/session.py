@@ -208,7 +208,7 @@ class Session:
 
     def mark_best(self, step: int, info: dict[str, Any], tell: Tell) -> None:
         self.export(self.output_dir / "best", info, tell)
-        if self.ranks.is_main:
+        if self.ranks.is_main and self.last_saved == step:  # a checkpoint that did not fit cannot be linked
             try:
                 self.checkpoints.link("best", step)
                 self.checkpoints.prune()

@@ -31,17 +31,13 @@ class Skips:
             NonFiniteError: under ``raise``, or after more than ``limit`` in a row (not counting ``excused`` ones: fp16,
                 while its loss scale is still falling).
         """
-        by_step = {b.step: b for b in bad}
         for step, place in enumerate(places, start=last_step - len(places) + 1):
-            found = by_step.get(step)
-            if found is None:
+            found = [f"{' and '.join(b.names)} of objective {b.objective!r}" for b in bad if b.step == step]
+            if not found:
                 self.in_a_row = 0
                 continue
             self.in_a_row += not excused
-            message = (
-                f"step {step}: {' and '.join(found.names)} of objective {found.objective!r} not finite "
-                f"({self.source.describe(*place)})"
-            )
+            message = f"step {step}: {', '.join(found)} not finite ({self.source.describe(*place)})"
             if self.policy == "raise":
                 raise NonFiniteError(f"{message}; the weights are those before that step")
             if self.in_a_row > self.limit:

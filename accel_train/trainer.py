@@ -128,7 +128,7 @@ class Trainer:
                     interval.add(objective.name, position.step + 1, values, norm)
             self._clock.items += self.task.size(share) if share is not None else 0
             self._places.append((epoch, number))
-            self._share = share
+            self._share, self._trained = share, (epoch, position.phase)
             plan.advance(position)
             if position.step >= self._attention_at:
                 reason = self._attend()
@@ -247,9 +247,9 @@ class Trainer:
     def _save(self, is_best: bool) -> None:
         started = time.monotonic()
         self.session.save(self.position.step, self._progress(), self.tell)
+        if is_best:
+            self.session.mark_best(self.position.step, self._about(), self.tell)
         if self.session.last_saved == self.position.step:
-            if is_best:
-                self.session.mark_best(self.position.step, self._about(), self.tell)
             self.save_every.last_time = time.monotonic()
             self._save_seconds = max(self._save_seconds, time.monotonic() - started)
             self.observers.tell("on_save", self.position.step, self.session.checkpoints.path(self.position.step))
@@ -281,6 +281,7 @@ class Trainer:
         self._signalled = False
         self._places: list[tuple[int, int]] = []
         self._share: Any = None
+        self._trained: tuple[int, int] | None = None  # epoch and phase of the last step; the position is one further
         self._untold: list[Event] | None = []
         self._last: Record = {}
         self._clock = Clock(0)
@@ -379,12 +380,14 @@ class Trainer:
             self.ended = self.selection.early_stop()  # unless today's patience or target is another
 
     def _where(self, kind: str) -> Record:
-        position = self.position
-        phase = min(position.phase, len(self.plan.phases) - 1)
+        epoch, phase = self._trained or (self.position.epoch, min(self.position.phase, len(self.plan.phases) - 1))
         return {
-            "kind": kind, "step": position.step, "epoch": position.epoch, "phase": self.plan.phases[phase].name,
+            "kind": kind,
+            "step": self.position.step,
+            "epoch": epoch,
+            "phase": self.plan.phases[phase].name,
             "wall_time": time.time(),
-        }  # fmt: skip
+        }
 
     def _about(self) -> dict[str, Any]:
         step, epoch = self.position.step, self.position.epoch
