@@ -226,6 +226,11 @@ def _ask(command: str, rest: list[str]) -> int:
 
     if not (options.run / "config.yaml").is_file():
         raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
+    status = options.run / "status.json"
+    state = json.loads(status.read_text())["state"] if status.is_file() else "running"
+    if state != "running":
+        print(f"{options.run} is not running ({state}): nothing to {command}")
+        return 0
     request(options.run, command)
     print(f"asked {options.run} to {command}; accel-train status {options.run} tells when it has")
     return 0

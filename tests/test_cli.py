@@ -352,3 +352,10 @@ def test_the_installed_command(here):
     assert bad.stderr == "accel-train: error: max_step: no such option (did you mean max_steps?)\n"
     module = subprocess.run([sys.executable, "-m", "accel_train", "tasks"], capture_output=True, text=True)
     assert module.returncode == 0 and "accel_train.tasks.collatz.task.CollatzTask" in module.stdout
+
+
+def test_a_run_that_has_ended_is_not_asked_to_stop(here, capsys):
+    assert main(["train", "--task=own_toy.ToyTask", "--max_steps=2", "--output_dir=run"]) == 0
+    assert main(["stop", "run"]) == 0
+    assert capsys.readouterr().out.endswith("run is not running (completed): nothing to stop\n")
+    assert not list(Path("run").rglob("stop"))
