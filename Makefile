@@ -49,6 +49,7 @@ $(STAMP): pyproject.toml
 
 # --quiet: an error of the trainer stands alone, without the launcher's stack trace below it.
 train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
+	@test $(TASK) = collatz -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || $(BIN)/accel-train synth $(TASK) --out data/$(TASK)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet --config_file $(LAUNCH) -m accel_train train --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## run the test suite (minutes); ARGS= goes to pytest

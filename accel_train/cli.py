@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ COMMANDS = {
     "train": "train a task, or go on with a run",
     "evaluate": "metrics and figures of a run's best model on held-out data",
     "export": "a run's best model as safetensors with what is needed to rebuild it",
-    "inspect": "what is in a run folder, a checkpoint, or a task's data",
+    "inspect": "what is in a run folder, a checkpoint, data files, or a task's data",
     "synth": "make a small data set with known truth for a task",
+    "runs": "gather the TensorBoard logs of chosen runs in one directory",
     "status": "how a running or finished run stands",
     "stop": "ask a running run to save and stop",
     "save": "ask a running run for a checkpoint now",
@@ -179,7 +181,10 @@ def _export(rest: list[str]) -> int:
 
 def _inspect(rest: list[str]) -> int:
     parser = _parser("inspect")
-    parser.add_argument("what", help="a run folder, a checkpoint, a config file, or a task's name")
+    parser.add_argument(
+        "what", help="a run folder, a checkpoint, a config file, a task's name, or data: a file, a pattern, a URL"
+    )
+    parser.usage = "accel-train inspect WHAT [OTHERS ...]"
     options, others = parser.parse_known_args(rest)
     from accel_train.inspection import inspect
 
@@ -202,6 +207,28 @@ def _synth(rest: list[str]) -> int:
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"synth: {options.out} is not empty")
     print(task.synth(options.out, seed=options.seed, size=options.size))
+    return 0
+
+
+def _runs(rest: list[str]) -> int:
+    parser = _parser("runs")
+    merge = parser.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "merge", help=COMMANDS["runs"], description="What is there stays; repeat it to take in what is new."
+    )
+    merge.add_argument("--dst", type=Path, required=True, help="the directory to fill")
+    merge.add_argument("--src-root", type=Path, required=True, help="where the runs are, at any depth")
+    merge.add_argument("--mode", choices=["symlink", "copy"], default="symlink", help="default: symlink, which is live")
+    merge.add_argument("--since", metavar="YYYYMMDD-HHMMSS", help="only runs that started then or later (local time)")
+    merge.add_argument("--match", metavar="REGEX", help="only runs in whose name this is found")
+    merge.add_argument("--glob", metavar="PATTERN", help="only runs whose name fits this")
+    options = parser.parse_args(rest)
+    from accel_train.tracking.merge import merge as merge_runs
+
+    done = merge_runs(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
+    width = max(len(each.log.name) for each in done)
+    for each in done:
+        print(f"{each.log.name:<{width}}  started {each.log.started:%Y-%m-%d %H:%M:%S}  {each.action}")
+    print(f"{_tool('tensorboard')} --logdir {shlex.quote(str(options.dst))}")
     return 0
 
 

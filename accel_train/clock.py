@@ -1,9 +1,13 @@
-"""Time in the loop and time waiting for data, without the pauses (evaluation, checkpoints)."""
+"""What the loop costs: its time and the time waiting for data, without the pauses, and the memory of a GPU."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
+
+import torch
+
+MIB = 2**20
 
 
 class Clock:
@@ -57,3 +61,18 @@ class Clock:
         if total_steps is not None and "step_s" in rates:
             rates["eta_s"] = (total_steps - step) * rates["step_s"]
         return rates
+
+
+def cuda_memory(device: torch.device) -> dict[str, float]:
+    """MiB that tensors take and that the allocator holds on this GPU, now and at most since the last call; on any other
+    device nothing."""
+    if device.type != "cuda":
+        return {}
+    memory = {
+        "cuda/alloc_mib": torch.cuda.memory_allocated(device) / MIB,
+        "cuda/reserved_mib": torch.cuda.memory_reserved(device) / MIB,
+        "cuda/max_alloc_mib": torch.cuda.max_memory_allocated(device) / MIB,
+        "cuda/max_reserved_mib": torch.cuda.max_memory_reserved(device) / MIB,
+    }
+    torch.cuda.reset_peak_memory_stats(device)
+    return memory

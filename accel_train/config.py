@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import inspect
 import json
@@ -112,7 +113,8 @@ class TrainConfig(_Checked):
         warmup_start_factor: the fraction of the rate at which warm-up starts.
         max_grad_norm: clip the global L2 norm of the gradient; null for no clipping.
         mixed_precision: no, bf16 or fp16; null takes what accelerate launch says.
-        torch_compile: a mode of torch.compile for the models ("default", "reduce-overhead", ...); null for none.
+        torch_compile: a mode of torch.compile ("default", "reduce-overhead", ...) for every model that can be compiled,
+            or modes by model name; null for none.
         deterministic: only deterministic kernels, for bitwise repeats on a GPU; slower.
         non_finite: what to do about a non-finite loss or gradient: skip the update, or raise.
         max_skipped_steps: raise after so many skipped updates in a row.
@@ -132,8 +134,13 @@ class TrainConfig(_Checked):
         allow_changed_config: resume even if the config says that it is another run.
         init_from: take only the weights from this checkpoint or model folder.
         report_to: tensorboard, and what accelerate knows (wandb, ...).
-        histogram_steps: TensorBoard histograms of the weights every so many steps; 0 for none.
+        histogram_steps: TensorBoard histograms of the weights, and of what the task shows of a training batch, every so
+            many steps; 0 for none.
         monitor_steps: let the task look at a training batch for anomalies every so many steps; 0 for never.
+        report_first_batch: say names, shapes, ranges and a digest of rank 0's first batch when a session begins.
+        tb_sync_to: copy TensorBoard's files to this directory or URL (any that fsspec can write to), in a folder named
+            like the run. A failure is said once and never ends the run.
+        tb_sync_interval: seconds between two such copies; the last one is made when the run ends.
         webhook: alerts.
     """
 
@@ -157,7 +164,7 @@ class TrainConfig(_Checked):
     warmup_start_factor: float = 0.0
     max_grad_norm: float | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    torch_compile: str | None = None
+    torch_compile: str | dict[str, str] | None = None
     deterministic: bool = False
     non_finite: Literal["skip", "raise"] = "skip"
     max_skipped_steps: int = 10
@@ -179,6 +186,9 @@ class TrainConfig(_Checked):
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
     histogram_steps: int = 0
     monitor_steps: int = 0
+    report_first_batch: bool = False
+    tb_sync_to: str | None = None
+    tb_sync_interval: float = 60.0
     webhook: WebhookConfig = field(default_factory=WebhookConfig)
 
     def __post_init__(self) -> None:
@@ -193,6 +203,8 @@ class TrainConfig(_Checked):
                 raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
         if self.max_time is not None and Duration.parse(self.max_time, "max_time").unit != "s":
             raise UserError(f"max_time: {self.max_time} is not wall time; write 90s, 30min, 2h or 1d")
+        if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
+            raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
         for i, phase in enumerate(self.phases):
             _in_range(f"phases[{i}].repeat", phase.repeat, 1, _LARGE)
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
@@ -213,6 +225,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     ), (0, _LARGE)),
     "warmup_start_factor": (0, 1),
     "requeue_exit_code": (0, 255),
+    "tb_sync_interval": (0.1, 86400),
 }  # fmt: skip
 
 
@@ -229,7 +242,7 @@ MAY_CHANGE = {
     "allow_changed_config", "init_from", "report_to", "histogram_steps", "monitor_steps", "webhook", "torch_compile",
     "non_finite", "max_skipped_steps", "deterministic", "metric_for_best_model", "greater_is_better", "phases",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor", "max_grad_norm",
-    "mixed_precision", "optimizer", "optimizers",
+    "mixed_precision", "optimizer", "optimizers", "report_first_batch", "tb_sync_to", "tb_sync_interval",
 }  # fmt: skip
 """What may differ on resume (it is said aloud). Everything else (data, model, seed, global batch) makes another run."""
 
@@ -243,6 +256,8 @@ def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """As YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {str(name): _plain(sub) for name, sub in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -282,8 +297,15 @@ def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
     elsewhere = {name: f"task.init_args.{name}" for name in _arguments(_task_class(node))[0]}
     refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
-    config = build(TrainConfig, tree)
+    config = settings_for(_task_class(node), tree)
     return build_task(node), config
+
+
+def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
+    """What was given, and for the rest what the task recommends."""
+    tree = copy.deepcopy(task.recommended)
+    _merge(tree, given)
+    return build(TrainConfig, tree)
 
 
 def load(folder: Path) -> tuple[Any, TrainConfig]:
@@ -436,6 +458,7 @@ def help_text(arguments: list[str]) -> str:
     group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class: module.Class")
     group.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
     node = read(arguments).get("task")
+    defaults = TrainConfig() if node is None else settings_for(_task_class(node), {})
     if node is None:
         group.add_argument("--task.init_args.NAME", metavar="VALUE", help="listed by: train --task=NAME --help")
     else:
@@ -443,7 +466,7 @@ def help_text(arguments: list[str]) -> str:
         group = shown.add_argument_group(f"the task, {cls.__name__}")
         for name, p in _arguments(cls)[0].items():
             _add_option(group, f"task.init_args.{name}", p.annotation, _argument_texts(cls).get(name, ""), p.default)
-    for name, default in vars(TrainConfig()).items():
+    for name, default in vars(defaults).items():
         if name in _HEADINGS:
             group = shown.add_argument_group(_HEADINGS[name])
         hint, text = get_type_hints(TrainConfig)[name], _argument_texts(TrainConfig)[name]

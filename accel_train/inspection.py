@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,11 +199,30 @@ def inspect(what: str, others: list[str]) -> str:
         if kind == "":
             raise UserError(f"{path}: {NEITHER}")
         return {"run": _show_run, "checkpoint": _show_checkpoint, "model": _show_model}[kind](path)
+    if what not in TASKS and (described := _describe_files(what, others)) is not None:
+        return described
     if what not in TASKS and path.is_file():
         return _show_plan(*parse(["--config", what, *others]))
     if path.suffix in (".yaml", ".yml") or "/" in what:
         raise UserError(f"{what}: no such file or folder")
     return _show_data(*parse(["--task", what, *others]))
+
+
+def _describe_files(what: str, others: list[str]) -> str | None:
+    """The task that knows files with this ending describes them; None if there is none."""
+    from accel_train.tasks import TASKS, find
+    from accel_train.values import loads_or_text, refuse_unknown
+
+    suffix = Path(what).suffix.lower()
+    for cls in map(find, TASKS):
+        if suffix and suffix in cls.file_types:  # pyright: ignore[reportAttributeAccessIssue]
+            files = [what, *(other for other in others if not other.startswith("--"))]
+            pairs = [other[2:].partition("=") for other in others if other.startswith("--")]
+            options = {name: loads_or_text(value) for name, _, value in pairs}
+            describe = cls.describe_files  # pyright: ignore[reportAttributeAccessIssue]
+            refuse_unknown(options, list(signature(describe).parameters)[1:])
+            return describe(files, **options)
+    return None
 
 
 def _show_run(folder: Path) -> str:

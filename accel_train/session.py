@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ class Session:
         self.models = run_folder.as_dict(task.build_model())
         self.objectives = {objective.name: objective for objective in task.objectives()}
         self.plan = self._plan()
+        self.notes: list[Event] = []
         self.stepper = self._stepper()
         self.loader = self._loader(self.source)
         self.eval_loader = None
@@ -103,11 +107,7 @@ class Session:
                 raise UserError(f"optimizers: unknown objective {name!r}{suggest(name, self.objectives)}")
         for model in self.models.values():
             model.to(self.device)
-            if config.torch_compile:
-                try:
-                    model.compile(mode=None if config.torch_compile == "default" else config.torch_compile)
-                except RuntimeError as error:
-                    raise UserError(f"torch_compile: {error}") from None
+        self._compile()
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
             config.max_grad_norm, config.micro_batch_size, config.memory_guard,
@@ -127,6 +127,27 @@ class Session:
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
         return stepper
+
+    def _compile(self) -> None:
+        """In place, so that no parameter changes its name."""
+        wanted, cannot = self.config.torch_compile, self.task.not_compiled()
+        if isinstance(wanted, dict):
+            for name in wanted:
+                if name not in self.models:
+                    hint = suggest(name, self.models)
+                    raise UserError(f"torch_compile: unknown model {name!r}{hint}; there are {', '.join(self.models)}")
+                if name in cannot and wanted[name] != "off":
+                    raise UserError(f"torch_compile.{name}: {cannot[name]}")
+            modes = wanted
+        else:
+            modes = {name: wanted for name in self.models if wanted and name not in cannot}
+            self.notes += [Event("note", f"{name} is not compiled: {why}") for name, why in cannot.items() if wanted]
+        for name, mode in modes.items():
+            if mode not in (None, "off"):
+                try:
+                    self.models[name].compile(mode=None if mode == "default" else mode)
+                except RuntimeError as error:
+                    raise UserError(f"torch_compile: {error}") from None
 
     def _optimizer(self, members: list[Objective]) -> OptimizerConfig:
         chosen = [self.config.optimizers[o.name] for o in members if o.name in self.config.optimizers]
@@ -160,18 +181,18 @@ class Session:
                 what = "this task has no validation data" if config.eval_steps else "give eval_steps"
                 raise UserError(f"{name} looks at evaluations during training, and there would be none: {what}")
 
-    def build_observers(self) -> list[Observer]:
-        """What the config asks for, on rank 0."""
+    def build_observers(self, tell: Tell) -> list[Observer]:
+        """What the config asks for, on rank 0. ``tell``: for those that have something to say themselves."""
         from accel_train.tracking.console import Console
-        from accel_train.tracking.jsonl import Jsonl
+        from accel_train.tracking.jsonl import EventLog, Jsonl
         from accel_train.tracking.status import Status
 
         config = self.config
-        observers: list[Observer] = [Console(), Jsonl(), Status()]
+        observers: list[Observer] = [Console(), Jsonl(), EventLog(), Status()]
         if "tensorboard" in config.report_to:
             from accel_train.tracking.tensorboard import TensorBoard
 
-            observers.append(TensorBoard(config.histogram_steps))
+            observers.append(TensorBoard())
         if other_trackers(config):
             from accel_train.tracking.accelerate import AccelerateTrackers
 
@@ -184,6 +205,13 @@ class Session:
             observers.append(
                 Webhook(hook.kinds, hook.status_steps, milestones, url_env=hook.url_env, url_file=hook.url_file)
             )
+        if config.tb_sync_to:
+            from accel_train.tracking.sync import TensorBoardSync
+
+            if "tensorboard" not in config.report_to:
+                tell(Event("warning", "tb_sync_to: there is nothing to copy, since report_to has no tensorboard"))
+            # The last one: when it copies for the last time, TensorBoard has written everything.
+            observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, tell))
         return observers
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -191,7 +219,12 @@ class Session:
     def write_about(self) -> None:
         run_folder.write_config(self.output_dir / "config.yaml", self.described)
         about = run_folder.environment(self.config.seed, self.ranks.world_size, str(self.device))
-        run_folder.write_json(self.output_dir / "environment.json", about)
+        path = self.output_dir / "environment.json"
+        about["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+        if self.resumed_from is not None:  # then the run is as old as its first session, if that can be known
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                about["started"] = json.loads(path.read_text())["started"]
+        run_folder.write_json(path, about)
 
     def export(self, folder: Path, info: dict[str, Any], tell: Tell) -> None:
         """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -187,6 +187,8 @@ class Stepper:
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
         """
         group = self.groups[objective.name]
+        if repeat:
+            objective = replace(objective, repeat=repeat)
         while True:
             self._seed_generators(objective, step, repeat)
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,11 +30,13 @@ class Objective:
         trains: names of the models whose parameters it updates; empty means all of them. Two objectives train either
             the same models (and then share an optimiser) or none in common.
         repeats: optimiser steps of this objective on every batch (a critic's ``5``).
+        repeat: set by the loop: which of them this is, for losses that draw noise.
     """
 
     name: str = "loss"
     trains: tuple[str, ...] = ()
     repeats: int = 1
+    repeat: int = 0
 
 
 class Loss(NamedTuple):
@@ -66,6 +68,12 @@ class Task:
 
     movable: tuple[str, ...] = ()
     """Constructor arguments that may differ on resume without making it another run (a data folder that moved)."""
+
+    file_types: tuple[str, ...] = ()
+    """Endings of the data files that a static method ``describe_files(files, **options)`` can describe to a person."""
+
+    recommended: ClassVar[dict[str, Any]] = {}
+    """Settings of the run (fields of ``TrainConfig``) where the task does better with others than the defaults."""
 
     init_args: dict[str, Any]
     """The arguments this task was constructed with, defaults included; recorded so that the config can rebuild it."""
@@ -120,6 +128,10 @@ class Task:
         """How many items a batch holds; what ``micro_batch_size`` counts and throughput is given in."""
         return len(next(iter(batch.values())))
 
+    def not_compiled(self) -> dict[str, str]:
+        """Models that ``torch_compile`` must leave alone, and why."""
+        return {}
+
     def split(self, batch: Batch, limit: int) -> list[Batch]:
         """Cut a batch into micro-batches of at most ``limit`` items each. Must lose nothing."""
         n = self.size(batch)
@@ -142,6 +154,11 @@ class Task:
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Look at a training batch every ``monitor_steps`` (no gradient, eval mode); return what deserves an alert."""
         return ()
+
+    def histograms(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """Distributions for TensorBoard by name, of a training batch every ``histogram_steps`` (rank 0's share; no
+        gradient, eval mode, generators untouched). Every element counts; default none."""
+        return {}
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from accel_train import run_folder
-from accel_train.clock import Clock
-from accel_train.config import TrainConfig
+from accel_train.clock import Clock, cuda_memory
+from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
-from accel_train.evaluation import evaluate, quietly
+from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
+from accel_train.looks import Looks
 from accel_train.progress import Duration, Every, Position
 from accel_train.selection import Selection
 from accel_train.session import Session
@@ -35,7 +36,6 @@ from accel_train.skips import Skips
 from accel_train.task import Event, Task
 from accel_train.tracking import Observer, Observers, Record, Run
 from accel_train.tracking.jsonl import histories
-from accel_train.values import build
 
 ATTENTION_SECONDS = 0.5
 
@@ -68,7 +68,8 @@ class Trainer:
 
     Args:
         task: what to train.
-        config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``).
+        config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``), over what the task
+            recommends.
         observers: further observers, beside those the config asks for.
     """
 
@@ -78,7 +79,7 @@ class Trainer:
         if config is not None and settings:
             raise TypeError("give a TrainConfig or its fields, not both")
         self.task = task
-        self.config = config or build(TrainConfig, settings)
+        self.config = config or settings_for(type(task), settings)
         self._extra_observers = list(observers)
 
     def request_stop(self, reason: str) -> None:
@@ -146,7 +147,9 @@ class Trainer:
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
         main = self.ranks.is_main
+        news = self.session.source.events()
         votes, bad = self.interval.exchange([
+            float(bool(news)),
             float(self.control.stop_reason is not None),
             float(self.control.by_signal),
             float(main and up),
@@ -155,18 +158,19 @@ class Trainer:
             clock.waited if main else 0.0,
             clock.seconds_per_step() if main else 0.0,
         ])  # fmt: skip
-        stop, signals, time_up, save, items, waited, step_seconds = votes
+        told, stop, signals, time_up, save, items, waited, step_seconds = votes
         self._signalled = signals > 0
         self.skips.judge(self._places, position.step, bad, self.session.stepper.scale_is_settling, self.tell)
         self._places = []
+        if told:
+            self._tell_once(news)
         clock.read(items, waited)
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 
         if position.step % config.logging_steps == 0 or finished or phase_changed:
             self._log()
-        if config.monitor_steps and position.step % config.monitor_steps == 0:
-            self._monitor()
+        self.looks.look(position.step, self._share, self.observers)
         reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
         improved = False
         if self.session.eval_loader is not None and (finished or self.eval_every.due(position)):
@@ -187,8 +191,7 @@ class Trainer:
         soon = ATTENTION_SECONDS / step_seconds if step_seconds > 0 else 1
         due = [step + max(1, min(int(soon), 1000)), (step // self.config.logging_steps + 1) * self.config.logging_steps]
         due += [n for n in (self.eval_every.next_step(step), self.save_every.next_step(step)) if n is not None]
-        if self.config.monitor_steps:
-            due.append((step // self.config.monitor_steps + 1) * self.config.monitor_steps)
+        due += self.looks.next_steps(step)
         boundary = self.plan.steps_to_boundary(self.position)
         if boundary is not None:
             due.append(step + boundary)
@@ -206,6 +209,7 @@ class Trainer:
         if len(rates) > 1:
             record |= {f"lr/{name}": lr for name, lr in rates.items()}
         record |= self._clock.rates(self.position.step, self.plan.total_steps)
+        record |= cuda_memory(self.session.device)
         self._clock.new_window()
         self._last = record
         self.observers.tell("on_log", record)
@@ -234,16 +238,6 @@ class Trainer:
             self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
             return {}
 
-    def _monitor(self) -> None:
-        """The task looks at this rank's share of the last batch; what any rank finds is told."""
-        found: list[Event] = []
-        if self._share is not None:
-            with quietly(self.models), torch.no_grad(), self.session.accelerator.autocast():
-                found = list(self.task.monitor(self.models, self._share))
-        for events in self.ranks.gather(found):
-            for event in events:
-                self.tell(event)
-
     def _save(self, is_best: bool) -> None:
         started = time.monotonic()
         self.session.save(self.position.step, self._progress(), self.tell)
@@ -270,6 +264,7 @@ class Trainer:
         self.position = Position()
         self.interval = Interval(self.ranks)
         self.selection = Selection(config)
+        self.looks = Looks(self.session)
         self.skips = Skips(config.non_finite, config.max_skipped_steps, self.session.source)
         self.ended = ""  # why, if early stopping ended the run before its length
         self.save_every = Every(config.save_steps, "save_steps")
@@ -299,7 +294,7 @@ class Trainer:
             run_folder.load_weights(self.models, Path(self.config.init_from))
         if self.ranks.is_main:
             self.session.write_about()
-            self.observers = Observers([*self.session.build_observers(), *self._extra_observers])
+            self.observers = Observers([*self.session.build_observers(self.tell), *self._extra_observers])
         session = self.session
         run = Run(
             output_dir=session.output_dir,
@@ -319,7 +314,7 @@ class Trainer:
         if restored and best and best["step"] == self.position.step and not session.is_marked_best(self.position.step):
             session.mark_best(self.position.step, self._about(), self.tell)  # killed just before it was
         untold, self._untold = self._untold, None
-        for event in untold or ():
+        for event in [*session.notes, *(untold or ())]:
             self.tell(event)
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
@@ -353,6 +348,12 @@ class Trainer:
             self._untold.append(event)
         else:
             self.observers.tell("on_event", event)
+
+    def _tell_once(self, news: list[Event]) -> None:
+        """What the ranks found in their data; a file that all of them looked at is told of once."""
+        found = {event.title: event for events in self.ranks.gather(news) for event in events}
+        for event in found.values():
+            self.tell(event)
 
     # -- state -------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from torch import nn
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed
 from accel_train.checkpoint import CheckpointFolder, verify
 from accel_train.task import Event
+from accel_train.tasks.muon.task import MuonTask
 from accel_train.tracking import Observer
 
 HERE = Path(__file__).resolve().parent
@@ -129,6 +130,11 @@ class Toy(Task):
         self._error(models, batch)
         return [Event("anomaly", "looked", {"items": len(batch["index"])})]
 
+    def histograms(self, models, batch):
+        torch.rand(3), np.random.rand(3), random.random()
+        assert not torch.is_grad_enabled() and not models["model"].training
+        return {"data/y": batch["y"], "data/error": models["model"](batch["x"])[..., 0] - batch["y"]}
+
 
 class Ragged(Toy):
     """Items of several lengths: the loss is a mean over all valid elements of the global batch."""
@@ -200,6 +206,17 @@ class Gan(Task):
         penalty = ((slope.square().sum(1).add(1e-12).sqrt() - 1) ** 2).sum() / items
         gap = (critic(made) - critic(batch["x"])).sum() / items
         return Loss(spoil(gap + 2 * penalty), {"gap": gap, "penalty": penalty})
+
+
+class Muon(MuonTask):
+    """The task itself, small, in either precision."""
+
+    def __init__(self, float64: bool = False, **options: Any) -> None:
+        super().__init__(**dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4) | options)
+        self.float64 = float64
+
+    def build_model(self):
+        return {name: model.double() if self.float64 else model for name, model in super().build_model().items()}
 
 
 class Pairs(Numbers):
@@ -328,7 +345,7 @@ class Probe(Trainer):
         def watched(objective, batch, number, repeat=0):
             FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
-                self.samples[number + 1] = batch["index"].tolist()
+                self.samples[number + 1] = batch["event" if "event" in batch else "index"].tolist()
             return step(objective, batch, number, repeat)
 
         return watched
@@ -665,7 +682,7 @@ def assert_same_run(one: Path | str, other: Path | str) -> None:
 def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     """Largest difference of a tensor relative to its largest element."""
     assert one.keys() == other.keys()
-    return max(float(np.abs(one[k] - other[k]).max() / np.abs(other[k]).max()) for k in one)
+    return max(float(np.abs(one[k] - other[k]).max() / max(np.abs(other[k]).max(), 1e-12)) for k in one)
 
 
 def samples(results: list[dict[str, Any]]) -> dict[int, list[int]]:

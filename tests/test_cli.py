@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,10 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["evaluate", "nowhere"], "nowhere: "),
         (["export", "nowhere", "--out=x"], "nowhere: "),
         (["inspect", "nowhere"], "task: unknown 'nowhere'"),
+        (["runs"], "runs: the following arguments are required: ACTION"),
+        (["runs", "merge", "--dst=x"], "runs: the following arguments are required: --src-root"),
+        (["runs", "merge", "--dst=x", "--src-root=nowhere"], "nowhere: no such folder"),
+        (["runs", "merge", "--dst=x", "--src-root=.", "--mode=move"], "runs: argument --mode: invalid choice: 'move'"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
 )  # fmt: skip
@@ -295,6 +300,46 @@ def test_every_command_has_help(capsys, command):
     except SystemExit as done:
         assert done.code == 0
     assert capsys.readouterr().out.startswith(f"usage: accel-train {command}")
+
+
+@pytest.mark.parametrize("what", ["a b.parquet", "data/*.parquet", "pelican://federation.org/x/*.parquet"])
+def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what):
+    asked = []
+    monkeypatch.setattr("accel_train.inspection.inspect", lambda *given: asked.append(given) or "shown")
+    assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
+    assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
+
+
+def test_runs_are_merged_as_trained(here, capsys):
+    for name in ("one", "two", "three"):
+        assert main(["train", "--task=own_toy.ToyTask", "--max_steps=2", f"--output_dir=runs/{name}"]) == 0
+    capsys.readouterr()
+    arguments = ["runs", "merge", "--dst=my logs", "--src-root", "runs", "--match=^t"]
+    assert main(arguments) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["three", "two"] and all(line.endswith("linked") for line in lines)
+    assert last.endswith("tensorboard --logdir 'my logs'")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("unchanged") == 2
+    assert Path("my logs/two").resolve() == Path("runs/two/tensorboard").resolve()
+    started = json.loads(Path("runs/one/environment.json").read_text())["started"]
+    assert abs(time.time() - datetime.fromisoformat(started).timestamp()) < 100
+
+
+def test_a_run_is_as_old_as_its_first_session(here, capsys):
+    run = ["train", "--task=own_toy.ToyTask", "--output_dir=run", "--report_to=[]"]
+    assert main([*run, "--max_steps=2"]) == 0
+    path = Path("run/environment.json")
+    path.write_text(json.dumps({"started": "2026-01-05T10:53:30+00:00"}))
+    started = lambda: json.loads(path.read_text())["started"]  # noqa: E731
+    assert main([*run, "--max_steps=3"]) == 0
+    assert started() == "2026-01-05T10:53:30+00:00"
+    path.write_text("torn")
+    assert main([*run, "--max_steps=4"]) == 0
+    assert datetime.fromisoformat(started()).tzinfo is not None
+    path.write_text(json.dumps({"started": "2026-01-05T10:53:30+00:00"}))
+    assert main([*run, "--max_steps=4", "--resume_from_checkpoint=never"]) == 0
+    assert not started().startswith("2026-01-05")
 
 
 def test_help_says_how_to_see_the_options_of_a_task(here, capsys):

@@ -52,9 +52,9 @@ class Loader:
         pending: deque[tuple[int, int, Callable[[], Batch | None]]] = deque()
         with self._workers() as workers:
             try:
-                for epoch, number, get in self._jobs(workers, start.epoch, start.batch, last_epoch):
+                for epoch, number, get, in_loop in self._jobs(workers, start.epoch, start.batch, last_epoch):
                     pending.append((epoch, number, get))
-                    if self._in_loop or len(pending) > ahead:
+                    if in_loop or len(pending) > ahead:
                         yield self._finish(*pending.popleft())
                 while pending:
                     yield self._finish(*pending.popleft())
@@ -74,26 +74,52 @@ class Loader:
 
     def _jobs(
         self, workers: Executor | None, epoch: int, number: int, last_epoch: int | None
-    ) -> Iterator[tuple[int, int, Callable[[], Batch | None]]]:
+    ) -> Iterator[tuple[int, int, Callable[[], Batch | None], bool]]:
+        """(epoch, batch number, how to get it, whether that is work for the loop itself)."""
         while last_epoch is None or epoch < last_epoch:
-            scan = self.source.iterate(epoch, number, self.rank, self.world_size)
+            scan = self.source.iterate(epoch, number, self.rank, self.world_size, self.num_workers)
             steps = self.source.steps(epoch)
             first = number
-            while scan is not None or steps is None or number < steps:
-                if scan is not None:
-                    try:
-                        share = next(scan)
-                    except StopIteration:
-                        break
-                    except Exception as error:
-                        raise self._with_place(error, epoch, number) from None
-                    yield epoch, number, lambda share=share: _to_tensors(share)
-                else:
-                    yield epoch, number, self._submit(workers, epoch, number)
-                number += 1
+            if scan is not None:
+                in_loop = self.num_workers == 0 or steps is None
+                for get in self._scan_in_loop(scan, epoch, number) if in_loop else self._scan(scan, number, steps):
+                    yield epoch, number, get, in_loop
+                    number += 1
+            else:
+                while steps is None or number < steps:
+                    yield epoch, number, self._submit(workers, epoch, number), self._in_loop
+                    number += 1
             if number == first == 0:
                 raise DataError(f"epoch {epoch} has no batches: the data is empty")
             epoch, number = epoch + 1, 0
+
+    def _scan_in_loop(
+        self, scan: Iterator[Batch | None], epoch: int, number: int
+    ) -> Iterator[Callable[[], Batch | None]]:
+        while True:
+            try:
+                share = next(scan)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._with_place(error, epoch, number) from None
+            yield lambda share=share: _to_tensors(share)
+            number += 1
+
+    def _scan(
+        self, scan: Iterator[Batch | None], number: int, steps: int | None
+    ) -> Iterator[Callable[[], Batch | None]]:
+        """The shares from ``number`` to ``steps``, put together and pinned by a thread of their own, in order."""
+        fetcher, wanted = ThreadPoolExecutor(1, thread_name_prefix="scan"), False
+        try:
+            for _ in range(number, steps or 0):
+                yield fetcher.submit(lambda: self._pin(_to_tensors(next(scan)))).result
+            wanted = True  # the last ones may still be on their way
+        finally:
+            fetcher.shutdown(wait=True, cancel_futures=not wanted)
+            close = getattr(scan, "close", None)
+            if close is not None:  # a generator with threads of its own
+                close()
 
     @property
     def _in_loop(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from accel_train import keyed
-from accel_train.task import Batch
+from accel_train.task import Batch, Event
 
 
 class BatchSource:
@@ -22,9 +22,16 @@ class BatchSource:
         """This rank's share of one global batch, as CPU tensors or numpy arrays; None if its share is empty."""
         raise NotImplementedError
 
-    def iterate(self, epoch: int, step: int, rank: int, world_size: int) -> Iterator[Batch | None] | None:
-        """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``."""
+    def iterate(
+        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
+    ) -> Iterator[Batch | None] | None:
+        """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``. It may
+        read ahead with ``num_workers`` threads of its own; closing it must end them."""
         return None
+
+    def events(self) -> list[Event]:
+        """What reading found, since the last call, that whoever watches the run should hear of."""
+        return []
 
     def describe(self, epoch: int, step: int) -> str:
         """Which items global batch ``step`` holds, for error messages."""

@@ -16,6 +16,10 @@ TASKS = {
         "accel_train.tasks.collatz.task.CollatzTask",
         "transformer on Collatz parity sequences, made as it goes",
     ),
+    "muon": (
+        "accel_train.tasks.muon.task.MuonTask",
+        "conditional WGAN-GP for bundles of muons in ragged Parquet, local or remote",
+    ),
 }
 """Short name -> (class path, one line of what it is)."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accel_train.task import Event
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from accel_train.task import Task
 
@@ -38,7 +38,7 @@ class Run:
 
 
 class Observer:
-    """Seven hooks, all optional. An exception in one is reported once and the observer is dropped; training goes on."""
+    """Eight hooks, all optional. An exception in one is reported once and the observer is dropped; training goes on."""
 
     def on_start(self, run: Run) -> None: ...
 
@@ -48,6 +48,9 @@ class Observer:
     def on_log(self, record: Record) -> None: ...
 
     def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None: ...
+
+    def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
+        """Every ``histogram_steps``: what the task shows of a batch, by name, where it lives; the weights are there."""
 
     def on_save(self, step: int, path: Path) -> None: ...
 

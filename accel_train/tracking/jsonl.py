@@ -1,4 +1,5 @@
-"""The history of a run: ``metrics.jsonl`` with one line per record, and ``metrics.json``, the same as plain lists."""
+"""The history of a run: ``metrics.jsonl`` with one line per record, ``metrics.json``, the same as plain lists, and
+``events.jsonl`` with what people were told."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.records import plain, write_atomic
 
@@ -56,6 +58,22 @@ class Jsonl(Observer):
         write_atomic(self.path.with_name("metrics.json"), json.dumps(histories(self.path), allow_nan=False))
         end = time.monotonic()
         self._rest_until = end + 50 * (end - start) if end - start > 0.05 else 0.0
+
+
+class EventLog(Observer):
+    """Appends every event to ``events.jsonl``: wall_time, kind, title and fields. It is a diary: nothing is taken back,
+    whatever a later session goes on from."""
+
+    _path: Path | None = None
+
+    def on_start(self, run: Run) -> None:
+        self._path = run.output_dir / "events.jsonl"
+
+    def on_event(self, event: Event) -> None:
+        if self._path is not None:
+            line = {"wall_time": time.time(), "kind": event.kind, "title": event.title, "fields": event.fields}
+            with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(plain(line), allow_nan=False) + "\n")
 
 
 def truncate(path: Path, last_step: int) -> None:

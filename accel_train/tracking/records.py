@@ -19,7 +19,7 @@ BOOKKEEPING = frozenset(
 
 
 def is_bookkeeping(key: str) -> bool:
-    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/"))
+    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/", "cuda/"))
 
 
 def is_number(value: object) -> bool:
@@ -45,7 +45,8 @@ def wait_share(record: Mapping[str, Any]) -> float | None:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record as tracker tags: ``train/<term>`` or ``eval/<metric>``, ``train/grad_norm``, ``lr`` and ``perf/...``."""
+    """A record as tracker tags: ``train/<term>`` or ``eval/<metric>``, ``train/grad_norm``, ``lr``, ``cuda/...``
+    and ``perf/...``."""
     prefix = "eval" if record.get("kind") == "eval" else "train"
     tags = {f"{prefix}/{key}": float(value) for key, value in terms(record).items()}
     for key, value in record.items():
@@ -53,7 +54,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
             continue
         if key.split("/")[0] == "grad_norm":
             tags[f"train/{key}"] = float(value)
-        elif key.split("/")[0] == "lr":
+        elif key.split("/")[0] in ("lr", "cuda"):
             tags[key] = float(value)
         elif key in ("items_per_s", "skipped"):
             tags[f"perf/{key}"] = float(value)
@@ -142,6 +143,8 @@ def show_clock(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     share = wait_share(record)
     if share is not None:
         shown.append(("wait", f"{share:.0%}"))
+    if "cuda/max_alloc_mib" in record:
+        shown.append(("memory", f"{record['cuda/max_alloc_mib']:,.0f} MiB"))
     if record.get("eta_s") is not None:
         shown.append(("ETA", duration(record["eta_s"])))
     return shown

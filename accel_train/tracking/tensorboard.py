@@ -1,4 +1,4 @@
-"""Curves, weight histograms and figures for TensorBoard."""
+"""Curves, histograms and figures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,24 +15,15 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Observer):
-    """Writes ``output_dir/tensorboard``.
-
-    Args:
-        histogram_steps: write a histogram of every parameter once per so many steps. 0: never. Each time, the whole
-            model is copied to the CPU. Of a sharded model, only the part that rank 0 holds is shown.
-    """
+    """Writes ``output_dir/tensorboard``."""
 
     _writer: SummaryWriter | None = None
-
-    def __init__(self, histogram_steps: int = 0):
-        self.histogram_steps = histogram_steps
 
     def on_start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         resumed = run.start_step > 0 or run.resumed_from is not None
         self._run = run
-        self._histograms_done = run.start_step // self.histogram_steps if self.histogram_steps else 0
         # Events behind the checkpoint will be written again, so the old ones are declared void. The queue is long: a
         # network disk that stalls for a while must not stall the training.
         writer = self._writer = SummaryWriter(
@@ -45,9 +36,6 @@ class TensorBoard(Observer):
 
     def on_log(self, record: Record) -> None:
         self._write(record)
-        if self.histogram_steps and record["step"] // self.histogram_steps > self._histograms_done:
-            self._histograms_done = record["step"] // self.histogram_steps
-            self._write_histograms(record["step"])
 
     def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None:
         assert self._writer is not None
@@ -55,6 +43,18 @@ class TensorBoard(Observer):
         for name, figure in figures.items():
             self._writer.add_figure(f"figures/{name}", figure, record["step"], close=False)
         self._writer.flush()
+
+    def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
+        """These, and every parameter, copied to the CPU; of a sharded model only the part that rank 0 holds."""
+        assert self._writer is not None
+        shown = dict(values)
+        for model_name, model in self._run.models.items():
+            prefix = "weights/" if len(self._run.models) == 1 else f"weights/{model_name}."
+            shown |= {prefix + name: parameter for name, parameter in model.named_parameters()}
+        for name, tensor in shown.items():
+            finite = _finite(tensor)
+            if finite.numel():
+                self._writer.add_histogram(name, finite, step)
 
     def on_save(self, step: int, path: Path) -> None:
         if self._writer is not None:
@@ -70,19 +70,10 @@ class TensorBoard(Observer):
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record["step"])
 
-    def _write_histograms(self, step: int) -> None:
-        assert self._writer is not None
-        for model_name, model in self._run.models.items():
-            prefix = "weights/" if len(self._run.models) == 1 else f"weights/{model_name}."
-            for name, parameter in model.named_parameters():
-                values = _finite(parameter)
-                if values.numel():
-                    self._writer.add_histogram(prefix + name, values, step)
 
-
-def _finite(parameter: Tensor) -> Tensor:
-    """The finite values of a parameter on the CPU: a diverged model must not cost the curves that show it."""
-    local = parameter.detach()
+def _finite(tensor: Tensor) -> Tensor:
+    """The finite values on the CPU: a diverged model must not cost the curves that show it."""
+    local = tensor.detach()
     if hasattr(local, "to_local"):  # sharded; gathering it would need every rank
         local = local.to_local()  # pyright: ignore[reportAttributeAccessIssue]
     values = local.float().cpu()

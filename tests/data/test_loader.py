@@ -51,7 +51,7 @@ class Scan(BatchSource):
     def steps(self, epoch: int) -> int | None:
         return None
 
-    def iterate(self, epoch: int, step: int, rank: int, world_size: int) -> Iterator[dict | None]:
+    def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
         self.opened.append((epoch, step))
         for number in range(step, 3 + epoch):
             yield {"at": np.array([epoch, number, rank])} if (number + rank) % 2 == 0 else None
@@ -200,7 +200,7 @@ def test_a_scan_of_unknown_length(num_workers):
 
 def test_empty_data_is_said_so():
     class Empty(Scan):
-        def iterate(self, epoch: int, step: int, rank: int, world_size: int) -> Iterator[dict | None]:
+        def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
             return iter(())
 
     with pytest.raises(DataError, match="epoch 0 has no batches: the data is empty"):
@@ -209,7 +209,7 @@ def test_empty_data_is_said_so():
 
 def test_an_error_in_a_scan_names_its_place():
     class Torn(Scan):
-        def iterate(self, epoch: int, step: int, rank: int, world_size: int) -> Iterator[dict | None]:
+        def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
             yield {"at": np.zeros(1)}
             raise OSError("torn")
 

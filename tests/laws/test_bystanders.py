@@ -13,7 +13,8 @@ BYSTANDERS = {
     "logging": (dict(logging_steps=1), {}),
     "saving": (dict(save_steps=2, save_total_limit=1), {}),
     "saving by the clock": (dict(save_steps="0.001s"), {}),
-    "histograms": (dict(report_to=["tensorboard"], histogram_steps=4, logging_steps=4), {}),
+    "histograms": (dict(report_to=["tensorboard"], histogram_steps=5), {}),
+    "the first batch": (dict(report_first_batch=True), {}),
     "monitoring": (dict(monitor_steps=3), {}),
     "a thread": (dict(num_workers=1), {"task_args": {"dropout": 0.2, "slow_read": 0.0004}}),
     "threads": (dict(num_workers=3), {"task_args": {"dropout": 0.2, "slow_read": 0.0004}}),
@@ -59,7 +60,7 @@ def test_one_process(tmp_path, quiet, name):
         assert steps_saved(tmp_path)[-1] == 24
 
 
-@pytest.mark.parametrize("name", ["evaluation", "saving", "monitoring", "all at once"])
+@pytest.mark.parametrize("name", ["evaluation", "saving", "monitoring", "histograms", "all at once"])
 def test_two_ranks(tmp_path, quiet, name):
     settings, job = BYSTANDERS[name]
     results = run({"task_args": {"dropout": 0.2}} | job | {"config": config(tmp_path, **(PLAIN | settings))}, 2)

@@ -13,6 +13,8 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer
 from accel_train.errors import UserError
+from accel_train.task import Event
+from accel_train.tracking import Observer
 
 
 class Points:
@@ -46,6 +48,30 @@ class Product(Task):
     def eval_metrics(self, sums):
         return {"loss": float(sums["square"] / sums["n"])}
 
+    def monitor(self, models, batch):  # a forward pass on each rank by itself, as histograms are on one rank only
+        assert models["model"](batch["x"]).shape == (len(batch["x"]), 1)
+        return [Event("anomaly", "looked")]
+
+    def histograms(self, models, batch):
+        return {"fit": models["model"](batch["x"])}
+
+
+class Eyes(Observer):
+    """Writes what it was shown behind the name of the run folder."""
+
+    def on_start(self, run):
+        self.file = open(f"{run.output_dir}-seen", "a")
+
+    def on_event(self, event):
+        if event.kind == "anomaly":
+            self.file.write("anomaly\n")
+
+    def on_histograms(self, step, values):
+        self.file.write(f"{step} {values['fit'].shape[0]}\n")
+
+    def on_end(self, outcome, status):
+        self.file.close()
+
 
 def shard_from_now_on():
     from accelerate.state import PartialState
@@ -71,8 +97,10 @@ def train(folder, steps, sharded, batch=16):
         shard_from_now_on()
     try:
         Trainer(
-            Product(), output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
+            Product(), observers=[Eyes()],
+            output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
             save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
+            monitor_steps=8, histogram_steps=12,
         ).fit()  # fmt: skip
     except UserError as error:
         with open(f"{folder}-error", "a") as file:
@@ -102,6 +130,8 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
         one, other = (load_file(folder / name / "model.safetensors") for folder in (replicated, sharded))
         for key in one:
             torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    seen = [(tmp_path / f"{name}-seen").read_text().splitlines() for name in ("sharded", "replicated")]
+    assert seen[0] == seen[1] == [*["anomaly"] * 2, "12 8", *["anomaly"] * 4, "24 8"]
     assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
 
 

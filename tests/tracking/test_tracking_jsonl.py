@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from accel_train.task import Task
+from accel_train.task import Event, Task
 from accel_train.tracking import Run
-from accel_train.tracking.jsonl import Jsonl, histories
+from accel_train.tracking.jsonl import EventLog, Jsonl, histories
 
 
 def start(folder, step=0, resumed=False) -> Jsonl:
@@ -120,3 +120,17 @@ def test_slow_histories_are_not_written_at_every_evaluation(tmp_path, monkeypatc
         assert written == {1: [1], 2: [1], 3: [1, 2, 3]}[step]
     monkeypatch.undo()
     observer.on_end("completed", {})
+
+
+def test_events_are_a_diary(tmp_path):
+    observer = EventLog()
+    observer.on_event(Event("warning", "too early to be written"))
+    for step in (0, 5):
+        observer.on_start(Run(tmp_path, Task(), {}, {}, 100, start_step=step))
+        observer.on_event(Event("anomaly", f"at {step}", {"error": float("nan"), "n": np.int64(step)}))
+        observer.on_end("completed", {})
+    observer.on_event(Event("warning", "at the very end"))
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["title"] for line in lines] == ["at 0", "at 5", "at the very end"]
+    assert lines[1]["fields"] == {"error": None, "n": 5, "non_finite": ["error"]}
+    assert lines[0]["kind"] == "anomaly" and lines[0]["wall_time"] <= lines[1]["wall_time"]

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from support import config, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -13,11 +14,11 @@ from accel_train.tracking import Run
 from accel_train.tracking.tensorboard import TensorBoard
 
 
-def start(folder, histogram_steps=0, step=0, models=None, resumed_from=None) -> TensorBoard:
-    observer = TensorBoard(histogram_steps)
-    config = {"seed": 3, "task": {"class_path": "toy", "folder": folder}}
+def start(folder, step=0, models=None, resumed_from=None) -> TensorBoard:
+    observer = TensorBoard()
+    described = {"seed": 3, "task": {"class_path": "toy", "folder": folder}}
     models = models or {"model": nn.Linear(3, 2)}
-    observer.on_start(Run(folder, Task(), config, models, 100, start_step=step, resumed_from=resumed_from))
+    observer.on_start(Run(folder, Task(), described, models, 100, start_step=step, resumed_from=resumed_from))
     return observer
 
 
@@ -37,7 +38,7 @@ def test_numbers_of_every_kind_are_kept(tmp_path):
             "kind": "train", "step": np.int64(5), "epoch": 0, "phase": "main", "loss": np.float32(0.5),
             "hits": np.int64(7), "next": 0.25, "n": 3, "grad_norm": np.float64(2.0), "lr": 1e-3,
             "lr/critic": np.float32(0.5), "items_per_s": np.float32(100.0), "step_s": 0.5, "wait_s": 0.25,
-            "eta_s": 10.0,
+            "eta_s": 10.0, "cuda/max_alloc_mib": 512.5,
         }
     )  # fmt: skip
     observer.on_evaluate({"kind": "eval", "step": 5, "loss": np.float16(1.5), "accuracy": 1}, {})
@@ -45,6 +46,7 @@ def test_numbers_of_every_kind_are_kept(tmp_path):
     expected = {
         "train/loss": 0.5, "train/hits": 7, "train/next": 0.25, "train/n": 3, "train/grad_norm": 2, "lr": 1e-3,
         "lr/critic": 0.5, "perf/items_per_s": 100, "perf/wait_share": 0.5, "eval/loss": 1.5, "eval/accuracy": 1,
+        "cuda/max_alloc_mib": 512.5,
     }  # fmt: skip
     events = read(tmp_path)
     assert set(events.Tags()["scalars"]) == set(expected)
@@ -60,29 +62,38 @@ def test_config_is_a_yaml_code_block(tmp_path):
     assert text == f"```yaml\nseed: 3\ntask:\n  class_path: toy\n  folder: {tmp_path}\n```"
 
 
-def test_histograms_at_or_past_each_multiple(tmp_path):
+def test_histograms_of_weights_and_of_what_the_task_shows(tmp_path):
     models = {"a": nn.Linear(3, 2).bfloat16(), "b": nn.Linear(2, 1)}
     with torch.no_grad():
         models["b"].weight[0, 0] = float("nan")  # one diverged weight must not end the curves
         models["b"].bias.fill_(float("inf"))
-    observer = start(tmp_path, histogram_steps=10, models=models)
-    for step in range(4, 30, 4):
-        observer.on_log({"step": step, "loss": 1.0})
+    observer = start(tmp_path, models=models)
+    observer.on_histograms(10, {"data/counts": torch.tensor([3, 0, 5]), "data/none": torch.zeros(0)})
+    observer.on_histograms(20, {})
     observer.on_end("completed", {})
     events = read(tmp_path)
-    assert set(events.Tags()["histograms"]) == {"weights/a.weight", "weights/a.bias", "weights/b.weight"}
-    assert [event.step for event in events.Histograms("weights/a.weight")] == [12, 20]
+    assert set(events.Tags()["histograms"]) == {"weights/a.weight", "weights/a.bias", "weights/b.weight", "data/counts"}
+    assert [event.step for event in events.Histograms("weights/a.weight")] == [10, 20]
     assert events.Histograms("weights/b.weight")[0].histogram_value.num == 1
+    (counts,) = events.Histograms("data/counts")
+    found = counts.histogram_value
+    assert (counts.step, found.min, found.max, found.num, found.sum) == (10, 0, 5, 3, 8)
 
 
-def test_histograms_go_on_after_a_resume(tmp_path):
-    observer = start(tmp_path, histogram_steps=10, step=20, resumed_from="x")
-    for step in (25, 29, 31):
-        observer.on_log({"step": step, "loss": 1.0})
-    observer.on_end("completed", {})
-    events = read(tmp_path)
-    assert set(events.Tags()["histograms"]) == {"weights/weight", "weights/bias"}
-    assert [event.step for event in events.Histograms("weights/weight")] == [31]
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard
+def test_steps_go_on_after_a_resume(tmp_path):
+    """A real run, stopped and gone on with: every step is there once, in order."""
+    settings = config(tmp_path, report_to=["tensorboard"], logging_steps=2, histogram_steps=6)
+    (first,) = run({"config": settings, "stop_at": {"step": 10}})
+    assert (first["outcome"], first["step"]) == ("stopped", 10)
+    time.sleep(1.05)  # event files are named by the second
+    (second,) = run({"config": settings})
+    assert (second["outcome"], second["step"]) == ("completed", 24)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert [step for step, _ in scalars(tmp_path, "train/loss")] == list(range(2, 25, 2))
+    assert [step for step, _ in scalars(tmp_path, "eval/loss")] == [6, 12, 18, 24]
+    for tag in ("weights/0.weight", "data/y"):
+        assert [event.step for event in read(tmp_path).Histograms(tag)] == [6, 12, 18, 24]
 
 
 @pytest.mark.parametrize("kept", [4, 0])

@@ -1,0 +1,117 @@
+"""What to do about data that cannot be used: say where and stop, or leave it out, count it and say so."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from accel_train.data.ragged import Ragged
+from accel_train.errors import DataError
+from accel_train.task import Event
+
+
+class BadRows(DataError):
+    """Some rows of a block cannot be used.
+
+    Args:
+        reason: what is wrong with the first of them.
+        rows: int64, their numbers within the block.
+    """
+
+    def __init__(self, reason: str, rows: np.ndarray) -> None:
+        super().__init__(reason)
+        self.reason, self.rows = reason, np.asarray(rows, np.int64)
+
+
+class _Placed(DataError):
+    """Says already where it is."""
+
+
+class Bad:
+    """The policy, and the count of what was left out (thread-safe).
+
+    Args:
+        policy: "raise" stops with one line that says file, row group and row; "skip" leaves out what cannot be used:
+            the rows, the rest of the row group, or the file.
+    """
+
+    def __init__(self, policy: Literal["raise", "skip"] = "raise") -> None:
+        self.policy = policy
+        self.left_out: Counter[str] = Counter()
+        self._news: list[str] = []
+        self._lock = threading.Lock()
+
+    def _note(self, what: str, number: int, line: str) -> None:
+        if self.policy == "raise":
+            raise _Placed(f"{line}; mend it, or set on_bad_file=skip to go on without") from None
+        with self._lock:
+            self.left_out[what] += number
+            self._news.append(line)
+
+    def tell(self, line: str) -> None:
+        """Something else that whoever watches the run should hear of."""
+        with self._lock:
+            self._news.append(line)
+
+    def events(self) -> list[Event]:
+        """What was left out since the last call."""
+        with self._lock:
+            news, self._news = self._news, []
+        if len(news) > SHOWN:
+            total = ", ".join(f"{number:,} {what}" for what, number in self.left_out.items())
+            news[SHOWN:] = [
+                f"and {len(news) - SHOWN} more of the kind" + (f"; left out so far: {total}" if total else "")
+            ]
+        return [Event("warning", line) for line in news]
+
+    @contextlib.contextmanager
+    def file(self, path: str) -> Iterator[None]:
+        """A whole file is at stake: nothing of it is read if this fails."""
+        try:
+            yield
+        except DataError as error:
+            self._note("files", 1, f"{path}: {error}")
+        except _UNREADABLE as error:
+            self._note("files", 1, f"{path}: cannot be read: {_brief(error)}")
+
+    @contextlib.contextmanager
+    def rest_of(self, place: Any) -> Iterator[None]:
+        """The rest of a row group is at stake."""
+        try:
+            yield
+        except _Placed:
+            raise
+        except DataError as error:
+            self._note("row groups", 1, f"{place}: {error}")
+        except _UNREADABLE as error:
+            self._note("row groups", 1, f"{place}: cannot be read: {_brief(error)}")
+
+    def decode(self, decode: Callable[[Any], Ragged], batch: Any, place: Any, start: int) -> Ragged:
+        """Decode one block (anything with ``len``, ``take`` and columns) of which some rows may have to be left out.
+
+        Adds ``rows["row"]``; ``start`` is the number of the block's first row in its row group.
+        """
+        kept = np.arange(start, start + len(batch))
+        while True:
+            try:
+                ragged = decode(batch)
+                return Ragged({**ragged.rows, "row": kept}, ragged.counts, ragged.flat)
+            except BadRows as error:
+                row = int(kept[error.rows[0]])
+                more = f" (and {len(error.rows) - 1} more rows of this block)" if len(error.rows) > 1 else ""
+                self._note("rows", len(error.rows), f"{place}, row {row}: {error.reason}{more}")
+                keep = np.setdiff1d(np.arange(len(kept)), error.rows)
+                kept, batch = kept[keep], batch.take(keep)
+
+
+SHOWN = 5  # lines at a time; a bad data set has millions of them
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what pyarrow, h5py and datasets raise for broken files
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

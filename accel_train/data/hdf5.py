@@ -1,0 +1,119 @@
+"""HDF5 files of ragged items, as row groups that are read a slice at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
+import h5py
+import numpy as np
+import pyarrow as pa
+
+from accel_train.data.bad import Bad
+from accel_train.data.lanes import Place
+from accel_train.data.ragged import Ragged
+from accel_train.errors import DataError
+
+GROUP_ROWS = 10_000
+"""Rows of a row group. The file has none; this is what the same data in Parquet usually has."""
+
+
+class Hdf5:
+    """The format of ``LanesSource`` for HDF5 files: datasets with one entry per item, datasets with the entries of all
+    items one after another, and one with the number of entries per item.
+
+    Args:
+        decode: one record batch, whose schema has the metadata ``format: hdf5``, to a ``Ragged``; may raise ``BadRows``
+            or ``DataError``.
+        bad: what to do about a file or rows that cannot be used.
+        rows: column -> dataset [n, W] of numbers. In the record batch: a list of W float32.
+        flat: column -> dataset [counts.sum(), W] of numbers. In the record batch: a list of lists of W float32.
+        counts: dataset [n] of integers.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[pa.RecordBatch], Ragged],
+        bad: Bad,
+        rows: Mapping[str, str] = MappingProxyType({"primary": "primaries"}),
+        flat: Mapping[str, str] = MappingProxyType({"muons": "muons"}),
+        counts: str = "counts",
+    ) -> None:
+        self.decode, self.bad, self.rows, self.flat, self.counts = decode, bad, dict(rows), dict(flat), counts
+        self._starts = lru_cache(None)(self._read_starts)  # 16 bytes per row group
+
+    def groups(self, path: str) -> list[int]:
+        with self.bad.file(path):
+            return np.diff(self._starts(path)[0]).tolist()
+        return []
+
+    def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
+        place = Place(path, group)
+        with self.bad.rest_of(place):
+            (first, entry), (last, _) = self._starts(path)[:, group : group + 2].T.tolist()
+            for start in range(first, last, rows):
+                # Opened for every block: nothing stays open while others read, nor when a reader is given up.
+                with _open(path) as file:
+                    batch, entries = self._read(file, start, min(start + rows, last), entry)
+                entry += entries
+                yield self.bad.decode(self.decode, batch, place, start - first)
+
+    def _read(self, file: h5py.File, start: int, stop: int, entry: int) -> tuple[pa.RecordBatch, int]:
+        """These rows, the first of which has its first entry at ``entry``; and the number of their entries."""
+        offsets = np.zeros(stop - start + 1, np.int64)
+        np.cumsum(_dataset(file, self.counts)[start:stop], out=offsets[1:])
+        entries = int(offsets[-1])
+        columns = {name: _vectors(_dataset(file, data), start, stop) for name, data in self.rows.items()}
+        for name, data in self.flat.items():
+            columns[name] = pa.LargeListArray.from_arrays(
+                offsets, _vectors(_dataset(file, data), entry, entry + entries)
+            )
+        return pa.RecordBatch.from_pydict(columns, metadata={"format": "hdf5"}), entries
+
+    def _read_starts(self, path: str) -> np.ndarray:
+        """First row and first entry of every row group, and the end of the last: int64 [2, groups + 1].
+
+        Raises:
+            DataError: a dataset is missing, of another type or shape, or does not go with the others.
+        """
+        with _open(path) as file:
+            sets = {name: _dataset(file, name) for name in (*self.rows.values(), *self.flat.values(), self.counts)}
+            counts = sets[self.counts]
+            if counts.ndim != 1 or counts.dtype.kind not in "iu":
+                raise DataError(f"dataset {self.counts!r} must be [n] integers, but is {_shown(counts)}")
+            for name in (*self.rows.values(), *self.flat.values()):
+                if sets[name].ndim != 2 or sets[name].dtype.kind not in "fiu" or sets[name].shape[1] == 0:
+                    raise DataError(f"dataset {name!r} must be [n, width] numbers, but is {_shown(sets[name])}")
+            rows, entries = [*range(0, len(counts), GROUP_ROWS), len(counts)], [0]
+            for start in rows[:-1]:
+                part = counts[start : start + GROUP_ROWS].astype(np.int64)
+                if part.min() < 0:
+                    raise DataError(f"dataset {self.counts!r}, row {start + int(part.argmin())}: negative count")
+                entries.append(entries[-1] + int(part.sum()))
+            lengths = dict.fromkeys(self.rows.values(), rows[-1]) | dict.fromkeys(self.flat.values(), entries[-1])
+            for name, length in lengths.items():
+                if len(sets[name]) != length:
+                    raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} tells {length}")
+        return np.array([rows, entries], np.int64)
+
+
+def _open(path: str) -> h5py.File:
+    return h5py.File(path, "r", locking="best-effort")  # shared file systems may have no locks
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(f"needs a dataset {name!r}; there are {', '.join(map(repr, file)) or 'none'}")
+    return found
+
+
+def _shown(data: h5py.Dataset) -> str:
+    return f"{data.dtype} {list(data.shape)}"
+
+
+def _vectors(data: h5py.Dataset, start: int, stop: int) -> pa.Array:
+    """Rows of a dataset as lists of float32."""
+    values = data.astype(np.float32)[start:stop]
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), data.shape[1])

@@ -1,0 +1,357 @@
+"""Sequential data: row groups of many files, shuffled, dealt to lanes and read once, ahead of the step.
+
+The row groups of an epoch, in an order drawn from (seed, epoch), are dealt to L lanes. A global batch takes the next
+rows of every lane, equally many from each; where one has ended, the others give more, so that only the last batch of
+an epoch is short. All of it follows from the number of rows in each row group, which the files say without being read:
+where every lane stands after k batches is known at once, and a resume reads no more than the rest of a row group again.
+A rank owns whole lanes, so no row group is decoded twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from accel_train import keyed
+from accel_train.data.bad import Bad
+from accel_train.data.ragged import Ragged, concatenate
+from accel_train.data.source import BatchSource
+from accel_train.errors import DataError, UserError
+from accel_train.task import Batch, Event
+
+if TYPE_CHECKING:
+    from accel_train.data.staging import Staging
+
+BLOCK_ROWS = 16_384
+"""Rows decoded at once, and the reach of the shuffling of rows; two blocks per lane are in memory."""
+
+
+class Place(NamedTuple):
+    """Where a block of rows stands."""
+
+    path: str
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, row group {self.group}"
+
+
+class Format(Protocol):
+    """How files of one kind are read."""
+
+    def groups(self, path: str) -> list[int]:
+        """Rows of each row group, from the file's own metadata."""
+        ...
+
+    def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
+        """One row group in order, in blocks of ``rows`` rows (the last one shorter). ``rows["row"]``: int64, number
+        within the row group, ascending; rows that are not wanted are missing. Called from several threads at once."""
+        ...
+
+
+class LanesSource(BatchSource):
+    """Batches of the rows of many files, each row once per epoch on any number of ranks.
+
+    A batch has the arrays of the blocks, ``counts``, ``event`` (number of the row in the whole data: int64) and ``key``
+    (64 random bits of (seed, epoch, event), from which a loss may draw its noise).
+
+    Args:
+        files: in the order that numbers the rows.
+        format: how they are read.
+        batch_size: rows of one *global* batch.
+        lanes: how many row groups a batch is mixed from. Ranks own whole lanes: give a multiple of their number.
+        shuffle: the order of an epoch: "rows" (row groups, and the rows within blocks of ``BLOCK_ROWS``),
+            "row_groups", "files" (a file's row groups stay together: needed where files are staged), or "none".
+        prepare: a last look at every block, in the reading thread: drops what this split does not want.
+        bad: what the format does about data that cannot be used; ``events`` tells of it.
+        staging: brings remote files to local disk ahead of use; needs shuffle "files" or "none", since otherwise every
+            file would be needed all the time.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        format: Format,
+        batch_size: int,
+        seed: int = 0,
+        lanes: int = 8,
+        shuffle: Literal["rows", "row_groups", "files", "none"] = "rows",
+        prepare: Callable[[Ragged, Place], Ragged] | None = None,
+        bad: Bad | None = None,
+        staging: Staging | None = None,
+    ) -> None:
+        self.files, self.format, self.batch_size, self.seed = list(files), format, batch_size, seed
+        self.shuffle, self.prepare, self.bad = shuffle, prepare, bad
+        self.staging = staging
+        if staging is not None and shuffle in ("rows", "row_groups"):
+            raise UserError(f"shuffle: {shuffle} needs all files at once; with a staging_dir give files")
+        rows = read_groups(self.files, format)
+        self.group_file = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        self.group_number = np.concatenate([np.arange(len(r)) for r in rows] or [np.zeros(0, int)])
+        self.group_rows = np.array([n for r in rows for n in r], np.int64)
+        self.group_start = np.cumsum(self.group_rows) - self.group_rows
+        self.total_rows = int(self.group_rows.sum())
+        if self.total_rows == 0:
+            raise DataError(f"{', '.join(self.files[:1])}{', ...' if len(self.files) > 1 else ''}: no rows in the data")
+        self.lanes = min(lanes, batch_size, int((self.group_rows > 0).sum()))
+        self._dealt: tuple[int, list[np.ndarray]] | None = None
+
+    def steps(self, epoch: int) -> int:
+        return -(-self.total_rows // self.batch_size)
+
+    # -- where everything stands, from row counts alone ----------------------------------------------------------------
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Row groups in the order of this epoch, int64; empty ones are left out."""
+        groups = np.flatnonzero(self.group_rows > 0)
+        generator = np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "row groups", epoch)))
+        if self.shuffle == "none":
+            return groups
+        groups = generator.permutation(groups)
+        if self.shuffle == "files":
+            turn = generator.permutation(len(self.files))
+            groups = groups[np.argsort(turn[self.group_file[groups]], kind="stable")]
+        return groups
+
+    def deal(self, epoch: int) -> list[np.ndarray]:
+        """The row groups of every lane: each goes to the lane that has the fewest rows so far."""
+        if self._dealt is None or self._dealt[0] != epoch:
+            lanes: list[list[int]] = [[] for _ in range(self.lanes)]
+            load = [(0, lane) for lane in range(self.lanes)]
+            together = self.shuffle == "files"
+            last, lane, rows = -1, 0, 0
+            for group in self.order(epoch).tolist():
+                if not together or self.group_file[group] != last:
+                    if last >= 0:
+                        heapq.heappush(load, (rows, lane))
+                    rows, lane = heapq.heappop(load)
+                    last = self.group_file[group]
+                lanes[lane].append(group)
+                rows += int(self.group_rows[group])
+            self._dealt = (epoch, [np.array(groups, np.int64) for groups in lanes])
+        return self._dealt[1]
+
+    def standing(self, epoch: int, step: int) -> np.ndarray:
+        """Rows that every lane has given before this step, int64 [lanes]."""
+        rows = np.array([self.group_rows[groups].sum() for groups in self.deal(epoch)])
+        left = rows.copy()
+        while step > 0 and left.any():
+            share = quotas(left, self.batch_size)
+            whole = share > 0
+            # Until a lane has less than its share, every step is like this one.
+            alike = max(1, min(step, int((left[whole] // share[whole]).min())))
+            left -= alike * share
+            step -= alike
+        return rows - left
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def iterate(
+        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int = 1
+    ) -> Iterator[Batch | None]:
+        noise = keyed.key(self.seed, "noise", epoch)
+        with contextlib.closing(self._shares(epoch, step, rank, world_size, num_workers)) as shares:
+            for share in shares:
+                if share is None:
+                    yield None
+                else:
+                    key = keyed.bits(noise, share.rows["event"])[:, 0].view(np.int64)
+                    yield {**share.rows, "counts": share.counts, **share.flat, "key": key}
+
+    def first(self, items: int) -> Ragged:
+        """What an epoch 0 of one rank begins with, at most so many items: a sample to be looked at."""
+        parts: list[Ragged] = []
+        with contextlib.closing(self._shares(0, 0, 0, 1, 2)) as shares:
+            for share in shares:
+                if share is not None:
+                    parts.append(share)
+                if sum(map(len, parts)) >= items:
+                    break
+        if not parts:
+            raise DataError(f"{self.files[0]}, ...: none of {self.total_rows:,} rows is wanted here")
+        whole = concatenate(parts)
+        return whole.take(np.arange(min(items, len(whole))))
+
+    def _shares(
+        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
+    ) -> Generator[Ragged | None, None, None]:
+        """This rank's share of every global batch from ``step`` on; always a copy, since blocks may be views of a file
+        that cannot be written to."""
+        lanes, given = self.deal(epoch), self.standing(epoch, step)
+        rows = np.array([self.group_rows[groups].sum() for groups in lanes])
+        mine = [lane for lane in range(self.lanes) if lane * world_size // self.lanes == rank]
+        if self.staging is not None:
+            self.staging.schedule(self._paths_ahead(lanes, given, mine))
+        readers: dict[int, _Lane] = {}
+        with ThreadPoolExecutor(max(num_workers, 1), thread_name_prefix="lanes") as pool:
+            try:
+                readers |= {lane: _Lane(self, epoch, lanes[lane], int(given[lane]), pool) for lane in mine}
+                while given.sum() < self.total_rows:
+                    share = quotas(rows - given, self.batch_size)
+                    given += share
+                    parts = [part for lane in mine for part in readers[lane].read(int(share[lane]))]
+                    yield concatenate(parts) if parts else None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                for reader in readers.values():
+                    reader.close()
+
+    def _paths_ahead(self, lanes: list[np.ndarray], given: np.ndarray, mine: list[int]) -> list[str]:
+        """Files that these lanes still need, by when: the row of its lane at which each is first read."""
+        first: dict[int, int] = {}
+        for lane in mine:
+            ends = np.cumsum(self.group_rows[lanes[lane]])
+            for group, end in zip(lanes[lane].tolist(), ends.tolist(), strict=True):
+                if end > given[lane]:
+                    file, start = int(self.group_file[group]), end - int(self.group_rows[group]) - int(given[lane])
+                    first[file] = min(start, first.get(file, start))
+        return [self.files[file] for file in sorted(first, key=lambda file: (first[file], file))]
+
+    def blocks(self, epoch: int, groups: np.ndarray, skip: int) -> Generator[_Block, None, None]:
+        """Every block of these row groups, from the one with row ``skip`` on."""
+        starts = np.cumsum(self.group_rows[groups]) - self.group_rows[groups]
+        left = [(int(g), int(s)) for g, s in zip(groups, starts, strict=True) if s + self.group_rows[g] > skip]
+        for file, of_file in itertools.groupby(left, lambda pair: int(self.group_file[pair[0]])):
+            path = self.files[file]
+            here = self.staging.acquire(path) if self.staging else path
+            try:
+                for group, start in of_file:
+                    place = Place(path, int(self.group_number[group]))
+                    yield from self._of_group(epoch, group, here, place, skip - start)
+            finally:
+                if self.staging:
+                    self.staging.release(path)
+
+    def _of_group(self, epoch: int, group: int, here: str, place: Place, skip: int) -> Iterator[_Block]:
+        n = int(self.group_rows[group])
+        found = self.format.blocks(here, place.group, BLOCK_ROWS)
+        for number, start in enumerate(range(0, n, BLOCK_ROWS)):
+            rows = min(BLOCK_ROWS, n - start)
+            ragged = next(found, None)
+            if start + rows > skip:
+                yield self._arrange(ragged, epoch, group, number, start, rows, place)
+
+    def _arrange(
+        self, ragged: Ragged | None, epoch: int, group: int, number: int, start: int, rows: int, place: Place
+    ) -> _Block:
+        """Drop what is not wanted, number the rest, and put it in the order of the epoch."""
+        if ragged is not None and self.prepare is not None and len(ragged):
+            ragged = self.prepare(ragged, place)
+        if ragged is None or len(ragged) == 0:
+            return _Block(None, np.zeros(0, np.int64), np.zeros(1, np.int64), start, rows)
+        at = ragged.rows["row"] - start
+        ragged = Ragged(
+            {name: values for name, values in ragged.rows.items() if name != "row"}
+            | {"event": self.group_start[group] + ragged.rows["row"]},
+            ragged.counts,
+            ragged.flat,
+        )
+        if self.shuffle == "rows":
+            generator = np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "rows", epoch, group, number)))
+            turn = np.empty(rows, np.int64)
+            turn[generator.permutation(rows)] = np.arange(rows)
+            order = np.argsort(turn[at])
+            ragged, at = ragged.take(order), turn[at][order]
+        return _Block(ragged, at, ragged.offsets, start, rows)
+
+    def events(self) -> list[Event]:
+        return self.bad.events() if self.bad else []
+
+    def describe(self, epoch: int, step: int) -> str:
+        """The row groups that a global batch is taken from."""
+        given, then = self.standing(epoch, step), self.standing(epoch, step + 1)
+        shown = []
+        for lane, groups in enumerate(self.deal(epoch)):
+            if then[lane] > given[lane]:
+                at = int(np.searchsorted(np.cumsum(self.group_rows[groups]), given[lane], side="right"))
+                group = groups[at]
+                shown.append(f"{self.files[self.group_file[group]]} row group {self.group_number[group]}")
+        return f"epoch {epoch}, batch {step}: {', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''}"
+
+
+class _Block(NamedTuple):
+    ragged: Ragged | None
+    at: np.ndarray  # which of the block's rows each item is, ascending
+    offsets: np.ndarray
+    start: int  # of the block in its row group
+    rows: int  # of the block, with those that were dropped
+
+    def cut(self, first: int, last: int) -> Ragged | None:
+        """What is left of rows ``first`` to ``last`` (exclusive) of this block; a view."""
+        if self.ragged is None:
+            return None
+        a, b = np.searchsorted(self.at, (first, last))
+        if a == b:
+            return None
+        i, j = self.offsets[a], self.offsets[b]
+        return Ragged(
+            {name: values[a:b] for name, values in self.ragged.rows.items()},
+            self.ragged.counts[a:b],
+            {name: values[i:j] for name, values in self.ragged.flat.items()},
+        )
+
+
+class _Lane:
+    """Reads one lane: the block that is used now, and the next one on its way in the pool."""
+
+    def __init__(
+        self, source: LanesSource, epoch: int, groups: np.ndarray, skip: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self._pool = pool
+        self._blocks = source.blocks(epoch, groups, skip)
+        self._block: _Block | None = None
+        self._used = 0
+        within = skip
+        for n in source.group_rows[groups].tolist():
+            if within < n:
+                break
+            within -= n
+        self._first_used = within % BLOCK_ROWS
+        self._next: Future[_Block | None] = pool.submit(next, self._blocks, None)
+
+    def read(self, rows: int) -> list[Ragged]:
+        parts = []
+        while rows > 0:
+            if self._block is None or self._used == self._block.rows:
+                self._block, self._used = self._next.result(), self._first_used
+                self._first_used = 0
+                assert self._block is not None, "a lane gave fewer rows than its files announced"
+                self._next = self._pool.submit(next, self._blocks, None)
+            n = min(rows, self._block.rows - self._used)
+            part = self._block.cut(self._used, self._used + n)
+            if part is not None:
+                parts.append(part)
+            self._used, rows = self._used + n, rows - n
+        return parts
+
+    def close(self) -> None:
+        """Let go of the file, now that no thread reads it."""
+        self._blocks.close()
+
+
+def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
+    """How many rows each lane gives to a batch: equally many, and more where others have no more. int64 [lanes]."""
+    share = np.zeros_like(left)
+    need = min(batch_size, int(left.sum()))
+    while need > 0:
+        open_lanes = np.flatnonzero(left > share)
+        each = need // len(open_lanes)
+        if each == 0:
+            share[open_lanes[:need]] += 1
+            break
+        more = np.minimum(each, (left - share)[open_lanes])
+        share[open_lanes] += more
+        need -= int(more.sum())
+    return share
+
+
+def read_groups(files: Sequence[str], format: Format) -> list[list[int]]:
+    """Rows of all row groups of all files; many at once, since remote files answer slowly."""
+    with ThreadPoolExecutor(16, thread_name_prefix="footers") as pool:
+        return list(pool.map(format.groups, files))

@@ -1,0 +1,75 @@
+"""A batch of bundles as critic and generator see it: true, generated, and in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel_train import keyed
+from accel_train.task import Batch, Objective
+from accel_train.tasks.muon.losses import between, penalty, slopes
+from accel_train.tasks.muon.model import owners
+
+
+class Bundles:
+    """One micro-batch, normalised.
+
+    All noise is a function of the event's key, the muon's number, and which update it is for, so that it is the same
+    however the batch was cut.
+
+    Args:
+        keep_empty: score events without muons too; otherwise they are left out, as nothing can be learned from them.
+    """
+
+    def __init__(
+        self, task: Any, models: dict[str, Any], batch: Batch, objective: Objective, keep_empty: bool = False
+    ) -> None:
+        self.task, self.generator, self.critic = task, models["generator"], models["critic"]
+        self.dtype = next(self.generator.parameters()).dtype
+        self.update = (objective.name, objective.repeat)
+        primary, counts, self.key = batch["primary"], batch["counts"], batch["key"]
+        if not keep_empty:
+            primary, counts, self.key = (values[batch["some"]] for values in (primary, counts, self.key))
+        self.counts, self.muons = counts, batch["muons"].to(self.dtype)
+        self.event = owners(counts, len(self.muons))
+        self.conditions = self.generator.normalise.encode_conditions(primary.to(self.dtype))
+
+    def fake(self) -> Tensor:
+        """As many generated muons in every event as there are true ones, normalised, [M, F]."""
+        first = self.counts.cumsum(0) - self.counts
+        number = torch.arange(len(self.event), device=self.event.device) - first[self.event]
+        of_event = keyed.tensor_keys(keyed.key("event", *self.update), self.key)
+        of_muon = keyed.tensor_keys(keyed.key("muon", *self.update), self.key[self.event], number)
+        return self.generator(
+            self.conditions, self.counts, self.event,
+            keyed.tensor_normal(of_event, self.task.latent_dim_global).to(self.dtype),
+            keyed.tensor_normal(of_muon, self.task.latent_dim_local).to(self.dtype),
+        )  # fmt: skip
+
+    def score(self, muons: Tensor) -> Tensor:
+        """[M, F] to [B]."""
+        return self.critic(muons, self.conditions, self.counts, self.event).to(self.dtype)
+
+    def gap_and_penalty(self) -> tuple[Tensor, Tensor]:
+        """Sum over events of the score of truth minus that of generated muons, and sum of the gradient penalty."""
+        with torch.no_grad():
+            fake = self.fake().to(self.dtype)
+        real = self.generator.normalise.encode_muons(self.muons)
+        events = len(self.counts)
+        both = self.critic(
+            torch.cat([real, fake]), self.conditions.repeat(2, 1), self.counts.repeat(2),
+            torch.cat([self.event, self.event + events]),
+        ).to(self.dtype)  # fmt: skip
+        gap = both[:events].sum() - both[events:].sum()
+        kind = self.task.gradient_penalty
+        if kind == "none" or self.task.lambda_gp == 0:
+            return gap, gap.new_zeros(())
+        if kind == "r1":
+            points = real.detach().requires_grad_()
+        else:
+            alpha = keyed.tensor_uniform(keyed.tensor_keys(keyed.key("alpha", *self.update), self.key))[:, 0]
+            points = between(real, fake, self.event, alpha.to(self.dtype), paired=not self.task.seed_preset)
+        slope = slopes(self.critic, points, self.conditions, self.counts, self.event)
+        return gap, penalty(slope.to(self.dtype), self.event, self.counts, kind)

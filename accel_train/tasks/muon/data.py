@@ -1,0 +1,149 @@
+"""Muon bundles from files: which reader, which showers are held out, what is too large to train on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from accel_train import keyed
+from accel_train.data.lanes import Place
+from accel_train.data.ragged import Ragged
+from accel_train.errors import DataError, UserError
+from accel_train.task import Batch
+from accel_train.tasks.muon.observables import Cells
+
+PARQUET, HDF5 = (".parquet", ".pq"), (".h5", ".hdf5")
+
+
+SCHEMA = pa.schema({"primary": pa.list_(pa.float32()), "muons": pa.list_(pa.list_(pa.float32()))})
+"""What bundles are written in: [E_GeV, zenith_rad, mass, depth_m], and per muon [E_GeV, x_m, y_m]."""
+
+
+def table(events: Ragged) -> pa.Table:
+    """Bundles in ``SCHEMA``."""
+    primary, muons = (
+        pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]).cast(pa.list_(pa.float32()))
+        for values in (events.rows["primary"], events.flat["muons"])
+    )
+    lists = pa.ListArray.from_arrays(pa.array(events.offsets, pa.int32()), muons)
+    return pa.table({"primary": primary, "muons": lists}, schema=SCHEMA)
+
+
+def shower_number(primary: np.ndarray) -> np.ndarray:
+    """float64 [B] in [0, 1): the same for all depths of a shower, which share energy, zenith and mass to the last bit.
+
+    Showers are told apart by this and not by their ids, which not every file has. It does not depend on a seed: what is
+    held out in one run is held out in all.
+    """
+    bits = np.ascontiguousarray(primary[:, :3], np.float32).view(np.uint32).astype(np.uint64)
+    first = keyed.bits(keyed.key("showers"), bits[:, 0] | (bits[:, 1] << np.uint64(32)))[:, 0]
+    return keyed.uniform(keyed.key("showers", "mass"), first ^ bits[:, 2])[:, 0]
+
+
+def in_split(primary: np.ndarray, split: str, held_out: float) -> np.ndarray:
+    """bool [B]: the first half of the held-out showers is for validation, the second for the test."""
+    number = shower_number(primary)
+    if split == "train":
+        return number >= held_out
+    return (number < held_out / 2) if split == "validation" else (number >= held_out / 2) & (number < held_out)
+
+
+class Outliers:
+    """Events too large to train on are moved to files of their own, which the same reader takes.
+
+    The rows are those of the input (energy in GeV, angles in rad, metres), with where they came from. A file is named
+    after its origin, so that reading the same rows again, in another epoch or after a kill, writes nothing twice.
+
+    Args:
+        folder: None drops them.
+    """
+
+    def __init__(self, max_muons: int, folder: str | None, tell: Callable[[str], None]) -> None:
+        self.max_muons, self.folder, self.tell = max_muons, Path(folder) if folder else None, tell
+
+    def remove(self, ragged: Ragged, place: Place) -> Ragged:
+        large = ragged.counts > self.max_muons
+        if not large.any():
+            return ragged
+        found = ragged.take(large)
+        where = f"moved to {self.folder}" if self.folder else "dropped; outliers_dir keeps them"
+        self.tell(
+            f"{place}: {len(found)} event(s) with more than {self.max_muons:,} muons (largest {found.counts.max():,}), "
+            f"{where}"
+        )
+        if self.folder:
+            self._write(found, place)
+        return ragged.take(~large)
+
+    def _write(self, found: Ragged, place: Place) -> None:
+        assert self.folder is not None
+        name = f"part-{keyed.key(place.path):016x}-{place.group:05d}-{int(found.rows['row'][0]):09d}.parquet"
+        if (self.folder / name).exists():
+            return
+        written = table(found)
+        for column, values in (
+            ("source_file", [place.path] * len(found)),
+            ("source_row_group", [place.group] * len(found)),
+            ("source_row", found.rows["row"]),
+        ):
+            written = written.append_column(column, pa.array(values))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        pq.write_table(written, temporary)
+        temporary.replace(self.folder / name)
+
+
+class HeldOut:
+    """Events in memory, as ``IndexedSource`` reads them. Half of their showers are generated, half are the floor.
+
+    Args:
+        events: what was held out; the order decides which events share their conditions when these are shuffled.
+    """
+
+    def __init__(self, events: Ragged) -> None:
+        # The upper bits chose the split, so the half is drawn anew from them.
+        floor = keyed.bits(keyed.key("floor"), (shower_number(events.rows["primary"]) * 2**53).astype(np.int64))[:, 0]
+        self.floor = events.take(floor % np.uint64(2) == 1)
+        self.events = events.take(floor % np.uint64(2) == 0)
+        if len(self.events) == 0 or len(self.floor) == 0:
+            raise DataError(f"only {len(events)} held-out events: give more data, or a larger held_out or eval_events")
+        self.cells = Cells.of(self.events.rows["primary"].astype(np.float64))
+        self.other = np.random.Generator(np.random.Philox(key=0)).permutation(len(self.events))
+        self.key = keyed.bits(keyed.key("evaluation"), np.arange(len(self.events)))[:, 0].view(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """``other`` [B, 4]: conditions of another event."""
+        part = self.events.take(indices)
+        return {
+            "primary": part.rows["primary"],
+            "counts": part.counts,
+            "muons": part.flat["muons"],
+            "key": self.key[indices],
+            "slot": indices,
+            "other": self.events.rows["primary"][self.other[indices]],
+        }
+
+
+def kind_of(files: Sequence[str], reader: Literal["auto", "parquet", "hdf5", "hf"]) -> str:
+    """parquet, hdf5 or hf, by the extension unless ``reader`` says it."""
+    if reader != "auto":
+        return reader
+    kinds = {path: _kind(path) for path in files}
+    if len(set(kinds.values())) > 1:
+        one, other = (next(path for path, kind in kinds.items() if kind == k) for k in list(set(kinds.values()))[:2])
+        raise UserError(f"task.init_args.files: {one} and {other} are of different kinds; give files of one kind")
+    return next(iter(kinds.values()))
+
+
+def _kind(path: str) -> str:
+    suffix = os.path.splitext(path.split("?")[0])[1].lower()
+    return "parquet" if suffix in PARQUET else "hdf5" if suffix in HDF5 else "hf"

@@ -1,0 +1,107 @@
+"""Whole bundles from conditions, and how they compare with the held-out ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel_train import keyed
+from accel_train.data.ragged import Ragged
+from accel_train.tasks.muon.metrics import Sample, report
+from accel_train.tasks.muon.model import owners
+from accel_train.tasks.muon.observables import Cells, muon_sums, set_features
+
+if TYPE_CHECKING:
+    from accel_train.task import Batch
+    from accel_train.tasks.muon.task import MuonTask
+
+
+def generate(
+    models: dict[str, Any], primary: Tensor, key: Tensor, max_count: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Bundles for these conditions: counts int64 [B], and muons float32 [M, 3] = E [GeV], x [m], y [m].
+
+    Args:
+        primary: float32 [B, 4].
+        key: int64 [B]; a bundle is a function of its conditions and its key.
+        counts: how many muons; None samples them.
+    """
+    generator = models["generator"]
+    dtype = next(generator.parameters()).dtype
+    counts = (draw_counts(models, primary, key) if counts is None else counts).clamp(max=max_count)
+    total = int(counts.sum())
+    event = owners(counts, total)
+    number = torch.arange(total, device=event.device) - (counts.cumsum(0) - counts)[event]
+    of_event = keyed.tensor_keys(keyed.key("event"), key)
+    of_muon = keyed.tensor_keys(keyed.key("muon"), key[event], number)
+    width = generator.latent_dims
+    features = generator(
+        generator.normalise.encode_conditions(primary.to(dtype)), counts, event,
+        keyed.tensor_normal(of_event, width[0]).to(dtype), keyed.tensor_normal(of_muon, width[1]).to(dtype),
+    )  # fmt: skip
+    turn = keyed.tensor_uniform(keyed.tensor_keys(keyed.key("azimuth"), of_muon))[:, 0]
+    return counts, generator.normalise.decode_muons(features.float(), turn.float())
+
+
+def draw_counts(models: dict[str, Any], primary: Tensor, key: Tensor) -> Tensor:
+    """How many muons each bundle has, int64 [B]: a function of its conditions and its key."""
+    model = models["multiplicity"]
+    conditions = model.normalise.encode_conditions(primary.to(next(model.parameters()).dtype))
+    return model.sample(conditions, keyed.tensor_uniform(keyed.tensor_keys(keyed.key("count"), key), 3))
+
+
+# -- sums over a held-out split ----------------------------------------------------------------------------------------
+
+
+def statistics(task: MuonTask, models: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+    """Of bundles generated under the conditions of these events ("made") and of others ("other"): a row per event in a
+    table of the whole split, and sums over muons. Beside them the likelihood of the true counts."""
+    assert task.evaluated is not None
+    multiplicity, primary = models["multiplicity"], batch["primary"]
+    dtype = next(multiplicity.parameters()).dtype
+    conditions = multiplicity.normalise.encode_conditions(primary.to(dtype))
+    sums = {"nll": multiplicity.negative_log_likelihood(conditions, batch["counts"]).sum()}
+    for name, given in (("made", primary), ("other", batch["other"])):
+        counts, muons = generate(models, given, batch["key"], task.max_count)
+        energy, x, y = muons.unbind(1)
+        features = set_features(counts, energy, x, y)
+        rows = torch.cat([counts[:, None].double(), features], 1)
+        table = rows.new_zeros(len(task.evaluated), rows.shape[1])
+        sums[name] = table.index_copy(0, batch["slot"], rows)
+        cells = muon_sums(task.evaluated.cells, primary, counts, energy, x, y)
+        sums |= {f"{name}/{key}": value for key, value in cells.items()}
+    return sums
+
+
+def samples(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, Sample]:
+    """real, fake, shuffled and floor, as ``report`` takes them."""
+    held_out = task.evaluated
+    assert held_out is not None
+    primary = held_out.events.rows["primary"].astype(np.float64)
+    found = {"real": sample(held_out.events, held_out.cells), "floor": sample(held_out.floor, held_out.cells)}
+    for name, key in (("fake", "made"), ("shuffled", "other")):
+        table = sums[key].cpu().numpy()
+        muons = {part: sums[f"{key}/{part}"].cpu().numpy() for part in found["real"].muons}
+        found[name] = Sample(primary, table[:, 0].astype(np.int64), table[:, 1:], muons)
+    return found
+
+
+def sample(events: Ragged, cells: Cells) -> Sample:
+    """True events as a ``Sample``."""
+    primary, counts = (torch.from_numpy(values) for values in (events.rows["primary"], events.counts))
+    energy, x, y = torch.from_numpy(events.flat["muons"]).unbind(1)
+    features = set_features(counts, energy, x, y).numpy()
+    muons = {name: values.numpy() for name, values in muon_sums(cells, primary, counts, energy, x, y).items()}
+    return Sample(primary.double().numpy(), events.counts, features, muons)
+
+
+def metrics(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, float]:
+    """``loss`` is the Frechet distance of bundles and conditions to truth; ``nll`` that of the counts, in nats."""
+    assert task.evaluated is not None
+    of = samples(task, sums)
+    found = report(of["real"], of["fake"], of["shuffled"], of["floor"], task.evaluated.cells)
+    nll = float(sums["nll"]) / len(task.evaluated)
+    return {"loss": found["fpd"], "nll": nll, **found}

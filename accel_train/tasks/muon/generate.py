@@ -1,0 +1,149 @@
+"""``accel-train muon generate``: conditions in, bundles out, in the schema that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from accel_train import keyed
+from accel_train.data.arrow import column, vectors
+from accel_train.data.ragged import Ragged
+from accel_train.errors import DataError, UserError
+from accel_train.tasks.muon.data import SCHEMA, table
+
+ROWS = 10_000
+"""Events generated at once and rows of a row group."""
+
+MUONS = 2_000_000
+"""At most so many muons at once through the generator."""
+
+FLAT = ("E", "zenith", "mass", "depth")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; prints one line per file."""
+    options = _parser().parse_args(argv)
+    from accel_train.data.storage import expand
+
+    if options.counts_mode == "constant" and (options.count_constant is None or options.count_constant < 0):
+        raise UserError("generate: --counts_mode=constant needs --count_constant=N, at least 0")
+    if options.counts_mode == "column" and not options.counts_column:
+        raise UserError("generate: --counts_mode=column needs --counts_column=NAME (muons: as many as there are)")
+    sources = expand(options.conditions)
+    targets = [options.out / f"{Path(path).stem}.generated.parquet" for path in sources]
+    if len(set(targets)) < len(targets):
+        raise UserError("generate: two inputs have the same name; generate them into folders of their own")
+    for target in targets:
+        if target.exists():
+            raise UserError(f"generate: {target} exists; give another --out, or remove it")
+    from accel_train.inspection import find_saved
+
+    saved = find_saved(options.run, options.checkpoint)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    models = {name: model.eval().to(device) for name, model in saved.load_models().items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    first = 0
+    for path, target in zip(sources, targets, strict=True):
+        rows, muons = _generate_file(path, target, models, options, saved.task.init_args["max_count"], first)
+        print(f"{target}  {rows:,} events, {muons:,} muons")
+        first += rows
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str):  # noqa: ANN202
+            raise UserError(f"generate: {message}")
+
+    parser = Parser(prog="accel-train muon generate", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model")
+    parser.add_argument("--conditions", nargs="+", required=True, help="Parquet files or patterns with a column "
+                        f"'primary', or flat columns {', '.join(FLAT)}")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
+    parser.add_argument("--counts_mode", choices=("predict", "column", "constant"), default="predict")
+    parser.add_argument("--counts_column", help="integers, or 'muons' for as many as the input has")
+    parser.add_argument("--count_constant", type=int)
+    parser.add_argument("--max_muons_per_event", type=int, help="no bundle has more (default: the task's max_count)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    return parser
+
+
+def _generate_file(
+    path: str, target: Path, models: dict, options: argparse.Namespace, max_count: int, first: int
+) -> tuple[int, int]:
+    """(events, muons) written; the file appears when it is whole. ``first`` is the number of its first event."""
+    from accel_train.data.storage import open_file
+
+    cap = min(max_count, options.max_muons_per_event or max_count)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    events = muons = 0
+    try:
+        with pq.ParquetFile(open_file(path)) as source, pq.ParquetWriter(temporary, SCHEMA) as writer:
+            for batch in source.iter_batches(ROWS):
+                primary = torch.from_numpy(_conditions(batch, path))
+                number = np.arange(first + events, first + events + len(batch))
+                key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
+                for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
+                    writer.write_table(table(part))
+                    muons += int(part.counts.sum())
+                events += len(batch)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return events, muons
+
+
+@torch.no_grad()
+def _bundles(
+    models: dict, primary: torch.Tensor, key: torch.Tensor, counts: torch.Tensor | None, cap: int
+) -> Iterator[Ragged]:
+    from accel_train.tasks.muon.evaluation import draw_counts, generate
+    from accel_train.tasks.muon.task import cut
+
+    device = next(models["generator"].parameters()).device
+    primary, key = primary.to(device), key.to(device)
+    counts = (draw_counts(models, primary, key) if counts is None else counts.to(device)).clamp(max=cap)
+    cuts = cut(counts.cpu().numpy(), len(counts), MUONS)
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        made, muons = generate(models, primary[a:b], key[a:b], cap, counts[a:b])
+        yield Ragged(
+            {"primary": primary[a:b].cpu().numpy()}, made.cpu().numpy(), {"muons": muons.float().cpu().numpy()}
+        )
+
+
+def _conditions(batch: pa.RecordBatch, path: str) -> np.ndarray:
+    """float32 [B, 4] = E [GeV], zenith [rad], mass, depth [m]."""
+    from accel_train.tasks.muon.layout import primaries
+
+    try:
+        if "primary" in batch.schema.names:
+            return primaries(vectors(column(batch, "primary"), "primary"))
+        return np.stack([column(batch, name).to_numpy(zero_copy_only=False) for name in FLAT], 1).astype(np.float32)
+    except DataError as error:
+        what = f"a column 'primary' or the columns {', '.join(FLAT)}"
+        raise DataError(f"{path}: {error}; conditions are {what}") from None
+
+
+def _counts(batch: pa.RecordBatch, options: argparse.Namespace, path: str) -> torch.Tensor | None:
+    if options.counts_mode == "predict":
+        return None
+    if options.counts_mode == "constant":
+        return torch.full((len(batch),), options.count_constant)
+    values = column(batch, options.counts_column)
+    if pa.types.is_nested(values.type):
+        values = values.value_lengths()
+    if values.null_count or not pa.types.is_integer(values.type):
+        raise DataError(f"{path}: column {options.counts_column!r} must hold integers without nulls")
+    counts = values.to_numpy(zero_copy_only=False).astype(np.int64)
+    if (counts < 0).any():
+        raise DataError(f"{path}: column {options.counts_column!r} has a negative count")
+    return torch.from_numpy(counts)

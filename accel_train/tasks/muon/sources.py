@@ -1,0 +1,83 @@
+"""From the task's settings to readers: training batches from lanes, held-out events in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from accel_train.data.bad import Bad
+from accel_train.data.lanes import Format, LanesSource, Place
+from accel_train.data.ragged import Ragged
+from accel_train.data.storage import expand, open_file
+from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
+from accel_train.tasks.muon.layout import MuonLayout
+
+if TYPE_CHECKING:
+    from accel_train.tasks.muon.task import MuonTask
+
+HELD_OUT_ROWS = 65_536
+"""Rows read at once when held-out events are collected."""
+
+
+class Sources:
+    """What a task reads.
+
+    Args:
+        task: whose settings these are.
+    """
+
+    def __init__(self, task: MuonTask) -> None:
+        self.task = task
+        self.bad = Bad(task.on_bad_file)
+        self.layout = MuonLayout(task.primary_layout, task.muon_layout, tell=self.bad.tell)
+        urls = [path for path in [*task.files, *task.validation_files] if "://" in path]
+        self.access = task.remote.access(urls) if urls or task.remote.write_to else None
+        self.staging = task.remote.staging(self.access) if urls and self.access else None
+
+    def train(self, batch_size: int, seed: int) -> LanesSource:
+        task, tell = self.task, self.bad.tell
+        outliers = Outliers(task.max_muons_per_event, task.outliers_dir, tell) if task.max_muons_per_event else None
+
+        def prepare(ragged: Ragged, place: Place) -> Ragged:
+            if not task.validation_files and task.held_out > 0:
+                ragged = ragged.take(in_split(ragged.rows["primary"], "train", task.held_out))
+            return outliers.remove(ragged, place) if outliers else ragged
+
+        files = expand(task.files)
+        return LanesSource(
+            files, self._format(files), batch_size, seed, task.lanes, task.shuffle, prepare, self.bad, self.staging
+        )
+
+    def held_out(self, split: str) -> HeldOut:
+        """The first events of a split, in memory: evaluations come often, and read no file again."""
+        task = self.task
+
+        def prepare(ragged: Ragged, place: Place) -> Ragged:
+            # Of files that are held out as a whole, half of the showers is for the test.
+            share = 1.0 if task.validation_files else task.held_out
+            return ragged.take(in_split(ragged.rows["primary"], split, share))
+
+        files = expand(task.validation_files or task.files)
+        source = LanesSource(
+            files, self._format(files), HELD_OUT_ROWS, lanes=task.lanes, shuffle="files", prepare=prepare,
+            staging=self.staging,
+        )  # fmt: skip
+        return HeldOut(source.first(task.eval_events))
+
+    def _format(self, files: Sequence[str]) -> Format:
+        return make_format(kind_of(files, self.task.reader), self.layout, self.bad)
+
+
+def make_format(kind: str, layout: MuonLayout, bad: Bad) -> Format:
+    """The reader for files of one kind."""
+    if kind == "parquet":
+        from accel_train.data.parquet import Parquet
+
+        return Parquet(layout.columns, layout.decode, bad, open_file)
+    if kind == "hdf5":
+        from accel_train.data.hdf5 import Hdf5
+
+        return Hdf5(layout.decode, bad)
+    from accel_train.data.streaming import Streaming
+
+    return Streaming(layout.decode, bad)

@@ -1,0 +1,302 @@
+"""The muon task: sample the muons that an air shower leaves at a depth, given its primary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from accel_train.data.lanes import LanesSource
+from accel_train.data.remote_files import RemoteFiles
+from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.errors import UserError
+from accel_train.task import Batch, Loss, Objective, Task
+from accel_train.tasks.muon.data import HeldOut
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FIT_EVENTS = 50_000
+"""Events that the normalisation is fitted on: the first that training would see."""
+
+
+class MuonTask(Task):
+    """Conditional WGAN-GP for muon bundles in ragged Parquet files.
+
+    A critic and a generator learn the muons of a bundle given the primary, the depth and how many there are; a
+    zero-inflated negative binomial learns how many. Events without muons are the same for both sides of the critic and
+    are left to the latter.
+
+    Args:
+        files: paths, patterns or URLs (pelican://, s3://, https://) of Parquet or HDF5 files.
+        validation_files: held-out files; empty holds out showers of ``files`` instead.
+        held_out: share of the showers kept from training, half for validation and half for the test.
+        eval_events: held-out events of an evaluation; half of their showers are truth to compare truth with.
+        reader: by the extension; ``hf`` reads whatever the datasets library can stream, slowly.
+        primary_layout, muon_layout: what the numbers in the columns ``primary`` and ``muons`` are, in order, such as
+            "major,minor,E,zenith,mass,depth" and "E,r,x,y"; ``auto`` goes by their number and refuses what could be
+            read in two ways.
+        lanes: row groups that a batch is mixed from; a multiple of the number of ranks.
+        shuffle: rows, row_groups, files (needed with ``staging_dir``) or none.
+        on_bad_file: stop at data that cannot be read, or leave it out and say so.
+        max_muons_per_batch: at most so many muons at once through the networks; changes memory, not results.
+        max_muons_per_event: larger events are not trained on.
+        outliers_dir: where those are kept, in files that can be trained on.
+        chunk_muons: the critic takes the muons of large batches in parts of so many, computed again in the backward
+            pass.
+        preset: ``default``, or ``seed``: the networks and constants that users know, with their flaws.
+        gradient_penalty: event, one_sided, r1, muon or none; null takes that of the preset (event; seed: muon).
+        lambda_gp: its weight.
+        critic_steps: critic updates per generator update.
+        latent_dim_global, latent_dim_local: noise per event, and per muon.
+        hidden_dim: width of the generator's context.
+        max_count: no generated bundle has more muons.
+        remote: how files behind URLs are reached: federation, tokens, staging to local disk.
+    """
+
+    recommended: ClassVar = {
+        "optimizer": {"class_path": "Adam", "init_args": {"betas": [0.0, 0.9]}},
+        "learning_rate": 1e-4,
+        "global_batch_size": 1024,
+        "max_grad_norm": None,
+        "num_workers": 2,
+    }
+    """As WGAN-GP was published (arXiv 1704.00028). Two reading threads: the speed of a raw scan."""
+
+    file_types = (".parquet", ".pq", ".h5", ".hdf5")
+    movable = ("files", "validation_files", "outliers_dir", "remote", "max_muons_per_batch", "chunk_muons")
+
+    def __init__(
+        self,
+        files: list[str] | str,
+        validation_files: list[str] | str = [],  # noqa: B006 - copied
+        held_out: float = 0.1,
+        eval_events: int = 20_000,
+        reader: Literal["auto", "parquet", "hdf5", "hf"] = "auto",
+        primary_layout: str = "auto",
+        muon_layout: str = "auto",
+        lanes: int = 8,
+        shuffle: Literal["rows", "row_groups", "files", "none"] = "rows",
+        on_bad_file: Literal["raise", "skip"] = "raise",
+        max_muons_per_batch: int | None = None,
+        max_muons_per_event: int | None = None,
+        outliers_dir: str | None = None,
+        chunk_muons: int | None = None,
+        preset: Literal["default", "seed"] = "default",
+        gradient_penalty: Literal["event", "one_sided", "r1", "muon", "none"] | None = None,
+        lambda_gp: float = 10.0,
+        critic_steps: int = 5,
+        latent_dim_global: int = 32,
+        latent_dim_local: int = 16,
+        hidden_dim: int = 256,
+        max_count: int = 1_000_000,
+        remote: RemoteFiles = RemoteFiles(),  # noqa: B008 - never changed
+    ) -> None:
+        numbers = {
+            "eval_events": eval_events, "lanes": lanes, "critic_steps": critic_steps, "hidden_dim": hidden_dim,
+            "latent_dim_global": latent_dim_global, "latent_dim_local": latent_dim_local, "max_count": max_count,
+            "max_muons_per_batch": max_muons_per_batch, "max_muons_per_event": max_muons_per_event,
+            "chunk_muons": chunk_muons,
+        }  # fmt: skip
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise UserError(f"task.init_args.{name}: {value} is out of range, must be at least 1")
+        if not 0.0 <= held_out < 1.0:
+            raise UserError(f"task.init_args.held_out: {held_out} is out of range, must be from 0 to below 1")
+        if lambda_gp < 0:
+            raise UserError(f"task.init_args.lambda_gp: {lambda_gp} is out of range, must be at least 0")
+        self.files = [files] if isinstance(files, str) else list(files)
+        self.validation_files = [validation_files] if isinstance(validation_files, str) else list(validation_files)
+        self.held_out, self.eval_events = held_out, eval_events
+        self.primary_layout, self.muon_layout, self.lanes = primary_layout, muon_layout, lanes
+        self.reader: Literal["auto", "parquet", "hdf5", "hf"] = reader
+        self.shuffle: Literal["rows", "row_groups", "files", "none"] = shuffle
+        self.on_bad_file: Literal["raise", "skip"] = on_bad_file
+        self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
+        self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
+        self.seed_preset = preset == "seed"
+        self.gradient_penalty = gradient_penalty or ("muon" if self.seed_preset else "event")
+        self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
+        self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
+        self.remote = remote
+        self._seed = 0
+        self._train: LanesSource | None = None
+        self.evaluated: HeldOut | None = None
+        self._cut: tuple[Any, int, list[Batch]] | None = None
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        from accel_train.tasks.muon.sources import Sources
+
+        self._seed = seed
+        sources = Sources(self)
+        if split == "train":
+            self._train = sources.train(batch_size, seed)
+            return self._train
+        if not self.validation_files and self.held_out == 0:
+            return None
+        self.evaluated = sources.held_out(split)
+        return IndexedSource(self.evaluated, batch_size, shuffle=False)
+
+    def size(self, batch: Batch) -> int:
+        """Events."""
+        return len(batch["counts"])
+
+    def split(self, batch: Batch, limit: int) -> list[Batch]:
+        """Cut between events, by events and by muons; what is smaller than both limits stays whole."""
+        if self._cut is None or self._cut[0] is not batch["counts"] or self._cut[1] != limit:
+            self._cut = (batch["counts"], limit, list(self._parts(batch, limit)))
+        return self._cut[2]
+
+    def _parts(self, batch: Batch, limit: int) -> Iterable[Batch]:
+        """``some``: which events of a part have muons, int64; found once, on the host, which then waits for nothing."""
+        import torch
+
+        counts, muons = batch["counts"].cpu().numpy(), len(batch["muons"])
+        # A limit on events (such as the memory guard's) is one on muons too: a part in ten has a tenth of both.
+        most = muons if limit >= len(counts) else -(-muons * limit // len(counts))
+        cuts = cut(counts, limit, min(most, self.max_muons_per_batch or most))
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            part = {name: values[a:b] for name, values in batch.items() if name != "muons"}
+            some = torch.from_numpy(np.flatnonzero(counts[a:b])).to(batch["counts"].device, non_blocking=True)
+            yield {**part, "muons": batch["muons"][int(ends[a]) : int(ends[b])], "some": some}
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def build_model(self) -> dict[str, nn.Module]:
+        import torch
+
+        from accel_train.tasks.muon.model import Critic, Generator, Multiplicity, SeedCritic
+        from accel_train.tasks.muon.normalise import Fitted, Fixed
+
+        made = Fixed if self.seed_preset else Fitted
+        widths = (made.conditions, made.features)
+        models: dict[str, nn.Module] = {
+            "multiplicity": Multiplicity(Fitted.conditions),
+            "critic": SeedCritic(*widths) if self.seed_preset else Critic(*widths, chunk_muons=self.chunk_muons),
+            "generator": Generator(*widths, self.latent_dim_global, self.latent_dim_local, self.hidden_dim),
+        }
+        sample = None if self._train is None else self._train.first(FIT_EVENTS)
+        for name, model in models.items():
+            model.normalise = made() if name != "multiplicity" else Fitted()
+            if sample is not None:  # read from the beginning, and thus the same on every rank
+                primary, muons = sample.rows["primary"], sample.flat["muons"]
+                model.normalise.fit(torch.from_numpy(primary), torch.from_numpy(muons))
+        return models
+
+    def objectives(self) -> Sequence[Objective]:
+        return (
+            Objective("multiplicity", ("multiplicity",)),
+            Objective("critic", ("critic",), self.critic_steps),
+            Objective("generator", ("generator",)),
+        )
+
+    def not_compiled(self) -> dict[str, str]:
+        if self.gradient_penalty == "none" or self.lambda_gp == 0:
+            return {}
+        why = "its gradient penalty needs a second backward pass, which torch.compile does not have"
+        return {"critic": f"{why} (gradient_penalty=none does without)"}
+
+    # -- losses --------------------------------------------------------------------------------------------------------
+
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """Events, events with muons, and muons of the global batch."""
+        import torch
+
+        numbers = [len(batch["counts"]), len(batch["some"]), len(batch["muons"])]
+        return {"sizes": torch.tensor(numbers, dtype=torch.float64).to(batch["counts"].device, non_blocking=True)}
+
+    def loss_step(
+        self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective
+    ) -> Loss:
+        from accel_train.tasks.muon.adversarial import Bundles
+
+        dtype = next(models["generator"].parameters()).dtype
+        events, some, muons = totals["sizes"].to(dtype).clamp(min=1).unbind()
+        if objective.name == "multiplicity":
+            model: Any = models["multiplicity"]
+            conditions = model.normalise.encode_conditions(batch["primary"].to(dtype))
+            nll = model.negative_log_likelihood(conditions, batch["counts"]).sum() / events
+            empty = (len(batch["counts"]) - len(batch["some"])) / events
+            return Loss(nll, {"muons_per_event": len(batch["muons"]) / events, "empty": empty})
+        # What users know scores empty events too.
+        bundles = Bundles(self, models, batch, objective, keep_empty=self.seed_preset)
+        scored = events if self.seed_preset else some
+        if objective.name == "generator":
+            return Loss(-bundles.score(bundles.fake()).sum() / scored, {})
+        gap, penalty = bundles.gap_and_penalty()
+        gap, penalty = gap / scored, penalty / (muons if self.gradient_penalty == "muon" else some)
+        return Loss(-gap + self.lambda_gp * penalty, {"w_gap": gap, "gp": penalty})
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        from accel_train.tasks.muon.evaluation import statistics
+
+        return statistics(self, models, batch)
+
+    def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        from accel_train.tasks.muon.evaluation import metrics
+
+        return metrics(self, sums)
+
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        from accel_train.tasks.muon.evaluation import samples
+        from accel_train.tasks.muon.figures import figures
+
+        assert self.evaluated is not None
+        found = samples(self, sums)
+        return figures(found["real"], found["fake"], self.evaluated.cells)
+
+    def histograms(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """Primaries, counts, and what the networks see of true and generated muons, all of the batch."""
+        from accel_train.tasks.muon.adversarial import Bundles
+
+        found = {"data/counts": batch["counts"]}
+        if len(batch["muons"]) == 0:
+            return found
+        bundles = Bundles(self, models, self.split(batch, self.size(batch))[0], Objective("histograms"))
+        sides = {
+            "data/primaries": bundles.conditions,
+            "real/muons": bundles.generator.normalise.encode_muons(bundles.muons),
+            "fake/muons": bundles.fake(),
+        }
+        for name, values in sides.items():
+            found |= {f"{name}_dim{i}": column for i, column in enumerate(values.unbind(1))}
+        return found
+
+    def preview(self, batch: Batch) -> str:
+        """The first events, how large they are, and how many are empty, for ``accel-train inspect``."""
+        from accel_train.tasks.muon.preview import preview
+
+        return preview(batch["primary"].numpy(), batch["counts"].numpy(), batch["muons"].numpy())
+
+    @staticmethod
+    def describe_files(
+        files: list[str], events: int = 5, primary_layout: str = "auto", muon_layout: str = "auto"
+    ) -> str:
+        """What is in data files, for ``accel-train inspect FILES``."""
+        from accel_train.tasks.muon.preview import describe_files
+
+        return describe_files(files, events, primary_layout, muon_layout)
+
+    @staticmethod
+    def synth(folder: Any, seed: int = 0, size: int | None = None) -> str:
+        """``size`` showers at ten depths each, as Parquet files."""
+        from accel_train.tasks.muon.synth import synth
+
+        return synth(folder, seed, size)
+
+
+def cut(counts: np.ndarray, events: int, muons: int) -> list[int]:
+    """Where to cut so that each part has at most so many events and muons, as far as whole events allow."""
+    ends, at, cuts = np.cumsum(counts), 0, [0]
+    while at < len(counts):
+        before = int(ends[at - 1]) if at else 0
+        by_muons = int(np.searchsorted(ends, before + muons, side="right"))
+        at = min(max(by_muons, at + 1), at + events, len(counts))
+        cuts.append(at)
+    return cuts

@@ -1,0 +1,346 @@
+"""The muon task as its users meet it: what it reads, what it refuses, what it trains, what it makes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support import config, run
+
+from accel_train.cli import main
+from accel_train.config import parse
+from accel_train.data.loader import Loader
+from accel_train.errors import DataError, UserError
+from accel_train.progress import Position
+from accel_train.tasks.muon import synth
+from accel_train.tasks.muon.data import in_split, shower_number
+from accel_train.tasks.muon.task import MuonTask
+
+CPU = torch.device("cpu")
+SHOWERS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("muons")
+    synth.write(folder, seed=3, primaries=SHOWERS, files=2, row_group=100, log10_energy=(5.0, 6.5))
+    return folder
+
+
+def batches(task: MuonTask, epoch=0, batch_size=64, **named):
+    source = task.build_data("train", batch_size, seed=1)
+    loader = Loader(source, CPU, **named)
+    return [share for _, _, share in loader.batches(Position(epoch=epoch), last_epoch=epoch + 1)]
+
+
+# -- readers -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fixed", "large_list", "hdf5", "jsonl"])
+def test_every_reader_gives_the_same_batches(tmp_path, kind):
+    made = dict(seed=3, primaries=SHOWERS, files=2, log10_energy=(5.0, 6.5))
+    synth.write(tmp_path / "list", **made)
+    other = tmp_path / "other"
+    if kind == "jsonl":
+        other.mkdir()
+        for path in sorted((tmp_path / "list").glob("*.parquet")):
+            rows = pq.read_table(path, columns=["primary", "muons"]).to_pylist()
+            (other / f"{path.stem}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        synth.write(other, layout=kind, **made)
+    ending = {"hdf5": "h5", "jsonl": "jsonl"}.get(kind, "parquet")
+    ours = batches(MuonTask(f"{tmp_path}/list/*.parquet"))
+    theirs = batches(MuonTask(f"{other}/*.{ending}"))
+    assert len(ours) == len(theirs) > 5
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_datasets_library_reads_parquet_too(folder):
+    plain = batches(MuonTask(f"{folder}/*.parquet", shuffle="none", lanes=1))
+    streamed = batches(MuonTask(f"{folder}/*.parquet", shuffle="none", lanes=1, reader="hf"))
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(plain, streamed, strict=True) for k in a)
+
+
+def test_files_of_two_kinds_are_refused(folder, tmp_path):
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(UserError, match=r"task.init_args.files: .* are of different kinds; give files of one kind"):
+        batches(MuonTask([f"{folder}/*.parquet", str(tmp_path / "a.h5")]))
+
+
+def test_held_out_showers_are_held_out_at_all_depths(folder):
+    task = MuonTask(f"{folder}/*.parquet", held_out=0.4)
+    trained = torch.cat([batch["primary"] for batch in batches(task)])
+    seen = {"train": trained.numpy()}
+    for split in ("validation", "test"):
+        task.build_data(split, 64, 1)
+        seen[split] = np.concatenate([part.rows["primary"] for part in (task.evaluated.events, task.evaluated.floor)])
+    showers = {split: set(shower_number(primary)) for split, primary in seen.items()}
+    assert sum(map(len, showers.values())) == SHOWERS == len(set().union(*showers.values()))
+    assert sum(map(len, seen.values())) == 10 * SHOWERS
+    floor = set(shower_number(task.evaluated.floor.rows["primary"]))
+    assert floor and floor < showers["test"]
+
+
+def test_shares_of_showers():
+    primary = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
+    for split, share in (("train", 0.7), ("validation", 0.15), ("test", 0.15)):
+        assert in_split(primary, split, 0.3).mean() == pytest.approx(share, abs=0.02)
+
+
+# -- bad data ------------------------------------------------------------------------------------------------------------
+
+
+def rewritten(folder: Path, target: Path, change) -> str:
+    target.mkdir()
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        pq.write_table(change(table) if path.stem.endswith("1") else table, target / path.name, row_group_size=100)
+    return f"{target}/*.parquet"
+
+
+def with_row(name: str, row: int, value):
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.column(name).to_pylist()
+        rows[row] = value
+        at = table.schema.get_field_index(name)
+        return table.set_column(at, name, pa.array(rows, table.schema.field(name).type))
+
+    return change
+
+
+BAD = {
+    "energy not a number": (with_row("muons", 130, [[float("nan"), 0.0, 1.0]]), "row group 1, row 30: a muon is not finite"),
+    "negative energy": (with_row("muons", 3, [[-1.0, 0.0, 1.0]]), "row group 0, row 3: a muon is of negative energy"),
+    "primary": (with_row("primary", 5, [0.0, 0.1, 1.0, 9.0]), "row group 0, row 5: primary needs a positive energy"),
+    "width": (with_row("muons", 299, [[1.0, 0.0]]), "row group 2, row 99: muons: 2 numbers, not 3"),
+    "short primary": (with_row("primary", 0, [1.0]), "row group 0, row 0: primary: 1 numbers, not 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_rows_are_named_or_left_out(folder, tmp_path, what):
+    change, says = BAD[what]
+    files = rewritten(folder, tmp_path / "bad", change)
+    with pytest.raises(DataError, match=f"bundles-00001.parquet, {says}.*; mend it, or set on_bad_file=skip"):
+        batches(MuonTask(files, held_out=0.0))
+    task = MuonTask(files, held_out=0.0, on_bad_file="skip")
+    assert sum(len(batch["counts"]) for batch in batches(task)) == 10 * SHOWERS - 1
+    (event,) = task._train.events()
+    assert event.title.startswith(f"{tmp_path}/bad/bundles-00001.parquet, {says}")
+
+
+def test_bad_files_are_named_or_left_out(folder, tmp_path):
+    good = sorted(folder.glob("*.parquet"))[0]
+    cases = {
+        "torn.parquet": (good.read_bytes()[:-100], "cannot be read: "),
+        "empty.parquet": (b"", "cannot be read: "),
+    }
+    for name, (content, says) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        files = [str(good), str(tmp_path / name)]
+        with pytest.raises(DataError, match=f"{name}: {says}"):
+            batches(MuonTask(files))
+        task = MuonTask(files, held_out=0.0, on_bad_file="skip")
+        assert sum(len(batch["counts"]) for batch in batches(task)) == 10 * SHOWERS // 2
+        assert len(task._train.events()) == 1
+    pq.write_table(pa.table({"primaries": [1]}), tmp_path / "column.parquet")
+    with pytest.raises(DataError, match="column.parquet: no column 'primary'; there are primaries"):
+        batches(MuonTask(str(tmp_path / "column.parquet")))
+    pq.write_table(pa.table({"primary": ["a"], "muons": ["b"]}), tmp_path / "type.parquet")
+    with pytest.raises(DataError, match="type.parquet, row group 0: column 'primary' must be a list of numbers"):
+        batches(MuonTask(str(tmp_path / "type.parquet")))
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        file["primaries"] = np.zeros((2, 4), "f4")
+    with pytest.raises(DataError, match="odd.h5: "):
+        batches(MuonTask(str(tmp_path / "odd.h5")))
+
+
+def test_an_unreadable_file_is_one_line_and_exit_code_2(folder, tmp_path, capsys):
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    arguments = ["train", "--task=muon", f"--task.init_args.files={tmp_path}/torn.parquet", "--max_steps=1",
+                 f"--output_dir={tmp_path}/run"]  # fmt: skip
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "torn.parquet: cannot be read" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("held_out=1.5", "task.init_args.held_out: 1.5 is out of range"),
+        ("critic_steps=0", "task.init_args.critic_steps: 0 is out of range"),
+        ("lambda_gp=-1", "task.init_args.lambda_gp: -1.0 is out of range"),
+        ("preset=sead", "task.init_args.preset: "),
+        ("remote.token=abc", "task.init_args.remote.token: no such option"),
+    ],
+)
+def test_refused_settings(option, says):
+    with pytest.raises(UserError, match=says):
+        parse(["--task=muon", "--task.init_args.files=x.parquet", f"--task.init_args.{option}"])
+
+
+# -- outliers -----------------------------------------------------------------------------------------------------------
+
+
+def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
+    synth.write(tmp_path / "data", seed=3, primaries=30, files=2, row_group=50, log10_energy=(5.0, 6.0), outlier=11)
+    files, kept = f"{tmp_path}/data/*.parquet", tmp_path / "outliers"
+    task = MuonTask(files, held_out=0.0, max_muons_per_event=1000, outliers_dir=str(kept))
+    for epoch in (0, 1):
+        normal = batches(task, epoch=epoch, num_workers=2)
+        assert max(int(batch["counts"].max()) for batch in normal) <= 1000
+    missing = 300 - sum(len(batch["counts"]) for batch in normal)
+    assert missing == 10, "all depths of one shower"
+    (event,) = [e for e in task._train.events() if "1,000 muons" in e.title][:1]
+    assert f"moved to {kept}" in event.title
+    moved = pa.concat_tables([pq.read_table(path) for path in kept.glob("*.parquet")])
+    assert moved.num_rows == missing, "two epochs, each event once"
+    assert {"primary", "muons", "source_file", "source_row_group", "source_row"} == set(moved.column_names)
+    again = torch.cat([batch["counts"] for batch in batches(MuonTask(f"{kept}/*.parquet", held_out=0.0))])
+    assert len(again) == missing and int(again.min()) > 1000
+
+
+# -- models and runs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_networks_that_users_know_have_their_sizes():
+    models = MuonTask("x.parquet", preset="seed").build_model()
+    assert sum(p.numel() for p in models["generator"].parameters()) == 82_051
+    assert sum(p.numel() for p in models["critic"].parameters()) == 25_985
+
+
+def test_the_known_critic_scores_events_without_muons_by_the_hundred_million():
+    models = MuonTask("x.parquet", preset="seed").build_model()
+    event = torch.zeros(0, dtype=torch.int64)
+    score = models["critic"](torch.zeros(0, 3), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), event)
+    assert abs(float(score.detach())) > 1e6
+    ours = MuonTask("x.parquet").build_model()
+    score = ours["critic"](torch.zeros(0, 2), torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64), event)
+    assert abs(float(score.detach())) < 10
+
+
+def small(files, folder, **more):
+    arguments = dict(files=files, held_out=0.9, hidden_dim=32, critic_steps=2)
+    return {"task": "Muon", "task_args": arguments, "config": config(folder, global_batch_size=64, **more)}
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    where = tmp_path_factory.mktemp("trained") / "run"
+    command = ["--task=muon", f"--task.init_args.files={folder}/*.parquet", "--task.init_args.held_out=0.9",
+               "--task.init_args.hidden_dim=32", "--max_steps=12", "--global_batch_size=128", "--eval_steps=6",
+               f"--output_dir={where}", "--histogram_steps=4", "--report_first_batch=true"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "accel_train", "train", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return where
+
+
+def test_a_run_ends_with_figures_and_metrics(trained):
+    assert {path.stem for path in (trained / "figures").glob("*.png")} >= {"distributions", "multiplicity"}
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("fpd", "kpd", "auc", "w1_energy", "w1_radius", "p_zero", "mean_n", "fano", "corr", "azimuth"):
+        assert f"{name}/floor" in last and f"{name}/shuffled" in last
+    assert any("first batch" in line for line in (trained / "events.jsonl").read_text().splitlines())
+
+
+def test_evaluation_is_the_same_on_two_ranks(folder, tmp_path):
+    job = small(f"{folder}/*.parquet", tmp_path / "one", max_steps=3)
+    (alone,) = run(job)
+    pair = run(small(f"{folder}/*.parquet", tmp_path / "two", max_steps=3), 2)
+    assert alone["error"] is None and pair[0]["error"] is None
+    for name in ("nll", "mean_n", "w1_energy", "w1_radius", "fpd"):
+        assert pair[0]["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-3, abs=1e-4)
+
+
+def generated(trained, tmp_path, name, *options) -> pa.Table:
+    conditions = tmp_path / f"{name}.parquet"
+    n = 40
+    rng = np.random.default_rng(1)
+    flat = {"E": rng.uniform(1e5, 1e7, n), "zenith": rng.uniform(0, 1, n), "mass": [0.938] * n, "depth": [1500.0] * n}
+    pq.write_table(pa.table(flat | {"n": np.arange(n)}), conditions)
+    arguments = ["muon", "generate", str(trained), "--conditions", str(conditions), "--out", str(tmp_path / "out")]
+    assert main([*arguments, *options]) == 0
+    return pq.read_table(tmp_path / "out" / f"{name}.generated.parquet")
+
+
+def test_generated_bundles_can_be_read_by_training(trained, tmp_path, capsys):
+    table = generated(trained, tmp_path, "a")
+    assert table.num_rows == 40 and table.column_names == ["primary", "muons"]
+    assert "a.generated.parquet  40 events, " in capsys.readouterr().out
+    read = batches(MuonTask(f"{tmp_path}/out/*.parquet", held_out=0.0, shuffle="none", lanes=1))
+    assert sum(len(batch["counts"]) for batch in read) == 40
+    assert generated(trained, tmp_path, "b").equals(table), "the same seed, the same bundles"
+    assert not generated(trained, tmp_path, "c", "--seed=1").equals(table)
+    counts = generated(trained, tmp_path, "d", "--counts_mode=column", "--counts_column=n").column("muons")
+    assert [len(muons) for muons in counts.to_pylist()] == list(range(40))
+    constant = generated(trained, tmp_path, "e", "--counts_mode=constant", "--count_constant=3").column("muons")
+    assert {len(muons) for muons in constant.to_pylist()} == {3}
+    capped = generated(trained, tmp_path, "f", "--counts_mode=column", "--counts_column=n", "--max_muons_per_event=7")
+    assert max(len(muons) for muons in capped.column("muons").to_pylist()) == 7
+
+
+def test_a_bundle_does_not_depend_on_its_neighbours(trained, tmp_path, monkeypatch):
+    from accel_train.tasks.muon import generate
+
+    whole = generated(trained, tmp_path, "whole")
+    monkeypatch.setattr(generate, "ROWS", 7)
+    monkeypatch.setattr(generate, "MUONS", 3)
+    pieces = generated(trained, tmp_path, "pieces")
+    assert pieces.num_rows == 40
+    for one, two in zip(whole.column("muons").to_pylist(), pieces.column("muons").to_pylist(), strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(two), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--counts_mode=constant"], "needs --count_constant=N"),
+        (["--counts_mode=column"], "needs --counts_column=NAME"),
+        (["--counts_mode=column", "--counts_column=E"], "column 'E' must hold integers"),
+        (["--counts_mode=column", "--counts_column=m"], "needs one column 'm'; there are 'E', 'zenith'"),
+    ],
+)
+def test_what_generate_refuses(trained, tmp_path, options, says):
+    with pytest.raises(AssertionError):
+        generated(trained, tmp_path, "x", *options)
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_inspect_shows_files(folder, capsys):
+    assert main(["inspect", f"{folder}/*.parquet", "--events=2"]) == 0
+    said = capsys.readouterr().out
+    for text in ("300 rows in 3 row groups", "list<element: list<element: float>>", "have no muons", "99.9%"):
+        assert text in said
+    assert main(["inspect", f"{folder}/*.parquet", "--evens=2"]) == 2
+    assert "did you mean events?" in capsys.readouterr().err
+
+
+def test_a_compiled_critic_is_refused_while_it_needs_a_second_backward_pass(folder, tmp_path):
+    job = small(f"{folder}/*.parquet", tmp_path, max_steps=1, torch_compile={"critic": "default"})
+    (result,) = run(job)
+    assert result["error"][0] == "UserError"
+    assert "torch_compile.critic: its gradient penalty needs a second backward pass" in result["error"][1]
+
+
+def test_the_command_lists_its_own(capsys):
+    assert main(["muon"]) == 0
+    assert "generate" in capsys.readouterr().out
+    assert main(["muon", "genrate"]) == 2
+
+
+def test_epochs_see_other_noise(folder):
+    task = MuonTask(f"{folder}/*.parquet", held_out=0.0)
+    keys = [torch.cat([batch["key"] for batch in batches(task, epoch=epoch)]) for epoch in (0, 1)]
+    assert len(set(itertools.chain(*(key.tolist() for key in keys)))) == 2 * 10 * SHOWERS
