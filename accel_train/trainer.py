@@ -115,7 +115,7 @@ class Trainer:
             self.tell(Event("note", f"this run is complete ({why}); {how}"))
             return self.ended
         waiting_since = time.perf_counter()
-        for epoch, number, share in self.session.loader.batches(position):
+        for epoch, number, share in self.session.loader.batches(position, self.config.num_train_epochs):
             plan.begin_epoch(position, epoch)
             if plan.finished(position):  # data that only now knows where its last epoch ended
                 self._attend()

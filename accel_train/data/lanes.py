@@ -155,19 +155,17 @@ class LanesSource(BatchSource):
     def iterate(
         self, epoch: int, step: int, rank: int, world_size: int, num_workers: int = 1
     ) -> Iterator[Batch | None]:
-        noise = keyed.key(self.seed, "noise", epoch)
-        with contextlib.closing(self._shares(epoch, step, rank, world_size, num_workers)) as shares:
+        with contextlib.closing(self.shares(epoch, step, rank, world_size, num_workers)) as shares:
             for share in shares:
                 if share is None:
                     yield None
                 else:
-                    key = keyed.bits(noise, share.rows["event"])[:, 0].view(np.int64)
-                    yield {**share.rows, "counts": share.counts, **share.flat, "key": key}
+                    yield as_batch(share, self.seed, epoch)
 
     def first(self, items: int) -> Ragged:
         """What an epoch 0 of one rank begins with, at most so many items: a sample to be looked at."""
         parts: list[Ragged] = []
-        with contextlib.closing(self._shares(0, 0, 0, 1, 2)) as shares:
+        with contextlib.closing(self.shares(0, 0, 0, 1, 2)) as shares:
             for share in shares:
                 if share is not None:
                     parts.append(share)
@@ -178,7 +176,7 @@ class LanesSource(BatchSource):
         whole = concatenate(parts)
         return whole.take(np.arange(min(items, len(whole))))
 
-    def _shares(
+    def shares(
         self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
     ) -> Generator[Ragged | None, None, None]:
         """This rank's share of every global batch from ``step`` on; always a copy, since blocks may be views of a file
@@ -333,6 +331,12 @@ class _Lane:
     def close(self) -> None:
         """Let go of the file, now that no thread reads it."""
         self._blocks.close()
+
+
+def as_batch(share: Ragged, seed: int, epoch: int) -> Batch:
+    """Its arrays, ``counts``, and ``key``: 64 random bits of (seed, epoch, event), int64."""
+    key = keyed.bits(keyed.key(seed, "noise", epoch), share.rows["event"])[:, 0].view(np.int64)
+    return {**share.rows, "counts": share.counts, **share.flat, "key": key}
 
 
 def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:

@@ -35,15 +35,22 @@ class Ragged:
     def take(self, order: np.ndarray) -> Ragged:
         """These items (int64 indices, or a mask), entries and all, in this order."""
         order = np.flatnonzero(order) if order.dtype == bool else np.asarray(order, np.int64)
-        counts = self.counts[order]
-        starts = self.offsets[:-1][order]
-        ends = np.cumsum(counts)
-        entries = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
-        return Ragged(
-            {name: values[order] for name, values in self.rows.items()},
-            counts,
-            {name: values[entries] for name, values in self.flat.items()},
-        )
+        return gather(self.rows, self.offsets, self.flat, order)
+
+
+def gather(rows: dict[str, np.ndarray], offsets: np.ndarray, flat: dict[str, np.ndarray], order: np.ndarray) -> Ragged:
+    """The items ``order`` (int64) of arrays whose item i has the entries ``offsets[i]:offsets[i + 1]``."""
+    starts = offsets.take(order)
+    counts = offsets.take(order + 1) - starts
+    ends = np.cumsum(counts)
+    entries = np.repeat(starts - (ends - counts), counts)
+    entries += np.arange(len(entries))
+    # On arrays of short vectors ``take`` is twice as fast as an index.
+    return Ragged(
+        {name: values.take(order, axis=0) for name, values in rows.items()},
+        counts,
+        {name: values.take(entries, axis=0) for name, values in flat.items()},
+    )
 
 
 def concatenate(parts: Sequence[Ragged]) -> Ragged:

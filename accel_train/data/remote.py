@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import random
 import re
@@ -123,6 +124,8 @@ def _pelican(federation: str, token: str | None) -> Any:
         from pelicanfs.core import PelicanFileSystem
     except ImportError:
         raise UserError("pelican:// needs another package: pip install 'accel_train[pelican]'") from None
+    # It writes to the screen, line by line, what its error says once more.
+    logging.getLogger("fsspec.pelican").setLevel(logging.CRITICAL + 1)
 
     async def fall_through(request: Any, handler: Any) -> Any:
         # pelicanfs asks the caches one by one by HEAD, and goes on to the next after a time-out, but not after a

@@ -18,7 +18,7 @@ from accel_train.keyed import key, uniform
 
 PARTS, REPEATS = 5, 8  # of the extrapolation: sizes n, n/2 ... n/PARTS, and how often the sample is cut anew
 BATCHES, BATCH = 10, 5000  # of the kernel distance
-EPOCHS, WIDTH, ROWS = 20, 32, 256  # of the classifier
+EPOCHS, WIDTH, ROWS = 20, 64, 128  # of the classifier
 NAN = float("nan")
 
 

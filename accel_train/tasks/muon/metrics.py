@@ -119,7 +119,7 @@ def compare(real: Sample, fake: Sample, cells: Cells, seed: int = 0) -> dict[str
     generated minus true. ``ks_count``: Kolmogorov-Smirnov distance of N. ``w1_*``: Wasserstein-1 distance of the muons'
     log10 E and r (m), and over events with muons of N, log10 sum E and mean r (m). ``azimuth``: see
     ``azimuth_flatness``. ``fpd``, ``kpd`` (with ``_error``) and ``auc``: on features and conditions of the events with
-    muons. ``not_finite``: share of generated events that have a feature which is not finite; those are left out of
+    muons, radii as logarithms (a fourth power would else hear the farthest muons alone). ``not_finite``: share of generated events that have a feature which is not finite; those are left out of
     the comparisons by features. NaN where there is nothing to compare; cells with too little truth are left out.
     """
     found: dict[str, float] = {}
@@ -199,6 +199,9 @@ def table(metrics: dict[str, float]) -> str:
     def text(name: str) -> str:
         return f"{metrics[name]:.3g}" if name in metrics else ""
 
+    def both(name: str) -> str:
+        return f"{text(name)} ({text(f'{name}/floor')})" if name in metrics else ""
+
     def aligned(rows: list[list[str]]) -> list[str]:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return [
@@ -209,9 +212,7 @@ def table(metrics: dict[str, float]) -> str:
     beside = [
         [name, text(name), text(f"{name}/floor"), text(f"{name}/shuffled")] for name in metrics if "/" not in name
     ]
-    inside = [
-        [cell, *(f"{text(f'{name}/{cell}')} ({text(f'{name}/{cell}/floor')})" for name in IN_CELLS)] for cell in cells
-    ]
+    inside = [[cell, *(both(f"{name}/{cell}") for name in IN_CELLS)] for cell in cells]
     return "\n".join(
         [*aligned([["", "generated", "truth", "shuffled"], *beside]), "", *aligned([["", *IN_CELLS], *inside])]
     )

@@ -40,27 +40,29 @@ def set_features(counts: Tensor, energy: Tensor, x: Tensor, y: Tensor) -> Tensor
     energy, x, y = energy.double().clamp(min=TINY), x.double(), y.double()
     r = torch.hypot(x, y)
 
-    def reduced(values: Tensor, how: str) -> Tensor:
-        return torch.segment_reduce(values, how, lengths=counts, initial=0.0)
-
     event = torch.repeat_interleave(counts)
+
+    def total(values: Tensor) -> Tensor:
+        return energy.new_zeros(len(counts)).index_add(0, event, values)
+
     order = torch.argsort(energy)
     ranked = energy[order[torch.argsort(event[order], stable=True)]]  # within each event by energy
     filled = counts > 0
     first, n = (counts.cumsum(0) - counts)[filled], counts[filled]
-    median = torch.ones_like(counts, dtype=torch.float64)
+    largest, median, total_energy = energy.new_ones(3, len(counts))
+    largest[filled] = ranked[first + n - 1]
     median[filled] = (ranked[first + (n - 1) // 2] + ranked[first + n // 2]) / 2
+    total_energy[filled] = total(energy)[filled]
 
     one = counts.clamp(min=1)
-    total, largest = (torch.where(filled, reduced(energy, how), 1.0) for how in ("sum", "max"))
     features = [
         (counts + 1.0).log10(),
-        total.log10(),
+        total_energy.log10(),
         largest.log10(),
-        largest / total,
-        reduced(r, "sum") / one,
-        (reduced(r.square(), "sum") / one).sqrt(),
-        reduced(energy * r, "sum") / total,
+        largest / total_energy,
+        total(r) / one,
+        (total(r.square()) / one).sqrt(),
+        total(energy * r) / total_energy,
         median.log10(),
     ]
     return torch.stack(features, 1) * filled[:, None]
