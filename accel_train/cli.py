@@ -106,6 +106,8 @@ def _train(rest: list[str]) -> int:
     finally:
         _leave_process_group()
     if os.environ.get("RANK", "0") == "0":
+        if result.outcome == "completed" and (summary := task.summary(result.metrics)):
+            print(f"\n{summary}")
         _say_what_next(result)
     return settings.requeue_exit_code if result.by_signal else 0
 
@@ -159,11 +161,11 @@ def _evaluate(rest: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
     options = parser.parse_args(rest)
-    from accel_train.inspection import evaluate_run
+    from accel_train.inspection import evaluate_run, find_saved
 
     metrics = evaluate_run(options.run, options.checkpoint, options.split, options.batch_size, options.out)
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(metrics, indent=1))
+        print(find_saved(options.run, options.checkpoint).task.summary(metrics) or json.dumps(metrics, indent=1))
     return 0
 
 

@@ -151,6 +151,11 @@ class Task:
         """Known floors and trivial baselines by metric or term name, printed beside the values."""
         return {}
 
+    def summary(self, metrics: dict[str, float]) -> str:
+        """The metrics as a person reads them, printed after the last evaluation and by ``accel-train evaluate``.
+        Default: nothing beyond the log line."""
+        return ""
+
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Look at a training batch every ``monitor_steps`` (no gradient, eval mode); return what deserves an alert."""
         return ()

@@ -1,24 +1,32 @@
 """Ragged data as flat arrays in files that are mapped into memory: written once, then read in any order.
 
-folder/flat/      manifest.json, offsets.npy, rows.NAME.npy, flat.NAME.npy: what is read, all of it or none
-folder/building/  what is being written; renamed when it is complete
+folder/flat/      manifest.json, offsets.npy, rows.NAME.npy, flat.NAME.npy: all that is read
+folder/building/  what is being written; flushed and renamed when it is complete
 folder/lock       a kernel lock, gone with the process that holds it: one process builds, the others wait
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import logging
+import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accel_train.data.lanes import LanesSource, noise
-from accel_train.data.ragged import Ragged
+from accel_train.data import storage
+from accel_train.data.lanes import LanesSource, event_keys
+from accel_train.data.ragged import Ragged, gather
+from accel_train.data.remote import is_remote
 from accel_train.data.source import IndexedSource
-from accel_train.errors import DataError
+from accel_train.errors import DataError, UserError
 from accel_train.task import Batch, Event
 
 log = logging.getLogger(__name__)
@@ -31,43 +39,74 @@ POLL_S = 0.1
 def cached(
     folder: str | Path,
     source: LanesSource,
+    settings: Mapping[str, Any],
     batch_size: int,
     seed: int = 0,
     shuffle: bool = True,
-    settings: Mapping[str, Any] | None = None,
     timeout_s: float = 3600.0,
 ) -> CachedSource:
-    """Batches like those of ``source``, from a cache that is built where there is none, or not the right one.
+    """Batches of what ``source`` reads, from a cache that is built first where there is none, or not the right one.
 
     Args:
-        folder: on a disk of this node, with about as much room as the data takes in memory; may be missing or empty.
-        source: one lane, not shuffled; read only when the cache is built.
-        shuffle: all events by a permutation drawn from (seed, epoch); otherwise in order.
-        settings: what else decides the content, such as layouts and splits; values that JSON knows.
-        timeout_s: longest wait for another process that builds the same cache.
+        folder: on a local disk with room for the data as it is in memory; may be missing or empty.
+        source: in order, as for ``build``.
+        settings: what else than the files decides the content, such as layouts and splits; values that JSON knows.
+        batch_size, seed, shuffle: as for ``IndexedSource``; all events are shuffled, not only those of a block.
+        timeout_s: longest wait for another process that builds the cache.
 
     Raises:
-        UserError: the folder cannot be written to, or another process took longer than ``timeout_s``.
+        UserError: the folder cannot be written to, or the wait was too long.
         DataError: the data cannot be read.
     """
-    folder, wanted, news = Path(folder), describe(source, settings or {}), []
+    folder = Path(folder)
     with _alone(folder, timeout_s):
-        why = _unfit(folder, wanted)
-        if why is not None:
-            log.warning("%s: %s; %s rows are written to it now", folder, why, f"{source.total_rows:,}")
-            started = time.monotonic()
+        why, started = _unfit(folder, _origin(source, settings)), time.monotonic()
+        if why:
+            log.warning("%s: %s; reading %s rows into it now", folder, why, f"{source.total_rows:,}")
             build(folder, source, settings)
-            seconds = time.monotonic() - started
-            news = [*source.events(), Event("note", f"{folder}: {why}; built in {seconds:.1f} s")]
         cache = FlatCache(folder)
-    if cache.left_out:
+    news = source.events()
+    if why:
+        news.append(Event("note", f"{folder}: {why}; built in {time.monotonic() - started:.1f} s"))
+    elif cache.left_out:
         left_out = ", ".join(f"{number:,} {what}" for what, number in cache.left_out.items())
-        news.append(Event("warning", f"{folder}: lacks {left_out} that could not be read when it was built"))
+        news.append(Event("warning", f"{folder}: was built without {left_out} that could not be used"))
     return CachedSource(cache, batch_size, seed, shuffle, news)
 
 
+def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) -> None:
+    """Write the cache, a batch of ``source`` at a time; what was there is replaced when all is written.
+
+    Args:
+        source: ``lanes=1`` and ``shuffle="none"``: items keep their order, and their number in ``event``.
+
+    Raises:
+        UserError, DataError: as for ``cached``.
+    """
+    if source.lanes != 1 or source.shuffle != "none":
+        raise ValueError("a flat cache is built from one lane that is not shuffled")
+    folder = Path(folder)
+    building, flat = folder / "building", folder / "flat"
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+    try:
+        building.mkdir(parents=True)
+        origin = _origin(source, settings)  # before the files are read: one that changes meanwhile makes it stale
+        arrays = _write_arrays(building, source)
+        left_out = dict(source.bad.left_out) if source.bad else {}
+        manifest = {"arrays": arrays, "left_out": left_out, "origin": origin}
+        with open(building / "manifest.json", "w") as file:
+            json.dump(manifest, file, indent=1)
+            _flush(file)
+        shutil.rmtree(flat, ignore_errors=True)
+        building.rename(flat)
+    except OSError as error:
+        raise UserError(f"{folder}: the flat cache cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
 class FlatCache:
-    """Items of a cache that is there, in any order (``Indexed``). Arrays are copies: nothing refers to the files.
+    """Items of a cache that is there, in any order (``Indexed``). What it returns are copies of its own.
 
     Args:
         folder: as given to ``build``.
@@ -78,24 +117,25 @@ class FlatCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        manifest = _manifest(self.folder)
-        arrays = {name: self._map(name, about) for name, about in manifest["arrays"].items()}
-        self._offsets = arrays.pop("offsets")
+        try:
+            manifest = json.loads((self.folder / "flat" / "manifest.json").read_text())
+            arrays = {name: self._map(name, about) for name, about in manifest["arrays"].items()}
+            self.origin: dict[str, Any] = manifest["origin"]
+            self.left_out: dict[str, int] = manifest["left_out"]
+            self._offsets = arrays.pop("offsets")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.folder}: the flat cache is damaged: {type(error).__name__}: {error}") from None
         self._rows = {name[5:]: array for name, array in arrays.items() if name.startswith("rows.")}
         self._flat = {name[5:]: array for name, array in arrays.items() if name.startswith("flat.")}
-        self.left_out: dict[str, int] = manifest["left_out"]
 
     def _map(self, name: str, about: Mapping[str, Any]) -> np.ndarray:
         path = self.folder / "flat" / f"{name}.npy"
-        try:
-            if path.stat().st_size != about["bytes"]:
-                raise DataError(f"{path}: {path.stat().st_size:,} bytes, not {about['bytes']:,}: damaged")
-            array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
-        if [str(array.dtype), *array.shape] != [about["dtype"], *about["shape"]]:
-            raise DataError(f"{path}: {array.dtype} {array.shape}, not {about['dtype']} {about['shape']}: damaged")
-        return array.view(np.ndarray)
+        if path.stat().st_size != about["bytes"]:
+            raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, not {about['bytes']:,}")
+        array = np.load(path, mmap_mode="r").view(np.ndarray)
+        if [array.dtype.str, *array.shape] != [about["dtype"], *about["shape"]]:
+            raise ValueError(f"{path.name} holds {array.dtype} {array.shape}, not {about['dtype']} {about['shape']}")
+        return array
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -106,15 +146,15 @@ class FlatCache:
     def take(self, indices: np.ndarray) -> Ragged:
         """These items (int64), in this order."""
         n = len(indices)
-        if n and indices[-1] - indices[0] == n - 1 and (np.diff(indices) == 1).all():
-            a, b = int(indices[0]), int(indices[-1]) + 1
-            offsets = self._offsets[a : b + 1]
-            return Ragged(
-                {name: values[a:b].copy() for name, values in self._rows.items()},
-                np.diff(offsets),
-                {name: values[offsets[0] : offsets[-1]].copy() for name, values in self._flat.items()},
-            )
-        return Ragged(self._rows, self._offsets, self._flat).take(indices)
+        if n == 0 or indices[-1] - indices[0] != n - 1 or (np.diff(indices) != 1).any():
+            return gather(self._rows, self._offsets, self._flat, indices)
+        a, b = int(indices[0]), int(indices[-1]) + 1
+        offsets = self._offsets[a : b + 1]
+        return Ragged(
+            {name: values[a:b].copy() for name, values in self._rows.items()},
+            np.diff(offsets),
+            {name: values[offsets[0] : offsets[-1]].copy() for name, values in self._flat.items()},
+        )
 
     def read(self, indices: np.ndarray) -> Batch:
         """The arrays of ``LanesSource``, but for ``key``, which depends on the epoch."""
@@ -123,7 +163,11 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches of a cache with all the arrays of ``LanesSource``."""
+    """Batches with all the arrays of ``LanesSource``.
+
+    Args:
+        news: what ``events`` tells first.
+    """
 
     def __init__(self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event]) -> None:
         super().__init__(cache, batch_size, seed, shuffle)
@@ -131,7 +175,7 @@ class CachedSource(IndexedSource):
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
         batch = super().batch(epoch, step, rank, world_size)
-        return batch and {**batch, "key": noise(self.seed, epoch, batch["event"])}
+        return batch and {**batch, "key": event_keys(self.seed, epoch, batch["event"])}
 
     def first(self, items: int) -> Ragged:
         """What epoch 0 begins with, at most so many items: a sample to be looked at."""
@@ -141,3 +185,125 @@ class CachedSource(IndexedSource):
     def events(self) -> list[Event]:
         news, self._news = self._news, []
         return news
+
+
+# -- what a cache was made of ----------------------------------------------------------------------------------------
+
+
+def _origin(source: LanesSource, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the content, as JSON gives it back: per file its rows, bytes and (if local) time of change."""
+    rows = np.bincount(source.group_file, source.group_rows, len(source.files)).astype(int).tolist()
+
+    def identity(path: str, rows: int) -> list[int]:
+        if rows == 0:  # also what cannot be read and is left out
+            return [rows]
+        if is_remote(path):
+            return [rows, storage.size(path)]
+        stat = os.stat(storage.local_path(path))
+        return [rows, stat.st_size, stat.st_mtime_ns]
+
+    with ThreadPoolExecutor(16, thread_name_prefix="sizes") as pool:
+        files = dict(zip(source.files, pool.map(identity, source.files, rows), strict=True))
+    return json.loads(json.dumps({"settings": {**settings, "version": VERSION}, "files": files}))
+
+
+def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
+    """Why the cache that is there, if any, cannot be used; "" if it can."""
+    if not (folder / "flat").exists():
+        return "no flat cache yet"
+    try:
+        origin = FlatCache(folder).origin
+    except DataError as error:
+        return str(error).removeprefix(f"{folder}: ")
+    for what, there in wanted.items():
+        before = origin.get(what, {})
+        other = sorted(name for name in {**there, **before} if there.get(name) != before.get(name))
+        if other:
+            return f"the flat cache was made with other {what} ({', '.join(other[:3])}{', ...' * (len(other) > 3)})"
+    # The order of the files numbers the events.
+    return "" if list(origin["files"]) == list(wanted["files"]) else "the flat cache has the files in another order"
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
+    """No other process has this folder meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "ab")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
+    with lock:
+        end = time.monotonic() + timeout_s
+        while not _locked(lock.fileno(), folder):
+            if time.monotonic() > end:
+                raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
+            time.sleep(POLL_S)
+        yield
+
+
+def _locked(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"{folder}: no file locks ({error.strerror}); give a folder on a local disk") from None
+
+
+def _write_arrays(folder: Path, source: LanesSource) -> dict[str, dict[str, Any]]:
+    """All items in order; name -> dtype, shape and bytes of each array."""
+    arrays: dict[str, _Array] = {}
+    with contextlib.ExitStack() as stack:
+
+        def append(name: str, values: np.ndarray) -> None:
+            if name not in arrays:
+                arrays[name] = _Array(stack.enter_context(open(folder / f"{name}.npy", "wb")), values)
+            arrays[name].append(values)
+
+        entries = 0
+        append("offsets", np.zeros(1, np.int64))
+        for share in stack.enter_context(contextlib.closing(source.shares(0, 0, 0, 1, 1))):
+            if share is not None:
+                append("offsets", entries + share.offsets[1:])
+                entries += int(share.offsets[-1])
+                for name, values in share.rows.items():
+                    append(f"rows.{name}", values)
+                for name, values in share.flat.items():
+                    append(f"flat.{name}", values)
+        if len(arrays) == 1:
+            raise DataError(f"{source.files[0]}, ...: none of {source.total_rows:,} rows is wanted here")
+        return {name: array.finish() for name, array in arrays.items()}
+
+
+class _Array:
+    """An .npy file that grows; numpy leaves room in the header for any length."""
+
+    def __init__(self, file: Any, like: np.ndarray) -> None:
+        self._file, self.dtype, self.shape = file, like.dtype, (0, *like.shape[1:])
+        self._header()
+
+    def _header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        if (values.dtype, values.shape[1:]) != (self.dtype, self.shape[1:]):
+            now, before = f"{values.dtype} {values.shape[1:]}", f"{self.dtype} {self.shape[1:]}"
+            raise DataError(f"{Path(self._file.name).stem}: entries of {now} after others of {before}")
+        self._file.write(np.ascontiguousarray(values))
+        self.shape = (self.shape[0] + len(values), *self.shape[1:])
+
+    def finish(self) -> dict[str, Any]:
+        self._file.seek(0)
+        self._header()
+        _flush(self._file)
+        return {"dtype": self.dtype.str, "shape": self.shape, "bytes": os.fstat(self._file.fileno()).st_size}
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -160,7 +160,8 @@ class LanesSource(BatchSource):
                 if share is None:
                     yield None
                 else:
-                    yield as_batch(share, self.seed, epoch)
+                    key = event_keys(self.seed, epoch, share.rows["event"])
+                    yield {**share.rows, "counts": share.counts, **share.flat, "key": key}
 
     def first(self, items: int) -> Ragged:
         """What an epoch 0 of one rank begins with, at most so many items: a sample to be looked at."""
@@ -333,10 +334,9 @@ class _Lane:
         self._blocks.close()
 
 
-def as_batch(share: Ragged, seed: int, epoch: int) -> Batch:
-    """Its arrays, ``counts``, and ``key``: 64 random bits of (seed, epoch, event), int64."""
-    key = keyed.bits(keyed.key(seed, "noise", epoch), share.rows["event"])[:, 0].view(np.int64)
-    return {**share.rows, "counts": share.counts, **share.flat, "key": key}
+def event_keys(seed: int, epoch: int, events: np.ndarray) -> np.ndarray:
+    """64 random bits of (seed, epoch, event): int64 [B]."""
+    return keyed.bits(keyed.key(seed, "noise", epoch), events)[:, 0].view(np.int64)
 
 
 def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:

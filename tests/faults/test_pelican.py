@@ -66,7 +66,8 @@ def test_the_same_weights(reference, federation, tmp_path, staged):
     if staged:
         options += [f"--task.init_args.remote.staging_dir={stage}", "--task.init_args.remote.ahead=2",
                     "--task.init_args.remote.delete_after_use=true"]  # fmt: skip
-    done = train(tmp_path / "run", federation.url("/ns/run/*.parquet"), *options, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+    files = federation.url("/ns/run/*.parquet")
+    done = train(tmp_path / "run", files, *options, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
     assert done.returncode == 0, done.stderr
     assert weights_files(tmp_path / "run") == weights_files(reference)
     assert all(fault.times == 0 for fault in federation.faults), "all of them happened"

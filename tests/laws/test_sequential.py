@@ -73,7 +73,7 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path, files):
     for _ in range(3):
         child = Child(job(tmp_path / "killed", files, **settings))
         before = steps_saved(tmp_path / "killed")
-        wait_for(lambda: steps_saved(tmp_path / "killed") != before or not child.alive(), what="a checkpoint")
+        wait_for(lambda b=before, c=child: steps_saved(tmp_path / "killed") != b or not c.alive(), what="a checkpoint")
         child.kill()
     (result,) = run(job(tmp_path / "killed", files, **settings))
     seen |= samples([result])

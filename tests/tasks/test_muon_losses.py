@@ -92,7 +92,7 @@ def test_cuts_keep_every_event_and_both_limits(counts, events, muons):
         assert counts[a:b].sum() <= muons or b - a == 1
 
 
-# -- the penalty ---------------------------------------------------------------------------------------------------------
+# -- the penalty -----------------------------------------------------------------------------------------------------
 
 
 class Linear(torch.nn.Module):
@@ -170,7 +170,7 @@ def test_a_critic_in_chunks_has_the_same_gradients():
     torch.testing.assert_close(found[1], found[0])
 
 
-# -- multiplicity --------------------------------------------------------------------------------------------------------
+# -- multiplicity ----------------------------------------------------------------------------------------------------
 
 
 def test_counts_follow_the_distribution_whose_likelihood_is_trained():
@@ -204,7 +204,7 @@ def test_quantiles_are_the_inverse_of_their_distribution():
         assert (below <= u).all()
 
 
-# -- units -------------------------------------------------------------------------------------------------------------
+# -- units -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Fitted, Fixed])

@@ -42,7 +42,7 @@ def batches(task: MuonTask, epoch=0, batch_size=64, **named):
     return [share for _, _, share in loader.batches(Position(epoch=epoch), last_epoch=epoch + 1)]
 
 
-# -- readers -------------------------------------------------------------------------------------------------------------
+# -- readers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["fixed", "large_list", "hdf5", "jsonl"])
@@ -98,7 +98,7 @@ def test_shares_of_showers():
         assert in_split(primary, split, 0.3).mean() == pytest.approx(share, abs=0.02)
 
 
-# -- bad data ------------------------------------------------------------------------------------------------------------
+# -- bad data --------------------------------------------------------------------------------------------------------
 
 
 def rewritten(folder: Path, target: Path, change) -> str:
@@ -119,8 +119,9 @@ def with_row(name: str, row: int, value):
     return change
 
 
+NAN = float("nan")
 BAD = {
-    "energy not a number": (with_row("muons", 130, [[float("nan"), 0.0, 1.0]]), "row group 1, row 30: a muon is not finite"),
+    "energy not a number": (with_row("muons", 130, [[NAN, 0.0, 1.0]]), "row group 1, row 30: a muon is not finite"),
     "negative energy": (with_row("muons", 3, [[-1.0, 0.0, 1.0]]), "row group 0, row 3: a muon is of negative energy"),
     "primary": (with_row("primary", 5, [0.0, 0.1, 1.0, 9.0]), "row group 0, row 5: primary needs a positive energy"),
     "width": (with_row("muons", 299, [[1.0, 0.0]]), "row group 2, row 99: muons: 2 numbers, not 3"),
@@ -191,7 +192,7 @@ def test_refused_settings(option, says):
         parse(["--task=muon", "--task.init_args.files=x.parquet", f"--task.init_args.{option}"])
 
 
-# -- outliers -----------------------------------------------------------------------------------------------------------
+# -- outliers --------------------------------------------------------------------------------------------------------
 
 
 def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
@@ -212,7 +213,7 @@ def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
     assert len(again) == missing and int(again.min()) > 1000
 
 
-# -- models and runs -----------------------------------------------------------------------------------------------------
+# -- models and runs -------------------------------------------------------------------------------------------------
 
 
 def test_the_networks_that_users_know_have_their_sizes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from accel_train import keyed
 from accel_train.data.ragged import Ragged
-from accel_train.tasks.muon.metrics import Sample, report
+from accel_train.tasks.muon.metrics import Sample, compare, report
 from accel_train.tasks.muon.model import owners
 from accel_train.tasks.muon.observables import Cells, muon_sums, set_features
 
 if TYPE_CHECKING:
     from accel_train.task import Batch
+    from accel_train.tasks.muon.data import HeldOut
     from accel_train.tasks.muon.task import MuonTask
 
 
@@ -96,6 +98,13 @@ def sample(events: Ragged, cells: Cells) -> Sample:
     features = set_features(counts, energy, x, y).numpy()
     muons = {name: values.numpy() for name, values in muon_sums(cells, primary, counts, energy, x, y).items()}
     return Sample(primary.double().numpy(), events.counts, features, muons)
+
+
+def floors(held_out: HeldOut) -> dict[str, float]:
+    """Truth against other truth, for the metrics of all events."""
+    found = compare(sample(held_out.events, held_out.cells), sample(held_out.floor, held_out.cells), held_out.cells)
+    shown = {name: value for name, value in found.items() if "/" not in name and "error" not in name}
+    return {f"{name}:truth": value for name, value in shown.items() if math.isfinite(value)}
 
 
 def metrics(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, float]:

@@ -119,8 +119,9 @@ def compare(real: Sample, fake: Sample, cells: Cells, seed: int = 0) -> dict[str
     generated minus true. ``ks_count``: Kolmogorov-Smirnov distance of N. ``w1_*``: Wasserstein-1 distance of the muons'
     log10 E and r (m), and over events with muons of N, log10 sum E and mean r (m). ``azimuth``: see
     ``azimuth_flatness``. ``fpd``, ``kpd`` (with ``_error``) and ``auc``: on features and conditions of the events with
-    muons, radii as logarithms (a fourth power would else hear the farthest muons alone). ``not_finite``: share of generated events that have a feature which is not finite; those are left out of
-    the comparisons by features. NaN where there is nothing to compare; cells with too little truth are left out.
+    muons, radii as logarithms (a fourth power would else hear the farthest muons alone). ``not_finite``: share of
+    generated events that have a feature which is not finite; those are left out of the comparisons by features. NaN
+    where there is nothing to compare; cells with too little truth are left out.
     """
     found: dict[str, float] = {}
     for (name, a), (_, b) in zip(real.strata(cells), fake.strata(cells), strict=True):

@@ -243,6 +243,19 @@ class MuonTask(Task):
 
         return metrics(self, sums)
 
+    def baselines(self) -> dict[str, float]:
+        """What truth has against other truth: the held-out showers that are not generated."""
+        if self.evaluated is None:
+            return {}
+        from accel_train.tasks.muon.evaluation import floors
+
+        return floors(self.evaluated)
+
+    def summary(self, metrics: dict[str, float]) -> str:
+        from accel_train.tasks.muon.metrics import table
+
+        return table(metrics)
+
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.muon.evaluation import samples
         from accel_train.tasks.muon.figures import figures
