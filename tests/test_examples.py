@@ -25,7 +25,7 @@ TINY = {  # task -> overrides that make any of its examples small
         "--task.init_args.dim_feedforward=16", "--task.init_args.max_len=70", "--task.init_args.prefix=16",
         "--task.init_args.eval_rows=16",
     ],
-    "muon": ["--task.init_args.hidden_dim=8", "--task.init_args.critic_steps=1"],
+    "muon": ["--task.init_args.held_out=0.3", "--task.init_args.hidden_dim=8", "--task.init_args.critic_steps=1"],
 }  # fmt: skip
 
 
