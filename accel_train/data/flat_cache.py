@@ -31,8 +31,7 @@ from accel_train.task import Batch, Event
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of what is in the folder."""
+VERSION = 1  # of what is in the folder
 POLL_S = 0.1
 
 
@@ -79,9 +78,6 @@ def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) 
 
     Args:
         source: ``lanes=1`` and ``shuffle="none"``: items keep their order, and their number in ``event``.
-
-    Raises:
-        UserError, DataError: as for ``cached``.
     """
     if source.lanes != 1 or source.shuffle != "none":
         raise ValueError("a flat cache is built from one lane that is not shuffled")
@@ -92,10 +88,9 @@ def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) 
         building.mkdir(parents=True)
         origin = _origin(source, settings)  # before the files are read: one that changes meanwhile makes it stale
         arrays = _write_arrays(building, source)
-        left_out = dict(source.bad.left_out) if source.bad else {}
-        manifest = {"arrays": arrays, "left_out": left_out, "origin": origin}
+        left_out = source.bad.left_out if source.bad else {}
         with open(building / "manifest.json", "w") as file:
-            json.dump(manifest, file, indent=1)
+            json.dump({"arrays": arrays, "left_out": left_out, "origin": origin}, file, indent=1)
             _flush(file)
         shutil.rmtree(flat, ignore_errors=True)
         building.rename(flat)
@@ -125,8 +120,10 @@ class FlatCache:
             self._offsets = arrays.pop("offsets")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.folder}: the flat cache is damaged: {type(error).__name__}: {error}") from None
-        self._rows = {name[5:]: array for name, array in arrays.items() if name.startswith("rows.")}
-        self._flat = {name[5:]: array for name, array in arrays.items() if name.startswith("flat.")}
+        self._rows, self._flat = (
+            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+            for kind in ("rows.", "flat.")
+        )
 
     def _map(self, name: str, about: Mapping[str, Any]) -> np.ndarray:
         path = self.folder / "flat" / f"{name}.npy"
@@ -163,11 +160,7 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches with all the arrays of ``LanesSource``.
-
-    Args:
-        news: what ``events`` tells first.
-    """
+    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``."""
 
     def __init__(self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event]) -> None:
         super().__init__(cache, batch_size, seed, shuffle)
@@ -195,10 +188,8 @@ def _origin(source: LanesSource, settings: Mapping[str, Any]) -> dict[str, Any]:
     rows = np.bincount(source.group_file, source.group_rows, len(source.files)).astype(int).tolist()
 
     def identity(path: str, rows: int) -> list[int]:
-        if rows == 0:  # also what cannot be read and is left out
-            return [rows]
-        if is_remote(path):
-            return [rows, storage.size(path)]
+        if rows == 0 or is_remote(path):  # 0: also what cannot be read and is left out
+            return [rows, storage.size(path) if rows else 0]
         stat = os.stat(storage.local_path(path))
         return [rows, stat.st_size, stat.st_mtime_ns]
 
@@ -230,28 +221,26 @@ def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
     """No other process has this folder meanwhile."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "ab")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
-    with lock:
-        end = time.monotonic() + timeout_s
-        while not _locked(lock.fileno(), folder):
-            if time.monotonic() > end:
-                raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
-            time.sleep(POLL_S)
+    end = time.monotonic() + timeout_s
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "ab"))
+            while not _locked(lock.fileno()):
+                if time.monotonic() > end:
+                    raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
+                time.sleep(POLL_S)
+        except OSError as error:  # also a disk that knows no locks
+            raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
         yield
 
 
-def _locked(descriptor: int, folder: Path) -> bool:
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
-    except OSError as error:
-        raise UserError(f"{folder}: no file locks ({error.strerror}); give a folder on a local disk") from None
 
 
 def _write_arrays(folder: Path, source: LanesSource) -> dict[str, dict[str, Any]]:
@@ -270,10 +259,9 @@ def _write_arrays(folder: Path, source: LanesSource) -> dict[str, dict[str, Any]
             if share is not None:
                 append("offsets", entries + share.offsets[1:])
                 entries += int(share.offsets[-1])
-                for name, values in share.rows.items():
-                    append(f"rows.{name}", values)
-                for name, values in share.flat.items():
-                    append(f"flat.{name}", values)
+                for kind, of_kind in (("rows", share.rows), ("flat", share.flat)):
+                    for name, values in of_kind.items():
+                        append(f"{kind}.{name}", values)
         if len(arrays) == 1:
             raise DataError(f"{source.files[0]}, ...: none of {source.total_rows:,} rows is wanted here")
         return {name: array.finish() for name, array in arrays.items()}
@@ -292,8 +280,8 @@ class _Array:
 
     def append(self, values: np.ndarray) -> None:
         if (values.dtype, values.shape[1:]) != (self.dtype, self.shape[1:]):
-            now, before = f"{values.dtype} {values.shape[1:]}", f"{self.dtype} {self.shape[1:]}"
-            raise DataError(f"{Path(self._file.name).stem}: entries of {now} after others of {before}")
+            kinds = f"{values.dtype} {values.shape[1:]} after {self.dtype} {self.shape[1:]}"
+            raise DataError(f"{Path(self._file.name).stem}: entries of two kinds, {kinds}")
         self._file.write(np.ascontiguousarray(values))
         self.shape = (self.shape[0] + len(values), *self.shape[1:])
 

@@ -32,6 +32,9 @@ BLOCK_ROWS = 16_384
 """Rows decoded at once, and the reach of the shuffling of rows; two blocks per lane are in memory."""
 
 
+Shuffle = Literal["rows", "row_groups", "files", "none"]
+
+
 class Place(NamedTuple):
     """Where a block of rows stands."""
 
@@ -81,7 +84,7 @@ class LanesSource(BatchSource):
         batch_size: int,
         seed: int = 0,
         lanes: int = 8,
-        shuffle: Literal["rows", "row_groups", "files", "none"] = "rows",
+        shuffle: Shuffle = "rows",
         prepare: Callable[[Ragged, Place], Ragged] | None = None,
         bad: Bad | None = None,
         staging: Staging | None = None,
@@ -253,10 +256,11 @@ class LanesSource(BatchSource):
         )
         if self.shuffle == "rows":
             generator = np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "rows", epoch, group, number)))
-            turn = np.empty(rows, np.int64)
-            turn[generator.permutation(rows)] = np.arange(rows)
-            order = np.argsort(turn[at])
-            ragged, at = ragged.take(order), turn[at][order]
+            item = np.full(rows, -1)
+            item[at] = np.arange(len(at))
+            order = item[generator.permutation(rows)]
+            at = np.flatnonzero(order >= 0)
+            ragged = ragged.take(order[at])
         return _Block(ragged, at, ragged.offsets, start, rows)
 
     def events(self) -> list[Event]:
@@ -285,7 +289,8 @@ class _Block(NamedTuple):
         """What is left of rows ``first`` to ``last`` (exclusive) of this block; a view."""
         if self.ragged is None:
             return None
-        a, b = np.searchsorted(self.at, (first, last))
+        whole = len(self.at) == self.rows  # nothing was dropped
+        a, b = (first, last) if whole else np.searchsorted(self.at, (first, last))
         if a == b:
             return None
         i, j = self.offsets[a], self.offsets[b]

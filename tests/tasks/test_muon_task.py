@@ -72,6 +72,20 @@ def test_the_datasets_library_reads_parquet_too(folder):
     assert all(torch.equal(a[k], b[k]) for a, b in zip(plain, streamed, strict=True) for k in a)
 
 
+def test_a_flat_cache_gives_every_event_once_and_is_built_once(folder, tmp_path):
+    files, cache = f"{folder}/*.parquet", tmp_path / "cache"
+    plain = torch.cat([batch["event"] for batch in batches(MuonTask(files))])
+    for _ in range(2):
+        task = MuonTask(files, cache_dir=str(cache))
+        source = task.build_data("train", 64, seed=1)
+        found = [share for _, _, share in Loader(source, CPU).batches(Position(), last_epoch=1)]
+        assert sorted(torch.cat([batch["event"] for batch in found]).tolist()) == sorted(plain.tolist())
+        assert {len(batch["counts"]) for batch in found[:-1]} == {64}
+        assert found[0].keys() == batches(MuonTask(files))[0].keys()
+        news = [event.title for event in source.events()]
+    assert news == [], "the second time, it is there"
+
+
 def test_files_of_two_kinds_are_refused(folder, tmp_path):
     (tmp_path / "a.h5").touch()
     with pytest.raises(UserError, match=r"task.init_args.files: .* are of different kinds; give files of one kind"):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from accel_train.data.bad import Bad
-from accel_train.data.lanes import Format, LanesSource, Place
+from accel_train.data.lanes import Format, LanesSource, Place, Shuffle
 from accel_train.data.ragged import Ragged
 from accel_train.data.storage import expand, open_file
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
 
 if TYPE_CHECKING:
+    from accel_train.data.flat_cache import CachedSource
     from accel_train.tasks.muon.task import MuonTask
 
 HELD_OUT_ROWS = 65_536
@@ -35,6 +36,22 @@ class Sources:
         self.staging = task.remote.staging(self.access) if urls and self.access else None
 
     def train(self, batch_size: int, seed: int) -> LanesSource:
+        """Straight from the files."""
+        return self._train(batch_size, seed, self.task.lanes, self.task.shuffle)
+
+    def cached(self, batch_size: int, seed: int) -> CachedSource:
+        """From a flat copy of what is trained on, shuffled as a whole."""
+        from accel_train.data.flat_cache import cached
+
+        task = self.task
+        assert task.cache_dir is not None
+        in_order = self._train(65_536, seed, lanes=1, shuffle="none")
+        names = ("primary_layout", "muon_layout", "held_out", "max_muons_per_event", "reader")
+        settings = {name: getattr(task, name) for name in names}
+        settings["held_out"] = 0 if task.validation_files else task.held_out
+        return cached(task.cache_dir, in_order, settings, batch_size, seed, shuffle=task.shuffle != "none")
+
+    def _train(self, batch_size: int, seed: int, lanes: int, shuffle: Shuffle) -> LanesSource:
         task, tell = self.task, self.bad.tell
         outliers = Outliers(task.max_muons_per_event, task.outliers_dir, tell) if task.max_muons_per_event else None
 
@@ -45,7 +62,7 @@ class Sources:
 
         files = expand(task.files)
         return LanesSource(
-            files, self._format(files), batch_size, seed, task.lanes, task.shuffle, prepare, self.bad, self.staging
+            files, self._format(files), batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging
         )
 
     def held_out(self, split: str) -> HeldOut:

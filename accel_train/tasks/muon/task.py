@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from accel_train.data.lanes import LanesSource
+from accel_train.data.lanes import LanesSource, Shuffle
 from accel_train.data.remote_files import RemoteFiles
 from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import UserError
@@ -52,6 +52,8 @@ class MuonTask(Task):
         latent_dim_global, latent_dim_local: noise per event, and per muon.
         hidden_dim: width of the generator's context.
         max_count: no generated bundle has more muons.
+        cache_dir: a folder on local disk for a flat copy of the training events, made once: for many epochs. All events
+            are then shuffled together.
         remote: how files behind URLs are reached: federation, tokens, staging to local disk.
     """
 
@@ -77,7 +79,7 @@ class MuonTask(Task):
         primary_layout: str = "auto",
         muon_layout: str = "auto",
         lanes: int = 8,
-        shuffle: Literal["rows", "row_groups", "files", "none"] = "rows",
+        shuffle: Shuffle = "rows",
         on_bad_file: Literal["raise", "skip"] = "raise",
         max_muons_per_batch: int | None = None,
         max_muons_per_event: int | None = None,
@@ -91,6 +93,7 @@ class MuonTask(Task):
         latent_dim_local: int = 16,
         hidden_dim: int = 256,
         max_count: int = 1_000_000,
+        cache_dir: str | None = None,
         remote: RemoteFiles = RemoteFiles(),  # noqa: B008 - never changed
     ) -> None:
         numbers = {
@@ -111,7 +114,7 @@ class MuonTask(Task):
         self.held_out, self.eval_events = held_out, eval_events
         self.primary_layout, self.muon_layout, self.lanes = primary_layout, muon_layout, lanes
         self.reader: Literal["auto", "parquet", "hdf5", "hf"] = reader
-        self.shuffle: Literal["rows", "row_groups", "files", "none"] = shuffle
+        self.shuffle: Shuffle = shuffle
         self.on_bad_file: Literal["raise", "skip"] = on_bad_file
         self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
         self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
@@ -119,7 +122,7 @@ class MuonTask(Task):
         self.gradient_penalty = gradient_penalty or ("muon" if self.seed_preset else "event")
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
-        self.remote = remote
+        self.cache_dir, self.remote = cache_dir, remote
         self._seed = 0
         self._train: LanesSource | None = None
         self.evaluated: HeldOut | None = None
@@ -134,7 +137,7 @@ class MuonTask(Task):
         sources = Sources(self)
         if split == "train":
             self._train = sources.train(batch_size, seed)
-            return self._train
+            return sources.cached(batch_size, seed) if self.cache_dir else self._train
         if not self.validation_files and self.held_out == 0:
             return None
         self.evaluated = sources.held_out(split)
