@@ -257,7 +257,10 @@ class MuonTask(Task):
     def summary(self, metrics: dict[str, float]) -> str:
         from accel_train.tasks.muon.metrics import table
 
-        return table(metrics)
+        return (
+            "held-out bundles against: generated ones; other true ones; ones generated for other events' conditions\n"
+            + table(metrics)
+        )
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.muon.evaluation import samples
