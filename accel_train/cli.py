@@ -58,13 +58,10 @@ def _dispatch(arguments: list[str]) -> int:
     if name in COMMANDS:
         return globals()[f"_{name}"](rest)
     from accel_train.optim import suggest
-    from accel_train.tasks import TASKS, commands
+    from accel_train.tasks import TASKS, run_command
 
     if name in TASKS:
-        module = commands(name)
-        if module is None:
-            raise UserError(f"{name} has no commands of its own")
-        return module.main(rest)
+        return run_command(name, rest)
     known = [*COMMANDS, *TASKS]
     raise UserError(f"unknown command {name!r}{suggest(name, known)}; there are {', '.join(known)}")
 

@@ -237,17 +237,17 @@ class LanesSource(BatchSource):
             rows = min(BLOCK_ROWS, n - start)
             ragged = next(found, None)
             if start + rows > skip:
-                yield self._arrange(ragged, epoch, group, number, start, rows, place)
+                yield self._arrange(ragged, epoch, group, number, rows, max(skip - start, 0), place)
 
     def _arrange(
-        self, ragged: Ragged | None, epoch: int, group: int, number: int, start: int, rows: int, place: Place
+        self, ragged: Ragged | None, epoch: int, group: int, number: int, rows: int, given: int, place: Place
     ) -> _Block:
         """Drop what is not wanted, number the rest, and put it in the order of the epoch."""
         if ragged is not None and self.prepare is not None and len(ragged):
             ragged = self.prepare(ragged, place)
         if ragged is None or len(ragged) == 0:
-            return _Block(None, np.zeros(0, np.int64), np.zeros(1, np.int64), start, rows)
-        at = ragged.rows["row"] - start
+            return _Block(None, np.zeros(0, np.int64), np.zeros(1, np.int64), rows, given)
+        at = ragged.rows["row"] - number * BLOCK_ROWS
         ragged = Ragged(
             {name: values for name, values in ragged.rows.items() if name != "row"}
             | {"event": self.group_start[group] + ragged.rows["row"]},
@@ -261,7 +261,7 @@ class LanesSource(BatchSource):
             order = item[generator.permutation(rows)]
             at = np.flatnonzero(order >= 0)
             ragged = ragged.take(order[at])
-        return _Block(ragged, at, ragged.offsets, start, rows)
+        return _Block(ragged, at, ragged.offsets, rows, given)
 
     def events(self) -> list[Event]:
         return self.bad.events() if self.bad else []
@@ -282,8 +282,8 @@ class _Block(NamedTuple):
     ragged: Ragged | None
     at: np.ndarray  # which of the block's rows each item is, ascending
     offsets: np.ndarray
-    start: int  # of the block in its row group
     rows: int  # of the block, with those that were dropped
+    given: int  # of these rows before the position that is read from
 
     def cut(self, first: int, last: int) -> Ragged | None:
         """What is left of rows ``first`` to ``last`` (exclusive) of this block; a view."""
@@ -311,21 +311,15 @@ class _Lane:
         self._blocks = source.blocks(epoch, groups, skip)
         self._block: _Block | None = None
         self._used = 0
-        within = skip
-        for n in source.group_rows[groups].tolist():
-            if within < n:
-                break
-            within -= n
-        self._first_used = within % BLOCK_ROWS
         self._next: Future[_Block | None] = pool.submit(next, self._blocks, None)
 
     def read(self, rows: int) -> list[Ragged]:
         parts = []
         while rows > 0:
             if self._block is None or self._used == self._block.rows:
-                self._block, self._used = self._next.result(), self._first_used
-                self._first_used = 0
+                self._block = self._next.result()
                 assert self._block is not None, "a lane gave fewer rows than its files announced"
+                self._used = self._block.given
                 self._next = self._pool.submit(next, self._blocks, None)
             n = min(rows, self._block.rows - self._used)
             part = self._block.cut(self._used, self._used + n)

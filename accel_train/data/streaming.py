@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from glob import escape
@@ -28,6 +29,7 @@ BUILDERS = {
 }
 """Extension -> builder of the datasets library: those whose columns can be lists."""
 
+_opening = threading.Lock()  # load_dataset is not made for several threads at once: its progress bars share a lock
 COUNT_ROWS = 65_536
 
 
@@ -71,7 +73,7 @@ def _batches(path: str, rows: int) -> Iterator[pa.RecordBatch]:
     options: dict[str, Any] = {"batch_size": rows} if found[-1] == "parquet" else {}
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise opening a local file asks the network first
     try:
-        with tempfile.TemporaryDirectory() as cache:  # streaming keeps nothing but wants a place for a lock
+        with _opening, tempfile.TemporaryDirectory() as cache:  # streaming keeps nothing but wants a place for a lock
             stream: Any = load_dataset(
                 found[-1], data_files=[escape(path)], split="train", streaming=True, cache_dir=cache, **options
             )

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import Any
 
 from accel_train.errors import UserError
 from accel_train.optim import suggest
@@ -52,8 +51,15 @@ def find(name: str) -> type:
     raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")
 
 
-def commands(name: str) -> Any:
-    """The module with a task's own commands (``accel-train NAME COMMAND``), or None."""
+def run_command(name: str, argv: list[str]) -> int:
+    """``accel-train NAME COMMAND ...``: one of the commands that the task's ``commands`` module lists."""
     package = class_path(name).removesuffix(".task." + class_path(name).rpartition(".")[2])
-    spec = importlib.util.find_spec(f"{package}.commands")
-    return importlib.import_module(f"{package}.commands") if spec else None
+    if importlib.util.find_spec(f"{package}.commands") is None:
+        raise UserError(f"{name} has no commands of its own")
+    own = importlib.import_module(f"{package}.commands")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(own.USAGE)
+        return 0
+    if argv[0] not in own.COMMANDS:
+        raise UserError(f"{name}: unknown command {argv[0]!r}; there is: {', '.join(own.COMMANDS)}")
+    return importlib.import_module(own.COMMANDS[argv[0]]).main(argv[1:])

@@ -306,7 +306,7 @@ def test_equal_samples_are_at_their_floor_and_others_are_not():
     good = sample(cells, *thrown(3, conditions=conditions))
     shuffled = sample(cells, conditions, *blind)
 
-    found = report(real, good, shuffled, floor, cells)
+    found = report(real, good, shuffled, compare(real, floor, cells), cells)
     plain = [name for name in found if not name.endswith(("/floor", "/shuffled"))]
     assert set(found) == {f"{name}{suffix}" for name in plain for suffix in ("", "/floor", "/shuffled")}
     assert all(math.isfinite(value) for value in found.values())
@@ -322,7 +322,7 @@ def test_equal_samples_are_at_their_floor_and_others_are_not():
 
     text = table(found)
     assert all(f"\n{name} " in text for name in (*cells.names, "auc", "fpd", "w1_radius"))
-    assert report(real, good, shuffled, floor, cells) == found
+    assert report(real, good, shuffled, compare(real, floor, cells), cells) == found
 
     counts = metrics.count_table(real, good, cells)
     assert list(counts) == ["", *cells.names]
@@ -364,7 +364,7 @@ def degenerate():
 def test_degenerate_samples_are_compared_without_a_murmur():
     cells, cases = degenerate()
     for fake in cases.values():
-        table(report(cases["truth"], fake, fake, fake, cells))
+        table(report(cases["truth"], fake, fake, compare(cases["truth"], fake, cells), cells))
         compare(fake, cases["truth"], cells)
     nothing = compare(cases["truth"], cases["nothing"], cells)
     assert nothing["mean_n"] == -1 and math.isnan(nothing["w1_energy"]) and math.isnan(nothing["auc"])

@@ -327,9 +327,10 @@ def test_a_bundle_does_not_depend_on_its_neighbours(trained, tmp_path, monkeypat
         (["--counts_mode=column", "--counts_column=m"], "needs one column 'm'; there are 'E', 'zenith'"),
     ],
 )
-def test_what_generate_refuses(trained, tmp_path, options, says):
+def test_what_generate_refuses(trained, tmp_path, capsys, options, says):
     with pytest.raises(AssertionError):
         generated(trained, tmp_path, "x", *options)
+    assert says in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 

@@ -13,6 +13,24 @@ from accel_train.tasks.muon.losses import between, penalty, slopes
 from accel_train.tasks.muon.model import owners
 
 
+def draw(
+    generator: Any, conditions: Tensor, counts: Tensor, event: Tensor, key: Tensor, purpose: tuple[int | str, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Generated muons, normalised, [M, F], and a key for each, int64 [M].
+
+    Args:
+        conditions: normalised, [B, C].
+        counts, event: how many muons each event has, int64 [B], and the event of each, int64 [M].
+        key: int64 [B]. All noise is a function of it, of the muon's number in its event, and of the purpose.
+    """
+    number = torch.arange(len(event), device=event.device) - (counts.cumsum(0) - counts)[event]
+    of_event = keyed.tensor_keys(keyed.key("event", *purpose), key)
+    of_muon = keyed.tensor_keys(keyed.key("muon", *purpose), key[event], number)
+    per_event, per_muon = generator.latent_dims
+    noise = keyed.tensor_normal(of_event, per_event), keyed.tensor_normal(of_muon, per_muon)
+    return generator(conditions, counts, event, *(part.to(conditions.dtype) for part in noise)), of_muon
+
+
 class Bundles:
     """One micro-batch, normalised.
 
@@ -38,15 +56,7 @@ class Bundles:
 
     def fake(self) -> Tensor:
         """As many generated muons in every event as there are true ones, normalised, [M, F]."""
-        first = self.counts.cumsum(0) - self.counts
-        number = torch.arange(len(self.event), device=self.event.device) - first[self.event]
-        of_event = keyed.tensor_keys(keyed.key("event", *self.update), self.key)
-        of_muon = keyed.tensor_keys(keyed.key("muon", *self.update), self.key[self.event], number)
-        return self.generator(
-            self.conditions, self.counts, self.event,
-            keyed.tensor_normal(of_event, self.task.latent_dim_global).to(self.dtype),
-            keyed.tensor_normal(of_muon, self.task.latent_dim_local).to(self.dtype),
-        )  # fmt: skip
+        return draw(self.generator, self.conditions, self.counts, self.event, self.key, self.update)[0]
 
     def score(self, muons: Tensor) -> Tensor:
         """[M, F] to [B]."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,9 @@ from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch
 from accel_train.tasks.muon.observables import Cells
+
+if TYPE_CHECKING:
+    from accel_train.tasks.muon.metrics import Sample
 
 PARQUET, HDF5 = (".parquet", ".pq"), (".h5", ".hdf5")
 
@@ -120,6 +124,21 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.events)
 
+    @cached_property
+    def real(self) -> Sample:
+        """The events that are generated, as they are."""
+        from accel_train.tasks.muon.evaluation import sample
+
+        return sample(self.events, self.cells)
+
+    @cached_property
+    def truth_against_truth(self) -> dict[str, float]:
+        """The metrics of the other half: the same at every evaluation."""
+        from accel_train.tasks.muon.evaluation import sample
+        from accel_train.tasks.muon.metrics import compare
+
+        return compare(self.real, sample(self.floor, self.cells), self.cells)
+
     def read(self, indices: np.ndarray) -> Batch:
         """``other`` [B, 4]: conditions of another event."""
         part = self.events.take(indices)
@@ -137,11 +156,11 @@ def kind_of(files: Sequence[str], reader: Literal["auto", "parquet", "hdf5", "hf
     """parquet, hdf5 or hf, by the extension unless ``reader`` says it."""
     if reader != "auto":
         return reader
-    kinds = {path: _kind(path) for path in files}
-    if len(set(kinds.values())) > 1:
-        one, other = (next(path for path, kind in kinds.items() if kind == k) for k in list(set(kinds.values()))[:2])
+    example = {_kind(path): path for path in files}
+    if len(example) > 1:
+        one, other, *_ = example.values()
         raise UserError(f"task.init_args.files: {one} and {other} are of different kinds; give files of one kind")
-    return next(iter(kinds.values()))
+    return next(iter(example))
 
 
 def _kind(path: str) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from accel_train import keyed
 from accel_train.data.ragged import Ragged
-from accel_train.tasks.muon.metrics import Sample, compare, report
+from accel_train.tasks.muon.adversarial import draw
+from accel_train.tasks.muon.metrics import Sample, report
 from accel_train.tasks.muon.model import owners
 from accel_train.tasks.muon.observables import Cells, muon_sums, set_features
 
@@ -34,16 +35,8 @@ def generate(
     generator = models["generator"]
     dtype = next(generator.parameters()).dtype
     counts = (draw_counts(models, primary, key) if counts is None else counts).clamp(max=max_count)
-    total = int(counts.sum())
-    event = owners(counts, total)
-    number = torch.arange(total, device=event.device) - (counts.cumsum(0) - counts)[event]
-    of_event = keyed.tensor_keys(keyed.key("event"), key)
-    of_muon = keyed.tensor_keys(keyed.key("muon"), key[event], number)
-    width = generator.latent_dims
-    features = generator(
-        generator.normalise.encode_conditions(primary.to(dtype)), counts, event,
-        keyed.tensor_normal(of_event, width[0]).to(dtype), keyed.tensor_normal(of_muon, width[1]).to(dtype),
-    )  # fmt: skip
+    conditions = generator.normalise.encode_conditions(primary.to(dtype))
+    features, of_muon = draw(generator, conditions, counts, owners(counts, int(counts.sum())), key)
     turn = keyed.tensor_uniform(keyed.tensor_keys(keyed.key("azimuth"), of_muon))[:, 0]
     return counts, generator.normalise.decode_muons(features.float(), turn.float())
 
@@ -79,15 +72,14 @@ def statistics(task: MuonTask, models: dict[str, Any], batch: Batch) -> dict[str
 
 
 def samples(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, Sample]:
-    """real, fake, shuffled and floor, as ``report`` takes them."""
-    held_out = task.evaluated
-    assert held_out is not None
-    primary = held_out.events.rows["primary"].astype(np.float64)
-    found = {"real": sample(held_out.events, held_out.cells), "floor": sample(held_out.floor, held_out.cells)}
+    """real, fake and shuffled, as ``report`` takes them."""
+    assert task.evaluated is not None
+    real = task.evaluated.real
+    found = {"real": real}
     for name, key in (("fake", "made"), ("shuffled", "other")):
         table = sums[key].cpu().numpy()
-        muons = {part: sums[f"{key}/{part}"].cpu().numpy() for part in found["real"].muons}
-        found[name] = Sample(primary, table[:, 0].astype(np.int64), table[:, 1:], muons)
+        muons = {part: sums[f"{key}/{part}"].cpu().numpy() for part in real.muons}
+        found[name] = Sample(real.conditions, table[:, 0].astype(np.int64), table[:, 1:], muons)
     return found
 
 
@@ -102,15 +94,16 @@ def sample(events: Ragged, cells: Cells) -> Sample:
 
 def floors(held_out: HeldOut) -> dict[str, float]:
     """Truth against other truth, for the metrics of all events."""
-    found = compare(sample(held_out.events, held_out.cells), sample(held_out.floor, held_out.cells), held_out.cells)
-    shown = {name: value for name, value in found.items() if "/" not in name and "error" not in name}
-    return {f"{name}:truth": value for name, value in shown.items() if math.isfinite(value)}
+    found = held_out.truth_against_truth
+    shown = [name for name, value in found.items() if "/" not in name and "error" not in name and math.isfinite(value)]
+    return {f"{name}:truth": found[name] for name in shown}
 
 
 def metrics(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, float]:
     """``loss`` is the Frechet distance of bundles and conditions to truth; ``nll`` that of the counts, in nats."""
     assert task.evaluated is not None
     of = samples(task, sums)
-    found = report(of["real"], of["fake"], of["shuffled"], of["floor"], task.evaluated.cells)
+    floor = task.evaluated.truth_against_truth
+    found = report(of["real"], of["fake"], of["shuffled"], floor, task.evaluated.cells)
     nll = float(sums["nll"]) / len(task.evaluated)
     return {"loss": found["fpd"], "nll": nll, **found}

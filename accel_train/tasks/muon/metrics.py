@@ -177,7 +177,7 @@ def _bundles(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def report(
-    real: Sample, fake: Sample, shuffled: Sample, floor: Sample, cells: Cells, seed: int = 0
+    real: Sample, fake: Sample, shuffled: Sample, floor: dict[str, float], cells: Cells, seed: int = 0
 ) -> dict[str, float]:
     """Each metric of ``compare``, beside it ``name/floor`` and ``name/shuffled``.
 
@@ -185,12 +185,13 @@ def report(
         real: truth.
         fake: generated under the conditions of ``real``.
         shuffled: generated under the conditions of ``real`` handed to other events: what ignores the primary.
-        floor: independent truth, of other showers (rows of one shower at several depths are nearly the same). The
-            values compare directly where it has as many events as ``fake``: cut the held-out showers in two halves.
+        floor: ``compare`` with independent truth, of other showers (rows of one shower at several depths are nearly the
+            same). The values compare directly where it has as many events as ``fake``: cut the held-out showers in two
+            halves.
     """
     found = compare(real, fake, cells, seed)
-    for name, sample in (("floor", floor), ("shuffled", shuffled)):
-        found |= {f"{metric}/{name}": value for metric, value in compare(real, sample, cells, seed).items()}
+    for name, beside in (("floor", floor), ("shuffled", compare(real, shuffled, cells, seed))):
+        found |= {f"{metric}/{name}": value for metric, value in beside.items()}
     return found
 
 
