@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,7 +20,7 @@ import yaml
 from accel_train.errors import UserError
 from accel_train.progress import Duration
 from accel_train.tasks import TASKS, find
-from accel_train.values import Typed, build, hints_of, kind, loads, loads_or_text, refuse_unknown
+from accel_train.values import LARGE, Typed, build, hints_of, in_range, kind, loads, loads_or_text, refuse_unknown
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
@@ -194,9 +193,9 @@ class TrainConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, (least, most) in _RANGES.items():
-            _in_range(name, attrgetter(name)(self), least, most)
+            in_range(name, attrgetter(name)(self), least, most)
         for name, optimizer in self.optimizers.items():
-            _in_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, _LARGE)
+            in_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, LARGE)
         for name in ("warmup_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
             if value not in (None, 0, "0") and Duration.parse(value, name).unit == "s" and name != "save_steps":
@@ -206,33 +205,26 @@ class TrainConfig(_Checked):
         if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
             raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
         for i, phase in enumerate(self.phases):
-            _in_range(f"phases[{i}].repeat", phase.repeat, 1, _LARGE)
+            in_range(f"phases[{i}].repeat", phase.repeat, 1, LARGE)
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")
             if phase.length is not None and Duration.parse(phase.length, f"phases[{i}].length").unit == "s":
                 raise UserError(f"phases[{i}].length: give steps or epochs, not wall time")
 
 
-_LARGE = sys.float_info.max  # so that inf and nan are out of range
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys((
         "max_steps", "num_train_epochs", "global_batch_size", "per_device_batch_size", "micro_batch_size",
         "logging_steps", "save_total_limit", "save_keep_every", "early_stopping_patience",
-    ), (1, _LARGE)),
+    ), (1, LARGE)),
     **dict.fromkeys((
         "seed", "num_workers", "learning_rate", "optimizer.learning_rate", "max_grad_norm", "max_skipped_steps",
         "early_stopping_threshold", "histogram_steps", "monitor_steps", "webhook.status_steps", "webhook.milestones",
-    ), (0, _LARGE)),
+    ), (0, LARGE)),
     "warmup_start_factor": (0, 1),
     "requeue_exit_code": (0, 255),
     "tb_sync_interval": (0.1, 86400),
 }  # fmt: skip
-
-
-def _in_range(name: str, value: float | None, least: float, most: float) -> None:
-    if value is not None and not least <= value <= most:
-        bound = f"at least {least}" if most == _LARGE else f"from {least} to {most}"
-        raise UserError(f"{name}: {value} is out of range, must be {bound}")
 
 
 MAY_CHANGE = {

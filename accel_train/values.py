@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,15 @@ import yaml
 
 from accel_train.errors import UserError
 from accel_train.optim import suggest
+
+LARGE = sys.float_info.max  # so that inf and nan are out of range
+
+
+def in_range(name: str, value: float | None, least: float, most: float = LARGE) -> None:
+    """Raise UserError unless the value, if there is one, lies between these, both included."""
+    if value is not None and not least <= value <= most:
+        bound = f"at least {least}" if most == LARGE else f"from {least} to {most}"
+        raise UserError(f"{name}: {value} is out of range, must be {bound}")
 
 
 class Typed(str):

@@ -75,6 +75,7 @@ class LanesSource(BatchSource):
         bad: what the format does about data that cannot be used; ``events`` tells of it.
         staging: brings remote files to local disk ahead of use; needs shuffle "files" or "none", since otherwise every
             file would be needed all the time.
+        groups: what ``read_groups`` says of these files, where that is known already.
     """
 
     def __init__(
@@ -88,13 +89,14 @@ class LanesSource(BatchSource):
         prepare: Callable[[Ragged, Place], Ragged] | None = None,
         bad: Bad | None = None,
         staging: Staging | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.files, self.format, self.batch_size, self.seed = list(files), format, batch_size, seed
         self.shuffle, self.prepare, self.bad = shuffle, prepare, bad
         self.staging = staging
         if staging is not None and shuffle in ("rows", "row_groups"):
             raise UserError(f"shuffle: {shuffle} needs all files at once; with a staging_dir give files")
-        rows = read_groups(self.files, format)
+        rows = read_groups(self.files, format) if groups is None else groups
         self.group_file = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         self.group_number = np.concatenate([np.arange(len(r)) for r in rows] or [np.zeros(0, int)])
         self.group_rows = np.array([n for r in rows for n in r], np.int64)

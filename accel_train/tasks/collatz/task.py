@@ -15,6 +15,7 @@ from accel_train.task import Batch, Event, Loss, Objective, Task
 from accel_train.tasks.collatz.data import Rows
 from accel_train.tasks.collatz.numbers import Numbers
 from accel_train.tasks.collatz.trajectory import PAD, exact_trajectory
+from accel_train.values import in_range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,8 +74,7 @@ class CollatzTask(Task):
             ("nhead", nhead),
             ("eval_rows", eval_rows),
         ):
-            if value < 1:
-                raise UserError(f"task.init_args.{name}: {value} is out of range, must be at least 1")
+            in_range(f"task.init_args.{name}", value, 1)
         if d_model % nhead or d_model % 2:
             raise UserError(f"task.init_args.d_model: {d_model} must be even and a multiple of nhead ({nhead})")
         if not 2 <= prefix < max_len:

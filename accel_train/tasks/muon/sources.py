@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from accel_train.data.bad import Bad
-from accel_train.data.lanes import Format, LanesSource, Place, Shuffle
+from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
 from accel_train.data.storage import expand, open_file
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
@@ -21,7 +21,7 @@ HELD_OUT_ROWS = 65_536
 
 
 class Sources:
-    """What a task reads.
+    """What a task reads. One for all its splits: patterns are expanded and row groups asked for once.
 
     Args:
         task: whose settings these are.
@@ -34,6 +34,7 @@ class Sources:
         urls = [path for path in [*task.files, *task.validation_files] if "://" in path]
         self.access = task.remote.access(urls) if urls or task.remote.write_to else None
         self.staging = task.remote.staging(self.access) if urls and self.access else None
+        self._scanned: dict[tuple[str, ...], tuple[list[str], Format, list[list[int]]]] = {}
 
     def train(self, batch_size: int, seed: int) -> LanesSource:
         """Straight from the files."""
@@ -60,10 +61,8 @@ class Sources:
                 ragged = ragged.take(in_split(ragged.rows["primary"], "train", task.held_out))
             return outliers.remove(ragged, place) if outliers else ragged
 
-        files = expand(task.files)
-        return LanesSource(
-            files, self._format(files), batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging
-        )
+        files, format, groups = self._scan(task.files)
+        return LanesSource(files, format, batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging, groups)
 
     def held_out(self, split: str) -> HeldOut:
         """The first events of a split, in memory: evaluations come often, and read no file again."""
@@ -74,15 +73,21 @@ class Sources:
             share = 1.0 if task.validation_files else task.held_out
             return ragged.take(in_split(ragged.rows["primary"], split, share))
 
-        files = expand(task.validation_files or task.files)
+        files, format, groups = self._scan(task.validation_files or task.files)
         source = LanesSource(
-            files, self._format(files), HELD_OUT_ROWS, lanes=task.lanes, shuffle="files", prepare=prepare,
-            staging=self.staging,
+            files, format, HELD_OUT_ROWS, lanes=task.lanes, shuffle="files", prepare=prepare,
+            staging=self.staging, groups=groups,
         )  # fmt: skip
         return HeldOut(source.first(task.eval_events))
 
-    def _format(self, files: Sequence[str]) -> Format:
-        return make_format(kind_of(files, self.task.reader), self.layout, self.bad)
+    def _scan(self, patterns: Sequence[str]) -> tuple[list[str], Format, list[list[int]]]:
+        """The files, how to read them, and the rows of their row groups."""
+        key = tuple(patterns)
+        if key not in self._scanned:
+            files = expand(patterns)
+            format = make_format(kind_of(files, self.task.reader), self.layout, self.bad)
+            self._scanned[key] = (files, format, read_groups(files, format))
+        return self._scanned[key]
 
 
 def make_format(kind: str, layout: MuonLayout, bad: Bad) -> Format:

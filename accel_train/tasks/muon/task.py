@@ -13,9 +13,13 @@ from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
 from accel_train.tasks.muon.data import HeldOut
+from accel_train.values import in_range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from accel_train.data.flat_cache import CachedSource
+    from accel_train.tasks.muon.sources import Sources
 
 FIT_EVENTS = 50_000
 """Events that the normalisation is fitted on: the first that training would see."""
@@ -103,12 +107,10 @@ class MuonTask(Task):
             "chunk_muons": chunk_muons,
         }  # fmt: skip
         for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise UserError(f"task.init_args.{name}: {value} is out of range, must be at least 1")
+            in_range(f"task.init_args.{name}", value, 1)
         if not 0.0 <= held_out < 1.0:
             raise UserError(f"task.init_args.held_out: {held_out} is out of range, must be from 0 to below 1")
-        if lambda_gp < 0:
-            raise UserError(f"task.init_args.lambda_gp: {lambda_gp} is out of range, must be at least 0")
+        in_range("task.init_args.lambda_gp", lambda_gp, 0)
         self.files = [files] if isinstance(files, str) else list(files)
         self.validation_files = [validation_files] if isinstance(validation_files, str) else list(validation_files)
         self.held_out, self.eval_events = held_out, eval_events
@@ -123,8 +125,8 @@ class MuonTask(Task):
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
         self.cache_dir, self.remote = cache_dir, remote
-        self._seed = 0
-        self._train: LanesSource | None = None
+        self._sources: Sources | None = None
+        self._train: LanesSource | CachedSource | None = None
         self.evaluated: HeldOut | None = None
         self._cut: tuple[Any, int, list[Batch]] | None = None
 
@@ -133,11 +135,10 @@ class MuonTask(Task):
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
         from accel_train.tasks.muon.sources import Sources
 
-        self._seed = seed
-        sources = Sources(self)
+        self._sources = sources = self._sources or Sources(self)
         if split == "train":
-            self._train = sources.train(batch_size, seed)
-            return sources.cached(batch_size, seed) if self.cache_dir else self._train
+            self._train = (sources.cached if self.cache_dir else sources.train)(batch_size, seed)
+            return self._train
         if not self.validation_files and self.held_out == 0:
             return None
         self.evaluated = sources.held_out(split)
