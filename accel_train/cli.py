@@ -105,11 +105,11 @@ def _train(rest: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         if result.outcome == "completed" and (summary := task.summary(result.metrics)):
             print(f"\n{summary}")
-        _say_what_next(result)
+        _say_what_next(result, settings)
     return settings.requeue_exit_code if result.by_signal else 0
 
 
-def _say_what_next(result: Any) -> None:
+def _say_what_next(result: Any, settings: Any) -> None:
     folder, accel_train, tensorboard = result.output_dir, _tool("accel-train"), _tool("tensorboard")
     print()
     if result.outcome == "completed":
@@ -118,7 +118,8 @@ def _say_what_next(result: Any) -> None:
             print(f"  figures        {folder}/figures")
         print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
         print(f"  evaluate       {accel_train} evaluate {folder}")
-        print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
+        if settings.max_steps is not None:
+            print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
         print(f"  go on          {accel_train} train --config {folder}/config.yaml")
         print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
@@ -197,15 +198,17 @@ def _synth(rest: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=None, help="how many items (the task says of what)")
-    options = parser.parse_args(rest)
+    parser.usage = "accel-train synth TASK --out DIR [--seed N] [--size N] [--OPTION=VALUE of the task ...]"
+    options, others = parser.parse_known_args(rest)
     from accel_train.tasks import find
+    from accel_train.values import further_options
 
     task = find(options.task)
     if not hasattr(task, "synth"):
         raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"synth: {options.out} is not empty")
-    print(task.synth(options.out, seed=options.seed, size=options.size))
+    print(task.synth(options.out, seed=options.seed, size=options.size, **further_options(others, task.synth)))
     return 0
 
 

@@ -117,7 +117,7 @@ class TrainConfig(_Checked):
         deterministic: only deterministic kernels, for bitwise repeats on a GPU; slower.
         non_finite: what to do about a non-finite loss or gradient: skip the update, or raise.
         max_skipped_steps: raise after so many skipped updates in a row.
-        logging_steps: one log line (means over the interval) every so many steps.
+        logging_steps: one log line (means over the interval) every so many steps, or epochs ("1ep").
         eval_steps: evaluate every so often ("1ep"); null only at the end. 0 never.
         save_steps: write a checkpoint every so often ("30min" counts wall time); null only at the end.
         save_total_limit: keep the newest so many checkpoints, beside the best one; null keeps all.
@@ -167,7 +167,7 @@ class TrainConfig(_Checked):
     deterministic: bool = False
     non_finite: Literal["skip", "raise"] = "skip"
     max_skipped_steps: int = 10
-    logging_steps: int = 50
+    logging_steps: Length = 50
     eval_steps: Length | None = None
     save_steps: Length | None = 500
     save_total_limit: int | None = 3
@@ -196,7 +196,9 @@ class TrainConfig(_Checked):
             in_range(name, attrgetter(name)(self), least, most)
         for name, optimizer in self.optimizers.items():
             in_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, LARGE)
-        for name in ("warmup_steps", "eval_steps", "save_steps"):
+        if self.logging_steps in (0, "0"):
+            raise UserError("logging_steps: 0 is out of range, must be at least 1")
+        for name in ("warmup_steps", "eval_steps", "save_steps", "logging_steps"):
             value = getattr(self, name)
             if value not in (None, 0, "0") and Duration.parse(value, name).unit == "s" and name != "save_steps":
                 raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
@@ -215,7 +217,7 @@ class TrainConfig(_Checked):
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys((
         "max_steps", "num_train_epochs", "global_batch_size", "per_device_batch_size", "micro_batch_size",
-        "logging_steps", "save_total_limit", "save_keep_every", "early_stopping_patience",
+        "save_total_limit", "save_keep_every", "early_stopping_patience",
     ), (1, LARGE)),
     **dict.fromkeys((
         "seed", "num_workers", "learning_rate", "optimizer.learning_rate", "max_grad_norm", "max_skipped_steps",

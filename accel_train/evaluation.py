@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_train.data.loader import Loader
+from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.progress import Position
 from accel_train.ranks import Ranks
@@ -40,6 +42,58 @@ def evaluate(
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
     return {name: float(value) for name, value in task.eval_metrics(total).items()}, total
+
+
+def predict(
+    task: Task,
+    models: dict[str, nn.Module],
+    loader: Loader,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    micro_batch_size: int | None,
+    folder: Path,
+) -> None:
+    """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
+    writes its own rows; a file has its name once it is whole."""
+    source = loader.source
+    assert isinstance(source, IndexedSource) and not source.shuffle
+    files: dict[str, np.ndarray] = {}
+    shares = ((step, share) for _, step, share in loader.batches(Position(), last_epoch=1) if share is not None)
+    with quietly(models), torch.no_grad():
+        first = next(shares, None)
+        outputs = _outputs(task, models, first[1], accelerator, micro_batch_size) if first else {}
+        shapes = next(s for s in ranks.gather({name: v.shape[1:] for name, v in outputs.items()}) if s)
+        for name, shape in shapes.items():
+            path, shape = folder / f".{name}.npy", (len(source.data), *shape)
+            if ranks.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+            ranks.all_agree(True)  # it exists before others open it
+            files[name] = np.lib.format.open_memmap(path, "r+")
+        while first is not None:
+            rows = source.share(0, first[0], ranks.rank, ranks.world_size)
+            for name, output in outputs.items():
+                files[name][rows] = output
+            first = next(shares, None)
+            outputs = _outputs(task, models, first[1], accelerator, micro_batch_size) if first else {}
+    for file in files.values():
+        file.flush()  # pyright: ignore[reportAttributeAccessIssue]
+    ranks.all_agree(True)
+    if ranks.is_main:
+        for name in files:
+            (folder / f".{name}.npy").replace(folder / f"{name}.npy")
+
+
+def _outputs(
+    task: Task, models: dict[str, nn.Module], share: Batch, accelerator: Accelerator, limit: int | None
+) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
+    for micro_batch in task.split(share, limit or task.size(share)):
+        with accelerator.autocast():
+            outputs = task.predict_step(models, micro_batch)
+        for name, output in outputs.items():
+            parts.setdefault(name, []).append(output.float().cpu().numpy())
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def _statistics(

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +134,7 @@ def evaluate_run(
 def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
     from accel_train import run_folder
     from accel_train.data.loader import Loader
-    from accel_train.evaluation import evaluate
+    from accel_train.evaluation import evaluate, predict
     from accel_train.ranks import Ranks
     from accel_train.session import start_accelerate
 
@@ -152,8 +151,15 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None
     device = accelerator.device
     loader = Loader(source, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
     metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
+    out = Path(out) if out is not None else saved.home / "evaluation"
+    ordered = task.predict_data(split, batch_size)
+    if ordered is not None:
+        loader = Loader(ordered, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+        predict(task, models, loader, accelerator, ranks, config.micro_batch_size, out / "predictions")
     if ranks.is_main:
-        out = Path(out) if out is not None else saved.home / "evaluation"
+        if ordered is not None:
+            about = {"split": split, "weights": str(saved.weights), **task.describe_predictions(split)}
+            run_folder.write_json(out / "predictions" / "predictions.json", plain(about))
         record = {
             "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,
             "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": task.baselines(),
@@ -175,8 +181,10 @@ def export_run(run: Path, checkpoint: str | None, out: Path) -> Path:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--out {out}: there is something there; give an empty or new folder")
     saved = find_saved(run, checkpoint)
-    states = {name: whole_state(model) for name, model in saved.load_models().items()}
+    models = saved.load_models()
+    states = {name: whole_state(model) for name, model in models.items()}
     export_models(target, saved.task, states, to_dict(saved.task, saved.config), saved.info)
+    saved.task.export_programs(models, target)
     return Path(out)
 
 
@@ -193,9 +201,11 @@ def inspect(what: str, others: list[str]) -> str:
 
     path = Path(what)
     if what not in TASKS and path.is_dir():
-        if others:
-            raise UserError(f"inspect: {others[0]} has no meaning for a folder")
         kind = kind_of_folder(path)
+        if others and kind:
+            raise UserError(f"inspect: {others[0]} has no meaning for a {kind}")
+        if kind == "" and (described := _describe_files(what, others)) is not None:
+            return described
         if kind == "":
             raise UserError(f"{path}: {NEITHER}")
         return {"run": _show_run, "checkpoint": _show_checkpoint, "model": _show_model}[kind](path)
@@ -211,18 +221,20 @@ def inspect(what: str, others: list[str]) -> str:
 def _describe_files(what: str, others: list[str]) -> str | None:
     """The task that knows files with this ending describes them; None if there is none."""
     from accel_train.tasks import TASKS, find
-    from accel_train.values import loads_or_text, refuse_unknown
+    from accel_train.values import further_options
 
-    suffix = Path(what).suffix.lower()
+    path = Path(what)
     for cls in map(find, TASKS):
-        if suffix and suffix in cls.file_types:  # pyright: ignore[reportAttributeAccessIssue]
+        known: tuple[str, ...] = cls.file_types  # pyright: ignore[reportAttributeAccessIssue]
+        if path.suffix.lower() in known or any(_holds(path, name) for name in known):
             files = [what, *(other for other in others if not other.startswith("--"))]
-            pairs = [other[2:].partition("=") for other in others if other.startswith("--")]
-            options = {name: loads_or_text(value) for name, _, value in pairs}
             describe = cls.describe_files  # pyright: ignore[reportAttributeAccessIssue]
-            refuse_unknown(options, list(signature(describe).parameters)[1:])
-            return describe(files, **options)
+            return describe(files, **further_options([o for o in others if o.startswith("--")], describe))
     return None
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or next(folder.glob(f"*/{name}"), None) is not None
 
 
 def _show_run(folder: Path) -> str:

@@ -86,8 +86,11 @@ class Interval:
             tensors = [t.double() for t in tensors]
         return torch.stack(tensors).tolist()  # one copy to the host for the whole interval
 
-    def means(self) -> dict[str, float]:
-        """Means over the steps since the last call; a loss is ``loss``, or ``NAME_loss`` if several objectives ran."""
+    def means(self, with_last: bool = False) -> dict[str, float]:
+        """Means over the steps since the last call; a loss is ``loss``, or ``NAME_loss`` if several objectives ran.
+
+        ``with_last`` adds the values of the last step, as ``last/NAME``.
+        """
         logged = [name for objective, rows in self._rows.items() if rows for name in self.names[objective]]
         several = len([rows for rows in self._rows.values() if rows]) > 1
         record: dict[str, float] = {}
@@ -101,6 +104,8 @@ class Interval:
                 elif several and logged.count(name) > 1:
                     name = f"{name}/{objective}"
                 record[name] = math.fsum(column) / len(column)
+                if with_last:
+                    record[f"last/{name}"] = column[-1]
         if self.skipped:
             record["skipped"] = self.skipped
         self._rows, self.skipped = {}, 0

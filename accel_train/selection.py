@@ -17,10 +17,12 @@ class Selection:
         self.config = config
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, float] | None = None  # {"step": ..., "value": ...}
+        self.best_in_phase: dict[str, float] = {}  # number of the phase -> value
+        self.improved_in_phase = False  # by the last evaluation
         self.not_improved = 0  # evaluations in a row
         self.history: list[float] = []  # of the deciding metric; what a plateau schedule replays
 
-    def note(self, step: int, metrics: dict[str, float]) -> bool:
+    def note(self, step: int, metrics: dict[str, float], phase: int = 0) -> bool:
         """Remember an evaluation; True if it is the best so far."""
         value = self._metric(metrics)
         self.evaluations.append({"step": step, **metrics})
@@ -30,6 +32,10 @@ class Selection:
         improved = math.isfinite(value) and sign * value < sign * best - self.config.early_stopping_threshold
         if improved:
             self.best = {"step": step, "value": value}
+        of_phase = self.best_in_phase.get(str(phase), sign * math.inf)
+        self.improved_in_phase = math.isfinite(value) and sign * value < sign * of_phase
+        if self.improved_in_phase:
+            self.best_in_phase[str(phase)] = value
         self.not_improved = 0 if improved else self.not_improved + 1
         return improved
 
@@ -58,8 +64,12 @@ class Selection:
         return metrics[name]
 
     def state(self) -> dict[str, Any]:
-        return {"evaluations": self.evaluations, "best": self.best, "not_improved": self.not_improved}
+        return {
+            "evaluations": self.evaluations, "best": self.best, "not_improved": self.not_improved,
+            "best_in_phase": self.best_in_phase,
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         self.evaluations, self.best, self.not_improved = state["evaluations"], state["best"], state["not_improved"]
+        self.best_in_phase = state.get("best_in_phase", {})
         self.history = [self._metric(evaluation) for evaluation in self.evaluations]

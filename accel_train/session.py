@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from accel_train import keyed, run_folder
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
-from accel_train.config import OptimizerConfig, TrainConfig, differences, to_dict
+from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, to_dict
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError, UserError
@@ -27,6 +27,7 @@ from accel_train.ranks import Ranks
 from accel_train.step import Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
+from accel_train.values import build
 
 Tell = Callable[[Event], None]
 
@@ -85,7 +86,8 @@ class Session:
 
     def _plan(self) -> Plan:
         phases = []
-        for i, phase in enumerate(self.config.phases):
+        wanted = self.config.phases or [build(PhaseConfig, dict(phase), "phases") for phase in self.task.phases()]
+        for i, phase in enumerate(wanted):
             for name in phase.objectives:
                 if name not in self.objectives:
                     hint = suggest(name, self.objectives)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,9 +48,12 @@ class StepModule(nn.Module):
         self.task = task
         self.models = models  # a plain dict: models that are only read are not registered here
 
-    def forward(self, batch: Batch | None, totals: dict[str, Tensor], objective: Objective) -> Loss:
+    def forward(self, batch: Batch | None, totals: dict[str, Tensor] | None, objective: Objective) -> Any:
+        if batch is not None and totals is None:
+            return self.task.totals(self.models, batch, objective)
         if batch is None:  # nothing to contribute but a zero gradient, for which the other ranks wait
             return Loss(torch.stack([p.sum() * 0 for p in self.trained.parameters() if p.requires_grad]).sum())
+        assert totals is not None
         return self.task.loss_step(self.models, batch, totals, objective)
 
 
@@ -130,6 +134,7 @@ class Stepper:
         self._guarded = memory_guard and ranks.world_size > 1
         self._retry_memory = memory_guard
         self._sharded = False
+        self._equal_forwards = False  # ranks talk to each other within them
         self._largest_micro_batch = 0
         self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
         self._item_counts: dict[int, Tensor] = {}
@@ -147,11 +152,16 @@ class Stepper:
         if self.accelerator.distributed_type.value == "FSDP":  # must be prepared together; takes one model only
             prepared, wrapped = self.accelerator.prepare(module, built)
             built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
-            self._guarded = self._retry_memory = False  # its forward already communicates
-            self._sharded = True
+            self._sharded = self._equal_forwards = True
         else:
-            prepared = self.accelerator.prepare_model(module)
+            with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+                prepared = self.accelerator.prepare_model(module)
             self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        if self.task.communicates and self.ranks.world_size > 1:
+            self._equal_forwards = True
+        if self._equal_forwards:  # nothing can be taken back on one rank alone
+            self._guarded = self._retry_memory = False
         scaler = None
         if self.accelerator.mixed_precision == "fp16":
             scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
@@ -214,9 +224,9 @@ class Stepper:
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
         micro_batches = self._cut(batch)
-        if self._sharded:
+        if self._equal_forwards:
             self._check_equal_forwards(len(micro_batches))
-        totals = self._totals(objective, micro_batches)
+        totals = self._totals(group, objective, micro_batches)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
@@ -237,15 +247,18 @@ class Stepper:
         size = self.task.size(batch)
         limit = self.micro_batch_size or size
         self._largest_micro_batch = min(size, limit)
-        return self.task.split(batch, limit)
+        # Copies, since a task may leave in them what it has computed, for this attempt only.
+        return [dict(micro_batch) for micro_batch in self.task.split(batch, limit)]
 
     def _check_equal_forwards(self, count: int) -> None:
-        """Sharded weights are gathered in every forward, so all ranks must make as many."""
+        """Sharded weights are gathered in every forward, or statistics shared: all ranks must make as many."""
         counts = self.ranks.gather(count)
         if min(counts) != max(counts) or min(counts) == 0:
+            what, instead = ("FSDP", "DDP") if self._sharded else ("this model", "another norm")
             raise UserError(
-                f"FSDP: the ranks have {counts} micro-batches in this step, and must have equally many; make "
-                "global_batch_size a multiple of ranks x micro_batch_size and the data a multiple of it, or use DDP"
+                f"{what}: the ranks have {counts} micro-batches in this step, and must have equally many; make "
+                "global_batch_size a multiple of ranks x micro_batch_size and the data a multiple of it, or use "
+                f"{instead}"
             )
 
     def _reduce_gradients(self, group: Group, objective: Objective) -> None:
@@ -265,16 +278,18 @@ class Stepper:
             finite = torch.isfinite(share)
             share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
 
-    def _totals(self, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
+    def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""
         totals: dict[str, Tensor] = {}
         if self._counts_items:  # nothing but the number of items: no need to ask the task
             totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
         else:
-            with torch.no_grad():
+            once = self.task.one_forward and len(micro_batches) == 1 and not self._sharded
+            module = group.module if self._sharded else group.local
+            with torch.set_grad_enabled(once):
                 for micro_batch in micro_batches:
-                    for name, part in self.task.totals(self.models, micro_batch, objective).items():
-                        totals[name] = totals[name] + part if name in totals else part
+                    for name, part in module(micro_batch, None, objective).items():
+                        totals[name] = totals[name] + part.detach() if name in totals else part.detach()
         if self.ranks.world_size == 1:
             return totals
         like = self._totals_like.get(objective.name)

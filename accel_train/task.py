@@ -70,10 +70,21 @@ class Task:
     """Constructor arguments that may differ on resume without making it another run (a data folder that moved)."""
 
     file_types: tuple[str, ...] = ()
-    """Endings of the data files that a static method ``describe_files(files, **options)`` can describe to a person."""
+    """What a static method ``describe_files(files, **options)`` can describe to a person: endings of data files, or
+    names of files by which a folder of data is known."""
 
     recommended: ClassVar[dict[str, Any]] = {}
     """Settings of the run (fields of ``TrainConfig``) where the task does better with others than the defaults."""
+
+    one_forward: bool = False
+    """``totals`` runs the models. Where the batch is not cut it is then called with gradients, and may leave in the
+    batch (a copy for this step) what ``loss_step`` would compute again."""
+
+    logs_last: bool = False
+    """Log lines also have the values of the last step of their interval, as ``last/NAME``."""
+
+    communicates: bool = False
+    """The models talk to other ranks in their forward pass, so every rank must make equally many."""
 
     init_args: dict[str, Any]
     """The arguments this task was constructed with, defaults included; recorded so that the config can rebuild it."""
@@ -117,6 +128,10 @@ class Task:
         """All losses this task knows. Phases choose among them by name; the default phase runs all of them in order."""
         return (Objective(),)
 
+    def phases(self) -> Sequence[Mapping[str, Any]]:
+        """The phases of a run whose config has none, in the same form: ``{"objectives": [...], "length": "30ep"}``."""
+        return ()
+
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
         """This micro-batch's part of the sums over the global batch that the loss divides by. Default: item count."""
         import torch
@@ -156,6 +171,22 @@ class Task:
         Default: nothing beyond the log line."""
         return ""
 
+    def predict_data(self, split: str, batch_size: int) -> BatchSource | None:
+        """The items of a split in order, for ``predict_step``; None (the default): this task predicts nothing."""
+        return None
+
+    def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """Outputs by name, one row per item: what ``accel-train evaluate`` writes, a file for each name."""
+        raise NotImplementedError
+
+    def describe_predictions(self, split: str) -> dict[str, Any]:
+        """What whoever reads the predictions must know of their rows, as plain data."""
+        return {}
+
+    def histories(self, lists: dict[str, list]) -> dict[str, list]:
+        """Further plain lists for ``metrics.json``, made of those that are there."""
+        return {}
+
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Look at a training batch every ``monitor_steps`` (no gradient, eval mode); return what deserves an alert."""
         return ()
@@ -171,6 +202,10 @@ class Task:
 
     def export(self, states: dict[str, dict[str, Tensor]], folder: Any) -> None:
         """Write what else is needed to use the models (their state dicts by name) elsewhere. Default: nothing more."""
+
+    def export_programs(self, models: dict[str, nn.Module], folder: Any) -> list[str]:
+        """Write the models as programs that run without this package (``accel-train export``); the files' names."""
+        return []
 
     @classmethod
     def task_name(cls) -> str:

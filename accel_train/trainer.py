@@ -140,7 +140,7 @@ class Trainer:
 
     def _attend(self) -> str:
         """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or ""."""
-        position, config, clock = self.position, self.config, self._clock
+        position, clock = self.position, self._clock
         now = clock.pause(position.step)
         self.control.poll()
         up = self._time_is_up(now)
@@ -168,13 +168,15 @@ class Trainer:
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 
-        if position.step % config.logging_steps == 0 or finished or phase_changed:
+        if self.log_every.due(position) or finished or phase_changed:
             self._log()
         self.looks.look(position.step, self._share, self.observers)
         reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
         improved = False
         if self.session.eval_loader is not None and (finished or self.eval_every.due(position)):
             improved = self._evaluate()
+        if phase_changed and not finished:
+            self._say_phase()
         self._tick()
         if save or self._done() or reason or improved or self.save_every.due(position):
             self._save(improved)
@@ -189,8 +191,9 @@ class Trainer:
         """The next step at which something is due; at the latest in about half a second, agreed by all ranks."""
         step = self.position.step
         soon = ATTENTION_SECONDS / step_seconds if step_seconds > 0 else 1
-        due = [step + max(1, min(int(soon), 1000)), (step // self.config.logging_steps + 1) * self.config.logging_steps]
-        due += [n for n in (self.eval_every.next_step(step), self.save_every.next_step(step)) if n is not None]
+        due = [step + max(1, min(int(soon), 1000))]
+        every = (self.log_every, self.eval_every, self.save_every)
+        due += [n for n in (each.next_step(step) for each in every) if n is not None]
         due += self.looks.next_steps(step)
         boundary = self.plan.steps_to_boundary(self.position)
         if boundary is not None:
@@ -200,7 +203,7 @@ class Trainer:
     # -- what attention does -----------------------------------------------------------------------------------------
 
     def _log(self) -> None:
-        means = self.interval.means()
+        means = self.interval.means(self.task.logs_last)
         if not means:
             return
         record = self._where("train") | means
@@ -223,7 +226,12 @@ class Trainer:
                 self.task, self.models, session.eval_loader, session.accelerator, self.ranks, limit
             )
         record = self._where("eval") | metrics
-        improved = self.selection.note(self.position.step, metrics)
+        assert self._trained is not None
+        phase = self._trained[1]
+        improved = self.selection.note(self.position.step, metrics, phase)
+        if self.selection.improved_in_phase and len(self.plan.phases) > 1:
+            folder = f"{phase}-{self.plan.phases[phase].name}"
+            session.export(session.output_dir / "phases" / folder, self._about(), self.tell)
         self.ended = self.selection.early_stop()
         figures = {}
         if self.ranks.is_main and self._done():
@@ -269,6 +277,7 @@ class Trainer:
         self.ended = ""  # why, if early stopping ended the run before its length
         self.save_every = Every(config.save_steps, "save_steps")
         self.eval_every = Every(config.eval_steps, "eval_steps")
+        self.log_every = Every(config.logging_steps, "logging_steps")
         self.max_seconds = Duration.parse(config.max_time, "max_time").amount if config.max_time else None
         self._attention_at = 1
         self._started = time.monotonic()
@@ -316,6 +325,8 @@ class Trainer:
         untold, self._untold = self._untold, None
         for event in [*session.notes, *(untold or ())]:
             self.tell(event)
+        if not self._done():
+            self._say_phase()
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
         self._plan_attention(0.0)
@@ -349,6 +360,18 @@ class Trainer:
         else:
             self.observers.tell("on_event", event)
 
+    def _say_phase(self) -> None:
+        phases, position = self.plan.phases, self.position
+        if len(phases) == 1:
+            return
+        phase, how_long = phases[position.phase], "to the end"
+        if phase.length is not None:
+            epochs = phase.length.unit == "ep"
+            done = position.epoch - position.phase_epoch if epochs else position.step - position.phase_step
+            how_long = f"{phase.length.count:,} {'epochs' if epochs else 'steps'}"
+            how_long += f", {done:,} of them done" if done else ""
+        self.tell(Event("note", f"phase {position.phase + 1} of {len(phases)}: {phase.name}, {how_long}"))
+
     def _tell_once(self, news: list[Event]) -> None:
         """What the ranks found in their data; a file that all of them looked at is told of once."""
         found = {event.title: event for events in self.ranks.gather(news) for event in events}
@@ -367,18 +390,28 @@ class Trainer:
             "selection": self.selection.state(),
             "skipped_in_row": self.skips.in_a_row,
             "stepper": self.session.stepper.state(),
+            "phases": self._phases_so_far(),
             "world_size": self.ranks.world_size,
         }
 
     def _take_progress(self, progress: dict[str, Any]) -> None:
         self.position = Position(**progress["position"])
         self.plan.locate(self.position)
+        for i, (old, new) in enumerate(zip(progress.get("phases", []), self._phases_so_far(), strict=False)):
+            if old != new:
+                self.tell(Event("warning", f"phase {i} is {new} now, but what has been trained of it was {old}"))
         self.interval.restore(progress["interval"])
         self.selection.restore(progress["selection"])
         self.skips.in_a_row = progress["skipped_in_row"]
         self.session.stepper.restore(progress["stepper"])
         if self.selection.last().get("step") == self.position.step:
             self.ended = self.selection.early_stop()  # unless today's patience or target is another
+
+    def _phases_so_far(self) -> list[str]:
+        """The phases that have begun, as "NAME for 30 ep"."""
+        begun = self.plan.phases[: self.position.phase + 1]
+        return [f"{phase.name} for {phase.length.count} {phase.length.unit}" if phase.length else phase.name
+                for phase in begun]  # fmt: skip
 
     def _where(self, kind: str) -> Record:
         epoch, phase = self._trained or (self.position.epoch, min(self.position.phase, len(self.plan.phases) - 1))

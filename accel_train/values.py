@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,23 @@ def hints_of(function: Any) -> dict[str, Any]:
         return get_type_hints(function)
     except NameError:
         return {}
+
+
+def further_options(arguments: Iterable[str], function: Any) -> dict[str, Any]:
+    """``--name=value`` for the keyword arguments of a function, as its type hints want them."""
+    parameters, hints = list(inspect.signature(function).parameters.values())[1:], hints_of(function)
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    given = {}
+    for argument in arguments:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise UserError(f"{argument}: write --NAME=VALUE")
+        if len(names) < len(parameters) and name not in names:  # it takes any, and judges itself
+            given[name] = Typed(text)
+            continue
+        refuse_unknown([name], names)
+        given[name] = build(hints.get(name, Any), Typed(text), name)
+    return given
 
 
 def kind(hint: Any, separator: str = "|") -> str:

@@ -36,6 +36,7 @@ from torch import nn
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed
 from accel_train.checkpoint import CheckpointFolder, verify
 from accel_train.task import Event
+from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
 from accel_train.tracking import Observer
 
@@ -219,6 +220,17 @@ class Muon(MuonTask):
         return {name: model.double() if self.float64 else model for name, model in super().build_model().items()}
 
 
+class GDyNet(GDyNetTask):
+    """The task itself, small, in either precision."""
+
+    def __init__(self, float64: bool = False, twice: bool = False, **options: Any) -> None:
+        super().__init__(**dict(atom_fea_len=6, n_conv=2, state_len=3, num_gaussians=8, tau=3, epochs=2) | options)
+        self.float64, self.one_forward = float64, not twice
+
+    def build_model(self):
+        return {name: model.double() if self.float64 else model for name, model in super().build_model().items()}
+
+
 class Pairs(Numbers):
     def __init__(self, items: int, float64: bool) -> None:
         super().__init__(items, "pairs", float64)
@@ -345,7 +357,8 @@ class Probe(Trainer):
         def watched(objective, batch, number, repeat=0):
             FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
-                self.samples[number + 1] = batch["event" if "event" in batch else "index"].tolist()
+                name = next(name for name in ("event", "pair", "index") if name in batch)
+                self.samples[number + 1] = batch[name].tolist()
             return step(objective, batch, number, repeat)
 
         return watched

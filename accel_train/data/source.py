@@ -76,9 +76,13 @@ class IndexedSource(BatchSource):
         return self._permutation(epoch)[start:stop]
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
-        indices = self.indices(epoch, step)
-        share = indices[len(indices) * rank // world_size : len(indices) * (rank + 1) // world_size]
+        share = self.share(epoch, step, rank, world_size)
         return self.data.read(share) if len(share) else None
+
+    def share(self, epoch: int, step: int, rank: int, world_size: int) -> np.ndarray:
+        """This rank's items of one global batch, in order."""
+        indices = self.indices(epoch, step)
+        return indices[len(indices) * rank // world_size : len(indices) * (rank + 1) // world_size]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         cached = self._order  # one read: another thread may replace it

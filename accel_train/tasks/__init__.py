@@ -19,6 +19,10 @@ TASKS = {
         "accel_train.tasks.muon.task.MuonTask",
         "conditional WGAN-GP for bundles of muons in ragged Parquet, local or remote",
     ),
+    "gdynet": (
+        "accel_train.tasks.gdynet.task.GDyNetTask",
+        "slow dynamics of atoms' surroundings from trajectories: graph network, VAMP losses in phases",
+    ),
 }
 """Short name -> (class path, one line of what it is)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ class AccelerateTrackers(Observer):
 
     Args:
         accelerator: the one of the run.
-        project_name: what the trackers file the run under. Default: the name of the task.
+        project_name: what the trackers file the run under. Default: WANDB_PROJECT, or the name of the task.
         init_kwargs: further arguments by tracker, such as ``{"wandb": {"tags": ["pilot"]}}``.
     """
 
@@ -29,7 +30,7 @@ class AccelerateTrackers(Observer):
         self.init_kwargs = init_kwargs or {}
 
     def on_start(self, run: Run) -> None:
-        project = self.project_name or run.task.task_name()
+        project = self.project_name or os.environ.get("WANDB_PROJECT") or run.task.task_name()
         self.accelerator.init_trackers(project, config=flatten(run.config), init_kwargs=self.init_kwargs)
 
     def on_log(self, record: Record) -> None:

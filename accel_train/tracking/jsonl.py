@@ -23,7 +23,7 @@ class Jsonl(Observer):
     _file: TextIO | None = None
 
     def on_start(self, run: Run) -> None:
-        self.path = run.output_dir / "metrics.jsonl"
+        self.path, self.task = run.output_dir / "metrics.jsonl", run.task
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A run that starts afresh has no past, not even an evaluation of the untrained model.
         truncate(self.path, run.start_step if run.start_step or run.resumed_from is not None else -1)
@@ -55,7 +55,9 @@ class Jsonl(Observer):
         start = time.monotonic()
         if start < self._rest_until:
             return
-        write_atomic(self.path.with_name("metrics.json"), json.dumps(histories(self.path), allow_nan=False))
+        lists = histories(self.path)
+        lists |= self.task.histories(lists)
+        write_atomic(self.path.with_name("metrics.json"), json.dumps(lists, allow_nan=False))
         end = time.monotonic()
         self._rest_until = end + 50 * (end - start) if end - start > 0.05 else 0.0
 

@@ -19,7 +19,7 @@ BOOKKEEPING = frozenset(
 
 
 def is_bookkeeping(key: str) -> bool:
-    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/", "cuda/"))
+    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/", "cuda/", "last/"))
 
 
 def is_number(value: object) -> bool:

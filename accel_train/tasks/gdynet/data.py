@@ -1,0 +1,155 @@
+"""Frames and pairs of frames, read as slices of memory-mapped trajectories.
+
+A batch is filled frame by frame from the mapped files: no objects per item, no edge lists, no copy in between. What
+edges need beyond the neighbours and their distances is computed on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from accel_train.data.source import IndexedSource
+from accel_train.errors import DataError, UserError
+from accel_train.task import Event
+from accel_train.tasks.gdynet import checks
+from accel_train.tasks.gdynet.files import Trajectory, locate, open_trajectory
+
+Arrays = dict[str, np.ndarray]
+
+ON_DISK = {
+    "neighbours": ("nbr_lists", np.int32), "distances": ("nbr_dists", np.float32),
+    "directions": ("atom_directions", np.float32),
+}  # fmt: skip
+"""Where a batch's arrays come from, and of what dtype they are."""
+
+
+def load(fnames: Sequence[str], ferro: bool, cutoff: float | None = None) -> list[Trajectory]:
+    """The trajectories of a split, checked but for the frames between the first and the last of each.
+
+    Args:
+        fnames: folders, each one trajectory, or the 4 (ferro: 5) files of one, in the order types, targets, lists,
+            distances, directions.
+        ferro: whether directions are read too.
+        cutoff: of the model in Angstrom, to warn of distances beyond it.
+
+    Raises:
+        DataError: for the first thing that is wrong. What deserves only a warning is in ``Trajectory.warnings``.
+    """
+    trajectories = []
+    for paths in locate(fnames, ferro):
+        trajectory = open_trajectory(paths)
+        found = checks.quick(trajectory, cutoff)
+        for finding in found:
+            if finding.level == "error":
+                raise DataError(finding.text)
+        trajectories.append(dataclasses.replace(trajectory, warnings=tuple(finding.text for finding in found)))
+    checks.same_system(trajectories)
+    return trajectories
+
+
+class _Frames:
+    """Items of ``len(lags)`` frames each, the trajectories one behind the other; implements ``Indexed``.
+
+    Every frame is checked when it is read for the first time: later ones cost a copy.
+    """
+
+    item = ""
+
+    def __init__(self, trajectories: Sequence[Trajectory], lags: tuple[int, ...]) -> None:
+        self.trajectories, self.lags = list(trajectories), lags
+        lengths = [trajectory.frames - lags[-1] for trajectory in self.trajectories]
+        for trajectory in self.trajectories:
+            for finding in checks.too_short(trajectory, lags[-1]):
+                raise DataError(finding.text)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
+        self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the trajectory and of the (first) frame in it, int64 each, for every item."""
+        which = np.searchsorted(self.starts, indices, side="right") - 1
+        return which, indices - self.starts[which]
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        """Raises DataError with file, frame and atom for a value that cannot be right."""
+        which, first = self.place(indices)
+        frames = first[:, None] + self.lags
+        self._look_at_new(np.broadcast_to(which[:, None], frames.shape), frames)
+        batch = {}
+        for name, (array, dtype) in ON_DISK.items():
+            if array in self.trajectories[0].arrays:
+                batch[name] = _gather([each.arrays[array] for each in self.trajectories], which, frames, dtype)
+        return {**batch, self.item: np.asarray(indices, np.int64)}
+
+    def _look_at_new(self, which: np.ndarray, frames: np.ndarray) -> None:
+        new = ~self._good[which, frames]
+        for trajectory, frame in sorted({*zip(which[new].tolist(), frames[new].tolist(), strict=True)}):
+            checks.look_at(self.trajectories[trajectory], frame)
+            self._good[trajectory, frame] = True
+
+
+def _gather(arrays: list[np.ndarray], which: np.ndarray, frames: np.ndarray, dtype: type) -> np.ndarray:
+    """Frames [B, L] of the arrays ``which`` [B], [B, L, ...], in memory of their own.
+
+    A new array each time: several batches are in flight at once, and filling an old one gains nothing below 30 MB.
+    """
+    if len(arrays) == 1:
+        return arrays[0][frames].astype(dtype, order="C", copy=False)
+    filled = np.empty((*frames.shape, *arrays[0].shape[1:]), dtype)
+    for number, array in enumerate(arrays):
+        rows = which == number
+        filled[rows] = array[frames[rows]]
+    return filled
+
+
+class FramePairs(_Frames):
+    """All pairs (t, t + tau) within a trajectory, in order: sum over trajectories of F - tau.
+
+    ``read`` gives neighbours int32 [B, 2, N, M] (-1: none), distances float32 [B, 2, N, M] in Angstrom, where there are
+    any directions float32 [B, 2, N, 3], and pair int64 [B], the number of the pair.
+
+    Raises:
+        UserError: tau (frames) is below 1. DataError: a trajectory has no more than tau frames.
+    """
+
+    item = "pair"
+
+    def __init__(self, trajectories: Sequence[Trajectory], tau: int) -> None:
+        if tau < 1:
+            raise UserError(f"tau: {tau} frames; must be at least 1")
+        super().__init__(trajectories, (0, tau))
+
+
+class Frames(_Frames):
+    """All frames in order. ``read`` is that of ``FramePairs`` with axis 1 of length 1, and frame int64 [B], counted
+    through all trajectories; ``place`` tells which."""
+
+    item = "frame"
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        super().__init__(trajectories, (0,))
+
+
+class FrameSource(IndexedSource):
+    """Batches of either, whose first events are the warnings of loading them, and ``others``."""
+
+    def __init__(
+        self,
+        data: _Frames,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        others: Sequence[Trajectory] = (),
+    ) -> None:
+        super().__init__(data, batch_size, seed, shuffle)
+        loaded = [*data.trajectories, *others]
+        self._news = [Event("warning", text) for trajectory in loaded for text in trajectory.warnings]
+
+    def events(self) -> list[Event]:
+        news, self._news = self._news, []
+        return news

@@ -1,0 +1,90 @@
+"""Normalisation of the features of edges and atoms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Norm = Literal["layer", "batch", "sync_batch"]
+
+
+def make_norm(kind: Norm, features: int) -> nn.Module:
+    """A layer from (features [..., f], mask [...] or None) to [..., f]; the parameters are as many for every kind.
+
+    "layer" looks at one row alone, so nothing depends on how a batch is cut. "batch" is what the known program has:
+    statistics of the rows that this rank has at once. "sync_batch": of those that all ranks have at once.
+    """
+    return LayerNorm(features) if kind == "layer" else BatchNorm(features, kind == "sync_batch")
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class BatchNorm(nn.Module):
+    """``BatchNorm1d`` (eps 1e-5, momentum 0.1) over all rows that the mask keeps, with the names of its state.
+
+    Running statistics are only moved where a gradient is wanted: a forward pass that is repeated counts once.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, features: int, sync: bool, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.sync, self.eps, self.momentum = sync, eps, momentum
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean, var = self._statistics(x, mask) if self.training else (self.running_mean, self.running_var)
+        return ((x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias).to(x.dtype)
+
+    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        if mask is not None:
+            rows = rows[mask.reshape(-1)]
+        if self.sync and dist.is_initialized():
+            # Of deviations from a constant that all ranks know, so that squares of a large mean cannot hide a variance.
+            about = self.running_mean
+            count = rows.new_full((1,), len(rows))
+            sums = _Sum.apply(torch.cat([(rows - about).sum(0), (rows - about).square().sum(0), count]))
+            first, second, n = sums[: len(about)], sums[len(about) : -1], sums[-1]  # pyright: ignore
+            mean = about + first / n
+            var = second / n - (first / n).square()
+        else:
+            n, mean = len(rows), rows.mean(0)
+            var = (rows - mean).square().mean(0)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                unbiased = var * n / max(float(n) - 1, 1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(unbiased, self.momentum)
+                self.num_batches_tracked += 1
+        return mean, var
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; each rank's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad

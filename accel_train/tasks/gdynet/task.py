@@ -1,0 +1,313 @@
+"""The gdynet task: which states do the surroundings of an atom have, and how slowly do they change?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from accel_train.data.source import BatchSource
+from accel_train.errors import UserError
+from accel_train.task import Batch, Loss, Objective, Task
+from accel_train.tasks.gdynet.norm import Norm
+from accel_train.values import in_range
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from accel_train.tasks.gdynet.data import Trajectory
+
+LOSSES = ("vamp2", "vamp1", "vamp1_true", "vampe")
+SHOWN_TIMES = 4
+Mode = Literal["trunc", "regularize", "clamp"]
+EPSILON = 1e-6
+
+
+class GDyNetTask(Task):
+    """Graph dynamical network: soft states of atoms whose slow dynamics a linear model propagates best (VAMP).
+
+    Args:
+        train_fnames: folders, each one trajectory; or the four (ferro: five) files of one, in the order types, targets,
+            neighbour lists, distances, directions.
+        val_fnames: the same for validation; empty takes the last ``val_share`` of every training trajectory.
+        test_fnames: the same for the test.
+        val_share: see val_fnames; ``tau`` frames before it are left out, so that no pair has a frame on both sides.
+        model_type: ``gdynet_ferro`` also reads directions (local polarisation), ``gdynet_vanilla`` distances only.
+        atom_fea_len: features of an atom.
+        n_conv: convolutions.
+        state_len: states, at least 2.
+        cutoff: end of the distances' Gaussian basis, Angstrom.
+        num_gaussians: of that basis.
+        tau: lag, frames.
+        lobes: one network for both times, or one for each, which start equal.
+        norm: ``layer`` looks at one atom or edge alone; ``batch`` at all that a rank has at once, as known, so that
+            the run depends on how a batch is cut; ``sync_batch`` at those of all ranks.
+        epsilon: eigenvalues of a covariance below this share of their mean count as noise.
+        mode: and are left out (``trunc``), get that much added (``regularize``), or are raised to it (``clamp``).
+        loss_schedule: one phase each: vamp2, vamp1 (the known gradient that makes states crisp), vamp1_true, vampe.
+        epochs: length of every phase.
+        repeat: the whole schedule so many times.
+        dt_ns: time between two frames, ns; null takes what the data's meta.json says.
+    """
+
+    name = "gdynet"
+    recommended: ClassVar = {
+        "seed": 1234, "global_batch_size": 32, "learning_rate": 1e-3, "optimizer": {"class_path": "Adam"},
+        "max_grad_norm": None, "logging_steps": "1ep", "eval_steps": "1ep", "save_steps": "1ep",
+    }  # fmt: skip
+    file_types = ("nbr_lists.npy",)
+    movable = ("train_fnames", "val_fnames", "test_fnames", "loss_schedule", "repeat", "dt_ns")
+    one_forward = True
+    logs_last = True
+
+    def __init__(
+        self,
+        train_fnames: list[str] | str,
+        val_fnames: list[str] | str = [],  # noqa: B006 - copied
+        test_fnames: list[str] | str = [],  # noqa: B006 - copied
+        val_share: float = 0.1,
+        model_type: Literal["gdynet_ferro", "gdynet_vanilla"] = "gdynet_ferro",
+        atom_fea_len: int = 64,
+        n_conv: int = 3,
+        state_len: int = 10,
+        cutoff: float = 6.0,
+        num_gaussians: int = 50,
+        tau: int = 10,
+        lobes: Literal["shared", "separate"] = "shared",
+        norm: Norm = "layer",
+        epsilon: float = EPSILON,
+        mode: Mode = "trunc",
+        loss_schedule: list[str] = ["vamp2", "vamp1", "vamp2"],  # noqa: B006 - copied
+        epochs: int = 30,
+        repeat: int = 1,
+        dt_ns: float | None = None,
+    ) -> None:
+        least = {
+            "atom_fea_len": (atom_fea_len, 1), "n_conv": (n_conv, 0), "state_len": (state_len, 2), "tau": (tau, 1),
+            "num_gaussians": (num_gaussians, 2), "epochs": (epochs, 1), "repeat": (repeat, 1), "epsilon": (epsilon, 0),
+            "val_share": (val_share, 0),
+        }  # fmt: skip
+        for name, (value, bound) in least.items():
+            in_range(f"task.init_args.{name}", value, bound)
+        in_range("task.init_args.cutoff", cutoff, 1e-9)
+        in_range("task.init_args.dt_ns", dt_ns, 1e-30)
+        in_range("task.init_args.val_share", val_share, 0, 0.9)
+        known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
+        for name in loss_schedule:
+            if name not in known:
+                from accel_train.optim import suggest
+
+                hint = suggest(name, known)
+                raise UserError(f"task.init_args.loss_schedule: unknown {name!r}{hint}; there are {', '.join(known)}")
+        if not loss_schedule:
+            raise UserError("task.init_args.loss_schedule: at least one loss is needed")
+        self.fnames = {
+            split: [names] if isinstance(names, str) else list(names)
+            for split, names in (("train", train_fnames), ("validation", val_fnames), ("test", test_fnames))
+        }
+        self.val_share, self.ferro = val_share, model_type == "gdynet_ferro"
+        self.sizes = (atom_fea_len, n_conv, state_len, cutoff, num_gaussians)
+        self.state_len, self.tau, self.cutoff = state_len, tau, cutoff
+        self.separate = lobes == "separate"
+        self.norm: Norm = norm
+        self.epsilon = epsilon
+        self.mode: Mode = mode
+        self.schedule, self.epochs, self.repeat = [known[name] for name in loss_schedule], epochs, repeat
+        self.communicates = norm == "sync_batch"
+        self.dt_ns = dt_ns
+        self._trajectories: dict[str, list[Trajectory]] | None = None
+        self._atoms: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._batch_rows: int | None = None
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def trajectories(self, split: str) -> list[Trajectory]:
+        """Those of a split, opened and checked with all others once."""
+        if self._trajectories is None:
+            from accel_train.tasks.gdynet.splits import load_splits
+
+            loaded = load_splits(self.fnames, self.ferro, self.tau, self.cutoff, self.val_share)
+            self._trajectories = loaded
+        return self._trajectories[split]
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        from accel_train.tasks.gdynet.data import FramePairs, FrameSource
+
+        trajectories = self.trajectories(split)
+        if not trajectories:
+            return None
+        pairs, training = FramePairs(trajectories, self.tau), split == "train"
+        if training:
+            self._batch_rows = batch_size * len(trajectories[0].target_index)
+        others = [*self.trajectories("validation"), *self.trajectories("test")] if training else []
+        return FrameSource(pairs, batch_size, seed, training, others)
+
+    def predict_data(self, split: str, batch_size: int) -> BatchSource | None:
+        from accel_train.tasks.gdynet.data import Frames, FrameSource
+
+        trajectories = self.trajectories(split)
+        return FrameSource(Frames(trajectories), batch_size, shuffle=False) if trajectories else None
+
+    def describe_predictions(self, split: str) -> dict[str, Any]:
+        start, parts = 0, []
+        for trajectory in self.trajectories(split):
+            parts.append({"name": trajectory.name, "start": start, "frames": trajectory.frames})
+            start += trajectory.frames
+        return {"file": "probabilities.npy", "trajectories": parts, "tau": self.tau, "dt_ns": self.frame_ns()}
+
+    def frame_ns(self) -> float | None:
+        """Time between two frames, ns, if anybody has said it."""
+        if self.dt_ns is not None:
+            return self.dt_ns
+        return self.trajectories("train")[0].meta.get("dt_ns")
+
+    @staticmethod
+    def synth(out: Path, seed: int = 0, size: int | None = None, **options: Any) -> str:
+        from accel_train.tasks.gdynet.synth import synth
+
+        return synth(out, seed, size, **options)
+
+    @staticmethod
+    def describe_files(files: list[str], tau: int = 10, cutoff: float = 6.0) -> str:
+        from accel_train.tasks.gdynet.report import report
+
+        return report(files, None, tau, cutoff)
+
+    # -- model and loss ------------------------------------------------------------------------------------------------
+
+    def build_model(self) -> dict[str, nn.Module]:
+        from accel_train.tasks.gdynet.model import Lobe
+
+        lobe = Lobe(*self.sizes, self.ferro, self.norm)
+        return {"lobe_0": lobe, "lobe_t": copy.deepcopy(lobe)} if self.separate else {"lobe_0": lobe}
+
+    def objectives(self) -> Sequence[Objective]:
+        return tuple(Objective(name) for name in LOSSES)
+
+    def phases(self) -> Sequence[Mapping[str, Any]]:
+        return [{"objectives": [name], "length": f"{self.epochs}ep"} for name in self.schedule] * self.repeat
+
+    def features(self, models: dict[str, nn.Module], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Probabilities of both times, [B * n, k] each: frames in order, and in each the targets in theirs."""
+        both = [batch[name] for name in ("neighbours", "distances", "directions") if name in batch]
+        if self.separate:
+            x, y = (
+                models[lobe](*self._structure(both[0].device), *(array[:, time] for array in both))
+                for time, lobe in enumerate(("lobe_0", "lobe_t"))
+            )
+        else:
+            out = models["lobe_0"](*self._structure(both[0].device), *(array.flatten(0, 1) for array in both))
+            x, y = out.unflatten(0, (-1, 2)).unbind(1)
+        return x.flatten(0, 1), y.flatten(0, 1)
+
+    def _structure(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Atomic numbers and targets, which all trajectories share."""
+        import torch
+
+        if device not in self._atoms:
+            one = self.trajectories("train")[0]
+            self._atoms[device] = (
+                torch.from_numpy(one.atom_types).to(device),
+                torch.from_numpy(one.target_index).to(device),
+            )
+        return self._atoms[device]
+
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """The moments of the features over all rows, of which a VAMP score is a function."""
+        from accel_train.tasks.gdynet import vamp
+
+        batch["features"] = x, y = self.features(models, batch)
+        return {"moments": vamp.moments(x, y)}
+
+    def loss_step(
+        self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective
+    ) -> Loss:
+        from accel_train.tasks.gdynet import vamp
+
+        x, y = batch.pop("features")
+        if not x.requires_grad:
+            x, y = self.features(models, batch)
+        covariances = vamp.covariances(totals["moments"])
+        value = vamp.loss_share(x, y, covariances, objective.name, self.epsilon, self.mode)
+        scores, share = vamp.scores(covariances, self.epsilon, self.mode), len(x) / covariances.rows
+        return Loss(value, {name: value.new_tensor(scores[name] * share) for name in ("vamp1", "vamp2")})
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        from accel_train.tasks.gdynet import vamp
+
+        x, y = self.features(models, batch)
+        return {
+            "moments": vamp.moments(x, y),
+            "largest": x.max(1).values.double().sum(),
+            "populations": x.double().sum(0),
+        }
+
+    def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """One score of the whole set, not a mean over batches, which small batches would inflate.
+
+        ``crispness``: mean largest probability. ``t1_frames``, ...: timescales -tau / ln s of the singular values.
+        """
+        from accel_train.tasks.gdynet import vamp
+
+        covariances = vamp.covariances(sums["moments"])
+        scores = vamp.scores(covariances, self.epsilon, self.mode)
+        metrics = {"loss": -scores["vamp2"], **{name: scores[name] for name in ("vamp2", "vamp1")}}
+        metrics["crispness"] = float(sums["largest"]) / covariances.rows
+        singular = vamp.singular_values(covariances, self.epsilon, self.mode)
+        for i, s in enumerate(singular.tolist()[:SHOWN_TIMES], 1):
+            metrics[f"t{i}_frames"] = -self.tau / math.log(s) if 0 < s < 1 else math.nan
+        return metrics
+
+    def baselines(self) -> dict[str, float]:
+        """What a batch of independent features would score: (k - 1)^2 / (rows - 1)."""
+        if self._batch_rows is None:
+            return {}
+        return {"vamp2": (self.state_len - 1) ** 2 / max(self._batch_rows - 1, 1)}
+
+    def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """``probabilities`` float32 [B, n, k], of one lobe for all frames: two that differ would leave a seam."""
+        both = [batch[name][:, 0] for name in ("neighbours", "distances", "directions") if name in batch]
+        return {"probabilities": models["lobe_0"](*self._structure(both[0].device), *both)}
+
+    def summary(self, metrics: dict[str, float]) -> str:
+        dt = self.frame_ns()
+        lag = f"tau {self.tau} frames" + (f" = {self.tau * dt:.4g} ns" if dt else "")
+        times = [v for name, v in metrics.items() if name.endswith("_frames")]
+        shown = ", ".join(f"{v:.4g}" + (f" = {v * dt:.4g} ns" if dt else "") for v in times)
+        most = self.state_len - 1
+        return (
+            f"VAMP-2 {metrics['vamp2']:.4f} and VAMP-1 {metrics['vamp1']:.4f} of at most {most} at {lag}\n"
+            f"slowest processes (frames): {shown}\n"
+            f"crispness {metrics['crispness']:.3f}: the mean largest probability of a state"
+        )
+
+    def histories(self, lists: dict[str, list]) -> dict[str, list]:
+        """The fourteen lists of the known ``metrics.json``, one entry per evaluated epoch. A validation has one score
+        from all pairs, which stands under ``last`` and ``avg``."""
+        return epoch_lists(lists)
+
+    def export_programs(self, models: dict[str, nn.Module], folder: Path) -> list[str]:
+        from accel_train.tasks.gdynet.programs import write_programs
+
+        return write_programs(models, self.ferro, folder)
+
+
+def epoch_lists(lists: dict[str, list]) -> dict[str, list]:
+    train = {step: i for i, step in enumerate(lists.get("step", []))}
+    found: dict[str, list] = {}
+    for j, step in enumerate(lists.get("eval_step", [])):
+        if step not in train:  # a log line and an evaluation fall together at the end of an epoch
+            continue
+        i = train[step]
+        row: dict[str, Any] = {"epochs": lists["epoch"][i] + 1, "loss_types": lists["phase"][i]}
+        for name, known in (("loss", "losses"), ("vamp1", "vamp1_scores"), ("vamp2", "vamp2_scores")):
+            row[f"train_{known}_last"], row[f"train_{known}_avg"] = lists[f"last/{name}"][i], lists[name][i]
+            row[f"val_{known}_last"] = row[f"val_{known}_avg"] = lists[f"eval_{name}"][j]
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return found
