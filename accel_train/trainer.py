@@ -313,7 +313,7 @@ class Trainer:
             total_steps=self.plan.total_steps,
             start_step=self.position.step,
             world_size=self.ranks.world_size,
-            device=str(session.device),
+            device="cpu" if session.device.type == "cpu" else str(session.device),
             precision=session.accelerator.mixed_precision,
             resumed_from=str(session.resumed_from) if restored else None,
             baselines=self.task.baselines() if self.ranks.is_main else {},

@@ -8,25 +8,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet import analysis, analyze
+from accel_train.tasks.gdynet import analyze, truth
 from accel_train.tasks.gdynet.analysis import (
     agreement,
+    analyse,
     autocorrelations,
-    band,
     chapman_kolmogorov,
     connected,
     constrained,
+    figures,
     implied_timescales,
     koopman,
     likeliest,
+    load,
     moments,
-    operator,
     reversible,
     spectrum,
     statistics,
+    summary,
     transition_counts,
     vamp,
 )
+from accel_train.tasks.gdynet.history import curves
+from accel_train.tasks.gdynet.moments import populations
+from accel_train.tasks.gdynet.task import epoch_lists
+from accel_train.tasks.gdynet.timescales import band
 
 CAGED = np.array([[0.99, 0.01, 0.0], [0.01, 0.98, 0.01], [0.0, 0.01, 0.99]])
 FASTER = np.array([[0.8, 0.15, 0.05], [0.1, 0.85, 0.05], [0.02, 0.08, 0.9]])
@@ -55,6 +61,10 @@ def soft(states, k=3, sharpness=0.8):
 def random_predictions(seed, k, shapes):
     rng = np.random.default_rng(seed)
     return [rng.dirichlet(np.ones(k), shape).astype(np.float32) for shape in shapes]
+
+
+def matrix(p, lag):
+    return koopman(moments([p], lag)[0])
 
 
 def table(predictions, lags, splits=5, split_by="targets"):
@@ -86,10 +96,10 @@ def test_splits_and_trajectories_add_up(seed, k, lag, split_by):
 def test_blocks_change_nothing(monkeypatch):
     predictions = random_predictions(0, 3, [(50, 4), (31, 4)])
     numbers = moments(predictions, 3, 2, "time"), transition_counts(predictions, 3), statistics(predictions)
-    monkeypatch.setattr(analysis, "ROWS", 8)
+    monkeypatch.setattr("accel_train.tasks.gdynet.moments.ROWS", 8)
     np.testing.assert_allclose(moments(predictions, 3, 2, "time"), numbers[0], rtol=1e-12)
     np.testing.assert_array_equal(transition_counts(predictions, 3), numbers[1])
-    for ours, before in zip(statistics(predictions)[:6], numbers[2][:6], strict=True):
+    for ours, before in zip(statistics(predictions), numbers[2], strict=True):
         np.testing.assert_allclose(ours, before, rtol=1e-12)
 
 
@@ -127,7 +137,7 @@ def test_statistics():
     np.testing.assert_allclose([found.smallest, found.largest], [rows.min(0), rows.max(0)])
     np.testing.assert_allclose(found.argmax_share, np.bincount(rows.argmax(1), minlength=4) / len(rows))
     assert found.crispness == pytest.approx(rows.max(1).mean())
-    np.testing.assert_allclose(found.per_frame[1], p[1].mean(1), rtol=1e-6)
+    np.testing.assert_allclose(populations(p)[1], p[1].mean(1), rtol=1e-6)
 
 
 # -- matrices --------------------------------------------------------------------------------------------------------
@@ -137,14 +147,14 @@ def test_one_hot_gives_the_empirical_matrix():
     """Of indicators the Koopman matrix is the counted one, which no constraint changes."""
     p = one_hot(chain(FASTER, 500, 4))
     counted = likeliest(transition_counts([p], 2))
-    np.testing.assert_allclose(koopman([p], 2), counted, atol=1e-12)
+    np.testing.assert_allclose(matrix(p, 2), counted, atol=1e-12)
     np.testing.assert_allclose(constrained(moments([p], 2)[0]), counted, atol=1e-9)
 
 
 def test_a_linear_mixture_has_the_same_spectrum():
     states = chain(FASTER, 500, 4)
     p, mix = soft(states)
-    K, counted = koopman([p], 2), koopman([one_hot(states)], 2)
+    K, counted = matrix(p, 2), matrix(one_hot(states), 2)
     np.testing.assert_allclose(K.sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(K, np.linalg.inv(mix) @ counted @ mix, atol=1e-5)
     np.testing.assert_allclose(spectrum(K, 2).timescales, spectrum(counted, 2).timescales, rtol=1e-4)
@@ -153,10 +163,9 @@ def test_a_linear_mixture_has_the_same_spectrum():
 @pytest.mark.parametrize("T", [CAGED, FASTER])
 def test_long_chains_give_the_true_times(T):
     p = one_hot(chain(T, 4000, 60))
-    found = spectrum(koopman([p], 5), 5)
-    true = spectrum(T, 1)
-    np.testing.assert_allclose(found.timescales, true.timescales, rtol=0.1)
-    np.testing.assert_allclose(found.stationary, true.stationary, atol=0.03)
+    found = spectrum(matrix(p, 5), 5)
+    np.testing.assert_allclose(found.timescales, truth.timescales(T), rtol=0.1)
+    np.testing.assert_allclose(found.stationary, truth.stationary(T), atol=0.03)
 
 
 def test_spectrum_of_a_known_matrix():
@@ -185,7 +194,7 @@ def test_the_constrained_matrix_is_the_best_one():
     amplified = 0.55 + 3 * (x - 0.5)  # no transition matrix does that
     p = np.array([[x, 1 - x], [amplified, 1 - amplified]]).swapaxes(1, 2)
     moment = moments([p], 1)[0]
-    assert operator(moment).max() > 1
+    assert koopman(moment).max() > 1
     np.testing.assert_allclose(constrained(moment), brute_force(moment), atol=0.003)
 
 
@@ -231,8 +240,8 @@ def test_states_that_are_not_left_and_entered_again_are_left_out():
 
 def test_a_state_that_never_occurs_does_no_harm():
     p = np.concatenate([one_hot(chain(FASTER, 400, 4)), np.zeros((400, 4, 1), np.float32)], 2)
-    K = koopman([p], 1)
-    np.testing.assert_allclose(K[:3, :3], koopman([p[..., :3]], 1), atol=1e-12)
+    K = matrix(p, 1)
+    np.testing.assert_allclose(K[:3, :3], matrix(p[..., :3], 1), atol=1e-12)
     assert spectrum(K, 1).timescales[2] == 0
     assert constrained(moments([p], 1)[0]).sum(1) == pytest.approx([1] * 4)
 
@@ -253,21 +262,19 @@ def test_implied_timescales_and_their_bands(split_by):
     lags = [1, 5, 20]
     found = implied_timescales(table([p], lags, 5, split_by))
     assert found["lags"].tolist() == lags and (found["splits_used"] == 5).all()
-    true = spectrum(CAGED, 1).timescales
+    true = truth.timescales(CAGED)
     np.testing.assert_allclose(found["timescales"], np.broadcast_to(true, (3, 2)), rtol=0.15)
-    logs = np.log([spectrum(operator(m), 5).timescales for m in moments([p], 5, 5, split_by)])
+    logs = np.log([spectrum(koopman(m), 5).timescales for m in moments([p], 5, 5, split_by)])
     half = 1.96 * logs.std(0, ddof=1) / np.sqrt(5)
     np.testing.assert_allclose(np.log([found["low"][1], found["high"][1]]), [logs.mean(0) - half, logs.mean(0) + half])
 
 
 def test_bands_hold_the_truth_about_as_often_as_they_say():
     """With 40 splits the factor 1.96 is nearly Student's."""
-    inside = 0
+    inside, true = 0, truth.timescales(FASTER)
     for seed in range(30):
         found = implied_timescales(table([one_hot(chain(FASTER, 600, 40, seed))], [1], 40))
-        inside += (found["low"][0] < spectrum(FASTER, 1).timescales) & (
-            spectrum(FASTER, 1).timescales < found["high"][0]
-        )
+        inside += (found["low"][0] < true) & (true < found["high"][0])
     assert (inside >= 24).all()
 
 
@@ -276,8 +283,8 @@ def test_chapman_kolmogorov_of_a_chain():
     found = chapman_kolmogorov(table([p], [2, 4, 6, 8]), 2, 5)
     assert found["predicted"].shape == found["estimated"].shape == (5, 3, 3)
     np.testing.assert_array_equal(found["predicted"][:2], found["estimated"][:2])
-    np.testing.assert_allclose(found["predicted"][3], np.linalg.matrix_power(koopman([p], 2), 3))
-    np.testing.assert_allclose(found["estimated"][3], koopman([p], 6))
+    np.testing.assert_allclose(found["predicted"][3], np.linalg.matrix_power(matrix(p, 2), 3))
+    np.testing.assert_allclose(found["estimated"][3], matrix(p, 6))
     assert found["max_difference"] < 0.02
     assert found["share_within_band"] > 0.7
 
@@ -368,14 +375,14 @@ def test_the_command(run, capsys):
     assert found["lag_frames"] == 3 and found["lag_ns"] == 1.5
     assert found["states"] == 3 and found["split_by"] == "targets"
     assert [t["name"] for t in found["trajectories"]] == ["run 0", "run 1"]
-    times = spectrum(FASTER, 1).timescales
+    times = truth.timescales(FASTER)
     np.testing.assert_allclose(found["koopman"]["timescales_frames"], times, rtol=0.5)
     np.testing.assert_allclose(
         found["koopman"]["timescales_ns"], np.multiply(found["koopman"]["timescales_frames"], 0.5)
     )
     assert found["vamp"]["noise_floor_per_batch"] == pytest.approx(4 / (32 * 6 - 1))
     learned = found["training"]
-    assert learned["epochs"] == 2 and learned["metrics"]["eval_vamp2"] == {"final": 1.1, "best": 1.2, "best_step": 40}
+    assert learned["epochs"] == 3 and learned["metrics"]["eval_vamp2"] == {"final": 1.1, "best": 1.2, "best_step": 40}
     assert learned["metrics"]["loss/vamp2"] == {"final": -1.1, "best": -1.1, "best_step": 50}
     assert learned["metrics"]["loss/vamp1"]["best"] == -0.02
     with np.load(out / "populations.npz") as populations:
@@ -396,9 +403,9 @@ def test_one_file_of_all_trajectories_is_the_same(run, tmp_path):
     listed = [{"name": "run 0", "start": 0, "frames": 400}, {"name": "run 1", "start": 400, "frames": 300}]
     index = {"file": "all.npy", "dt_ns": 0.5, "tau": 3, "trajectories": listed}
     (tmp_path / "one" / "predictions.json").write_text(json.dumps(index))
-    first = analyze.analyse(analyze.load([run]))[0]
+    first = analyse(load([run]))
     for what in (tmp_path / "one", tmp_path / "one" / "all.npy"):
-        found = analyze.analyse(analyze.load([what]))[0]
+        found = analyse(load([what]))
         for key in ("koopman", "argmax", "implied_timescales", "chapman_kolmogorov"):
             assert found[key] == first[key]
 
@@ -420,9 +427,9 @@ def test_a_file_alone_with_coordinates(tmp_path, capsys):
 def test_the_default_lag_fits(tmp_path):
     np.save(tmp_path / "p.npy", one_hot(chain(FASTER, 100, 6)))
     (tmp_path / "predictions.json").write_text('{"tau": 50}')
-    found, _ = analyze.analyse(analyze.load([tmp_path / "p.npy"]))
+    found = analyse(load([tmp_path / "p.npy"]))
     assert found["lag_frames"] == 12 and "tau is 50" in found["lag_choice"]
-    one, _ = analyze.analyse(analyze.load([tmp_path / "p.npy"]), splits=7)
+    one = analyse(load([tmp_path / "p.npy"]), splits=7)
     assert one["split_by"] == "time"
 
 
@@ -431,19 +438,19 @@ def test_what_is_not_converged_is_said(tmp_path):
     slow = np.array([[0.9999, 0.0001], [0.0001, 0.9999]])
     states = chain(slow, 400, 200)
     np.save(tmp_path / "slow.npy", one_hot(states, 2))
-    warnings = analyze.analyse(analyze.load([tmp_path / "slow.npy"]))[0]["warnings"]
+    warnings = analyse(load([tmp_path / "slow.npy"]))["warnings"]
     assert any("the longest trajectory has 400" in text for text in warnings)
 
     rng = np.random.default_rng(0)
     states = chain(np.array([[0.995, 0.005], [0.005, 0.995]]), 2000, 60)
     wrong = rng.random(states.shape) < 0.05
     np.save(tmp_path / "noisy.npy", one_hot(np.where(wrong, 1 - states, states), 2))
-    warnings = analyze.analyse(analyze.load([tmp_path / "noisy.npy"]), lag=1, steps=5)[0]["warnings"]
+    warnings = analyse(load([tmp_path / "noisy.npy"]), lag=1, steps=5)["warnings"]
     assert any("still rises" in text for text in warnings)
 
     p = 0.5 + rng.uniform(-0.1, 0.1, (1, 10)) * 1.02 ** np.arange(50)[:, None]  # grows
     np.save(tmp_path / "soft.npy", np.stack([p, 1 - p], -1))
-    found, _ = analyze.analyse(analyze.load([tmp_path / "soft.npy"]))
+    found = analyse(load([tmp_path / "soft.npy"]))
     assert any("outside [0, 1]" in text for text in found["warnings"])
     assert found["koopman"]["entries_outside_0_1"] == 4
     assert any("no finite timescale" in text for text in found["warnings"])
@@ -462,21 +469,21 @@ def test_what_is_not_converged_is_said(tmp_path):
 def test_bad_predictions(tmp_path, array, error):
     np.save(tmp_path / "p.npy", array)
     with pytest.raises(DataError, match=error):
-        analyze.load([tmp_path / "p.npy"])
+        load([tmp_path / "p.npy"])
 
 
 def test_bad_files(run, tmp_path):
     folder = run / "evaluation" / "predictions"
     with pytest.raises(DataError, match=r"nothing\.npy: not an array"):
-        analyze.load([tmp_path / "nothing.npy"])
+        load([tmp_path / "nothing.npy"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no predictions"):
-        analyze.load([tmp_path / "empty"])
+        load([tmp_path / "empty"])
     with pytest.raises(UserError, match="give one folder alone"):
-        analyze.load([run, folder / "part0.npy"])
+        load([run, folder / "part0.npy"])
     np.save(tmp_path / "two.npy", one_hot(chain(FASTER, 20, 6), 2 + 2))
     with pytest.raises(DataError, match="different models"):
-        analyze.load([folder / "part0.npy", tmp_path / "two.npy"])
+        load([folder / "part0.npy", tmp_path / "two.npy"])
     index = folder / "predictions.json"
     for text, error in (
         ("[1", "not JSON"),
@@ -486,9 +493,9 @@ def test_bad_files(run, tmp_path):
     ):
         index.write_text(text)
         with pytest.raises(DataError, match=error):
-            analyze.load([run])
+            load([run])
     (folder / "predictions.json").unlink()
-    assert [len(p) for p in analyze.load([run]).predictions] == [400, 300]
+    assert [len(p) for p in load([run]).predictions] == [400, 300]
 
 
 @pytest.mark.parametrize(

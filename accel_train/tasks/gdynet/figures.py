@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_train.tracking.records import is_number
+from accel_train.tasks.gdynet.history import Curves, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from accel_train.tasks.gdynet.predictions import Loaded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
@@ -21,19 +22,13 @@ ROWS = 6  # trajectories in the figure of populations
 SNAPSHOTS = 4  # frames in the maps
 
 
-def figures(
-    found: dict[str, Any],
-    per_frame: Sequence[np.ndarray] = (),
-    history: dict[str, list[Any]] | None = None,
-    coords: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-) -> dict[str, Figure]:
+def figures(found: dict[str, Any], loaded: Loaded | None = None) -> dict[str, Figure]:
     """Figures by name.
 
     Args:
-        found: as in analysis.json.
-        per_frame: populations [F, k] of each trajectory.
-        history: lists by name, as metrics.json has them.
-        coords: coordinates [F, N, 3] in Angstrom, targets [n] among the N atoms, predictions [F, n, k].
+        found: of ``analyse``, or as in analysis.json.
+        loaded: what was analysed, for the figures that need more: ``populations`` over time, ``maps`` in space where
+            there are coordinates, ``training`` where there is a history.
     """
     drawn = {
         "implied_timescales": _timescales(found),
@@ -43,12 +38,13 @@ def figures(
         "eigenvectors": _eigenvectors(found),
         "autocorrelation": _autocorrelation(found),
     }
-    if per_frame:
-        drawn["populations"] = _populations(found, per_frame)
-    if coords is not None:
-        drawn["maps"] = _maps(found, *coords)
-    if history and (curves := _training(history)) is not None:
-        drawn["training"] = curves
+    if loaded is None:
+        return drawn
+    drawn["populations"] = _populations(found, loaded.populations)
+    if loaded.coords is not None:
+        drawn["maps"] = _maps(found, *loaded.coords, loaded.predictions[0])
+    if (learned := curves(loaded.history)).lines:
+        drawn["training"] = _training(learned)
     return drawn
 
 
@@ -218,7 +214,7 @@ def _eigenvectors(found: dict[str, Any]) -> Figure:
 # -- when and where --------------------------------------------------------------------------------------------------
 
 
-def _populations(found: dict[str, Any], per_frame: Sequence[np.ndarray]) -> Figure:
+def _populations(found: dict[str, Any], per_frame: list[np.ndarray]) -> Figure:
     """Mean probability over the targets, of the first trajectories."""
     unit, dt = _unit(found)
     shown = list(zip(per_frame, found["trajectories"], strict=True))[:ROWS]
@@ -271,37 +267,23 @@ def _maps(found: dict[str, Any], coords: np.ndarray, targets: np.ndarray, predic
 # -- how it was learned ----------------------------------------------------------------------------------------------
 
 
-def _training(history: dict[str, list[Any]]) -> Figure | None:
-    """Loss and VAMP-2 over the steps, a shade for every other phase; None if nothing of it was logged."""
-    titles = {"loss": "loss", "vamp2": "VAMP-2"}
-    names = [name for name in titles if any(map(is_number, [*history.get(name, []), *history.get(f"eval_{name}", [])]))]
-    if not names:
-        return None
-    figure = _figure(7.2, 2.6 * len(names) + 1.0)
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    looks = {"": {"color": COLOURS[0], "lw": 1.2}, "eval_": {"color": COLOURS[1], "lw": 1.2, "marker": "o", "ms": 3.5}}
-    labels = {"": "training", "eval_": "validation"}
-    for axes, name in zip(panels, names, strict=True):
-        for prefix, look in looks.items():
-            if prefix + name in history:
-                values = [v if is_number(v) else np.nan for v in history[prefix + name]]
-                axes.plot(history[f"{prefix}step"], values, label=labels[prefix], **look)
+def _training(learned: Curves) -> Figure:
+    """Loss and scores over time, a shade for every other phase."""
+    titles = {"loss": "loss", "vamp1": "VAMP-1", "vamp2": "VAMP-2"}
+    looks = {"training": {"color": COLOURS[0]}, "validation": {"color": COLOURS[1], "marker": "o", "ms": 3.5}}
+    figure = _figure(7.2, 2.2 * len(learned.lines) + 1.0)
+    panels = figure.subplots(len(learned.lines), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, kinds) in zip(panels, learned.lines.items(), strict=True):
+        for kind, (times, values) in kinds.items():
+            axes.plot(times, _array(values), lw=1.2, label=kind, **looks[kind])
+        for _, begin, end in learned.phases[1::2]:
+            axes.axvspan(begin, end, color=GREY, lw=0, zorder=0)
         axes.set_ylabel(titles[name])
         _bare(axes)
-        _phases(axes, history, name == names[0])
-    panels[-1].set_xlabel("step")
+    for phase, begin, end in learned.phases:
+        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        panels[0].annotate(phase, ((begin + end) / 2, 1), xycoords=("data", "axes fraction"), **place)
+    panels[-1].set_xlabel(learned.unit)
+    panels[-1].locator_params("x", integer=True)
     _legend(figure, panels[0])
     return figure
-
-
-def _phases(axes: Axes, history: dict[str, list[Any]], named: bool) -> None:
-    steps, phases = history.get("step", []), history.get("phase", [])
-    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
-    for number, i in enumerate(starts):
-        begin = steps[i - 1] if i else 0
-        end = steps[starts[number + 1] - 1] if number + 1 < len(starts) else steps[-1]
-        if number % 2:
-            axes.axvspan(begin, end, color=GREY, lw=0, zorder=0)
-        if named:
-            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-            axes.annotate(str(phases[i]), ((begin + end) / 2, 1), xycoords=("data", "axes fraction"), **place)

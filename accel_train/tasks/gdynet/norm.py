@@ -52,26 +52,26 @@ class BatchNorm(nn.Module):
 
     def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        if mask is not None:
-            rows = rows[mask.reshape(-1)]
-        if self.sync and dist.is_initialized():
-            # Of deviations from a constant that all ranks know, so that squares of a large mean cannot hide a variance.
-            about = self.running_mean
-            count = rows.new_full((1,), len(rows))
-            sums = _Sum.apply(torch.cat([(rows - about).sum(0), (rows - about).square().sum(0), count]))
-            first, second, n = sums[: len(about)], sums[len(about) : -1], sums[-1]  # pyright: ignore
-            mean = about + first / n
-            var = second / n - (first / n).square()
-        else:
-            n, mean = len(rows), rows.mean(0)
-            var = (rows - mean).square().mean(0)
+        keep = rows.new_ones(len(rows), 1) if mask is None else mask.reshape(-1, 1).to(rows.dtype)
+        count, total = self._everywhere(torch.cat([keep.sum(0), (rows * keep).sum(0)])).tensor_split([1])
+        count = count.clamp(min=1)  # where no atom has a neighbour
+        mean = total / count
+        # In a second pass: from the sum of squares, a large mean would hide the variance.
+        var = self._everywhere(((rows - mean).square() * keep).sum(0)) / count
         if torch.is_grad_enabled():
             with torch.no_grad():
-                unbiased = var * n / max(float(n) - 1, 1)
                 self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(unbiased, self.momentum)
-                self.num_batches_tracked += 1
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
+                self.num_batches_tracked.add_(1)
         return mean, var
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """Summed over those whose rows count."""
+        if not (self.sync and dist.is_initialized()):
+            return value
+        total = _Sum.apply(value)
+        assert isinstance(total, Tensor)
+        return total
 
 
 class _Sum(torch.autograd.Function):

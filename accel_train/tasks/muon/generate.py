@@ -89,7 +89,7 @@ def _generate_file(
     try:
         with pq.ParquetFile(open_file(path)) as source, pq.ParquetWriter(temporary, SCHEMA) as writer:
             for batch in source.iter_batches(ROWS):
-                primary = torch.from_numpy(_conditions(batch, path))
+                primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
                 number = np.arange(first + events, first + events + len(batch))
                 key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
                 for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
