@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accel_train.arguments import Parser
 from accel_train.errors import NonFiniteError, UserError
 
 COMMANDS = {
@@ -143,11 +143,7 @@ def _leave_process_group() -> None:
 # -- after and beside training ---------------------------------------------------------------------------------------
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):  # noqa: ANN202
-            raise UserError(f"{name}: {message}")
-
+def _parser(name: str) -> Parser:
     return Parser(prog=f"accel-train {name}", description=COMMANDS[name])
 
 

@@ -82,7 +82,9 @@ def main() -> None:
            for name in ("summed", "alone")}  # fmt: skip
     ratios = [a / b for a, b in zip(cpu["summed"], cpu["alone"], strict=True)]
     for name in cpu:
-        print(f"{name:8} {1e3 * statistics.median(cpu[name]):8.2f} ms CPU a step   all_reduce calls {found[0][2][name]:g}")
+        print(
+            f"{name:8} {1e3 * statistics.median(cpu[name]):8.2f} ms CPU a step   all_reduce calls {found[0][2][name]:g}"
+        )
     print(f"summed / alone: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 

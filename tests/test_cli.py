@@ -223,9 +223,9 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["export", "nowhere", "--out=x"], "nowhere: "),
         (["inspect", "nowhere"], "task: unknown 'nowhere'"),
         (["runs"], "runs: the following arguments are required: ACTION"),
-        (["runs", "merge", "--dst=x"], "runs: the following arguments are required: --src-root"),
+        (["runs", "merge", "--dst=x"], "runs merge: the following arguments are required: --src-root"),
         (["runs", "merge", "--dst=x", "--src-root=nowhere"], "nowhere: no such folder"),
-        (["runs", "merge", "--dst=x", "--src-root=.", "--mode=move"], "runs: argument --mode: invalid choice: 'move'"),
+        (["runs", "merge", "--dst=x", "--src-root=.", "--mode=move"], "runs merge: argument --mode: invalid choice: 'move'"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
 )  # fmt: skip

@@ -271,7 +271,7 @@ def test_implied_timescales_and_their_bands(split_by):
 
 def test_bands_hold_the_truth_about_as_often_as_they_say():
     """With 40 splits the factor 1.96 is nearly Student's."""
-    inside, true = 0, truth.timescales(FASTER)
+    inside, true = np.zeros(2), truth.timescales(FASTER)
     for seed in range(30):
         found = implied_timescales(table([one_hot(chain(FASTER, 600, 40, seed))], [1], 40))
         inside += (found["low"][0] < true) & (true < found["high"][0])
@@ -339,6 +339,47 @@ def test_agreement_with_known_states():
     assert agreement([one_hot(states + 1)], [states])["population_error"] == pytest.approx(0, abs=1e-9)
     lumped = one_hot(np.minimum(states + 1, 1))
     assert agreement([lumped], [states])["distinct"] == 2
+    assert found["states"].tolist() == [-1, 0, 1] and (found["counts"] > 0).tolist() == np.eye(3)[[2, 0, 1]].tolist()
+    halves = agreement([renamed[:200], renamed[200:]], [states[:200], states[200:]])
+    np.testing.assert_array_equal(halves["counts"], found["counts"])
+
+
+def test_more_known_states_than_predicted_ones():
+    states = np.repeat([[0], [1], [2], [2]], 25, 0)
+    found = agreement([one_hot(np.minimum(states, 1), 2)], [states])
+    assert found["counts"].tolist() == [[25, 0, 0], [0, 25, 50]]
+    assert found["distinct"] == 2 and found["purity"] == 0.75 and found["population_error"] == 0.25
+
+
+# -- how it was learned ----------------------------------------------------------------------------------------------
+
+STEPS = {"step": [5, 10, 15, 20], "phase": ["vamp2", "vamp2", "vamp1", "vamp1"], "epoch": [0, 0, 1, 1]} | {
+    name: [0.1, 0.2, 0.3, None] for name in ("loss", "vamp1", "vamp2", "last/loss", "last/vamp1", "last/vamp2")
+}
+EVALUATED = {
+    "eval_step": [10, 20], "eval_phase": ["vamp2", "vamp1"], "eval_loss": [-1.0, -2.0], "eval_vamp1": [1.0, 2.0],
+    "eval_vamp2": [3.0, 4.0],
+}  # fmt: skip
+
+
+def test_curves_over_epochs():
+    """By the lists that the task itself writes."""
+    history = STEPS | EVALUATED | epoch_lists(STEPS | EVALUATED)
+    found = curves(history)
+    assert found.unit == "epoch" and found.phases == [("vamp2", 0, 1), ("vamp1", 1, 2)]
+    assert list(found.lines) == ["loss", "vamp1", "vamp2"]
+    assert found.lines["vamp2"] == {"training": ([1, 2], [0.2, None]), "validation": ([1, 2], [3.0, 4.0])}
+
+
+def test_curves_over_steps():
+    """Where evaluations fall between log lines, or there are none."""
+    found = curves(STEPS | {"eval_step": [12], "eval_loss": [-1.0]})
+    assert found.unit == "step" and found.phases == [("vamp2", 0, 10), ("vamp1", 10, 20)]
+    assert found.lines["loss"]["validation"] == ([12], [-1.0])
+    assert found.lines["vamp2"] == {"training": ([5, 10, 15, 20], [0.1, 0.2, 0.3, None])}
+    twice = STEPS | EVALUATED | {"eval_step": [5, 10]}  # in one epoch
+    assert curves(twice | epoch_lists(twice)).unit == "step"
+    assert curves({}).lines == {} and curves({"step": [1], "phase": ["vamp2"], "loss": [None]}).lines == {}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -393,6 +434,59 @@ def test_the_command(run, capsys):
     shown = capsys.readouterr().out
     assert "lag 3 frames, the tau of the model; another with --lag (1.5 ns)" in shown
     assert "Chapman-Kolmogorov, 5 steps" in shown and "noise alone gives" in shown
+
+
+def test_in_a_notebook(run, tmp_path):
+    """A few lines; what was logged decides how time is counted in the figure of the training."""
+    loaded = load(run)
+    found = analyse(loaded, lag=2)
+    assert "lag 2 frames, as given" in summary(found) and "known states" not in summary(found)
+    drawn = figures(found, loaded)
+    assert drawn["training"].axes[-1].get_xlabel() == "step"
+    assert {*drawn} - {*figures(found)} == {"populations", "training"}
+    history = json.loads((run / "metrics.json").read_text())
+    history |= {name: history["loss"] for name in ("vamp1", "last/loss", "last/vamp1", "last/vamp2")}
+    history |= {"eval_vamp1": history["eval_vamp2"]}
+    (run / "metrics.json").write_text(json.dumps(history | epoch_lists(history)))
+    axes = figures(found, load(run))["training"].axes
+    assert [each.get_ylabel() for each in axes] == ["loss", "VAMP-1", "VAMP-2"] and axes[-1].get_xlabel() == "epoch"
+    assert [each.get_text() for each in axes[0].texts] == ["vamp2", "vamp1", "vamp2"]
+
+
+def test_a_run_of_one_epoch_can_be_drawn(run, tmp_path):
+    """Its phase is longer than its line."""
+    history = {name: values[1:2] for name, values in STEPS.items()} | {k: v[:1] for k, v in EVALUATED.items()}
+    (run / "metrics.json").write_text(json.dumps(history | epoch_lists(history)))
+    loaded = load(run)
+    figure = figures(analyse(loaded), loaded)["training"]
+    figure.savefig(tmp_path / "training.png")
+    assert figure.axes[0].get_xlim()[0] <= 0
+
+
+def test_known_states(run, capsys):
+    known = [run / f"states{i}.npy" for i in range(2)]
+    for i, (path, frames) in enumerate(zip(known, (400, 300), strict=True)):
+        np.save(path, chain(FASTER, frames, 6, i).astype(np.int8))
+    assert analyze.main([str(run), "--states", *map(str, known), "--out", str(run / "out")]) == 0
+    found = json.loads((run / "out" / "analysis.json").read_text())["agreement"]
+    assert found["states"] == [0, 1, 2] and found["distinct"] == 3 and found["purity"] == 1
+    assert np.sum(found["counts"]) == 700 * 6
+    assert "known states: purity 1.0000, 3 of 3 have a likeliest state" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--states: 1 files for 2 trajectories"):
+        load(run, known[:1])
+    with pytest.raises(DataError, match=r"states1\.npy: holds int8 \(300, 6\), not a state"):
+        load(run, known[::-1])
+    np.save(known[0], np.zeros((400, 6)))
+    with pytest.raises(DataError, match="holds float64"):
+        load(run, known)
+
+
+def test_what_does_not_converge_is_left_out(run, monkeypatch):
+    monkeypatch.setattr("accel_train.tasks.gdynet.koopman.ITERATIONS", 1)
+    found = analyse(load(run))
+    assert found["argmax"]["reversible"] is None and found["argmax"]["likeliest"]
+    assert any("reversible transition matrix: no convergence" in text for text in found["warnings"])
+    assert summary(found) and figures(found)
 
 
 def test_one_file_of_all_trajectories_is_the_same(run, tmp_path):

@@ -279,15 +279,16 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_half_the_precision_is_close(norm):
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
+def test_half_the_precision_is_close(norm, dtype, most):
+    """The probabilities themselves stay in single precision: what a loss sees of them are small differences."""
     model, data = lobe(2, norm=norm, dtype=torch.float32), structure(dtype=torch.float32)
-    whole = model(*data)
-    for dtype, most in ((torch.bfloat16, 0.1), (torch.float16, 0.02)):
-        with torch.autocast("cpu", dtype=dtype):
-            half = model(*data)
-        assert half.isfinite().all() and (half - whole).abs().max() < most
-        half.square().sum().backward()
-        assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.autocast("cpu", dtype=dtype):
+        half = model(*data)
+    assert half.dtype == torch.float32 and (half - model(*data)).abs().max() < most
+    torch.testing.assert_close(half.sum(-1), torch.ones(3, 3))
+    half.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_single_precision_is_close():
@@ -317,9 +318,9 @@ def compiled_is_eager(backend, norm):
         torch.testing.assert_close(compiled.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_compiled_is_the_same(norm):
-    compiled_is_eager("aot_eager", norm)
+@pytest.mark.parametrize(("backend", "norm"), [("aot_eager", "layer"), ("eager", "batch")])
+def test_compiled_is_the_same(backend, norm):
+    compiled_is_eager(backend, norm)
 
 
 @pytest.mark.slow
@@ -350,4 +351,4 @@ def test_a_program_that_differs_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.jit, "load", lambda *_: lambda *data: torch.zeros(1))
     with pytest.raises(UserError, match=r"export: lobe_0.torchscript.pt differs from the model by "):
-        write_programs({"lobe_0": lobe(1, dtype=torch.float32)}, True, tmp_path)
+        write_programs({"lobe_0": lobe(0, dtype=torch.float32)}, True, tmp_path)

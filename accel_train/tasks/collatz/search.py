@@ -7,7 +7,6 @@ positive numbers below 2^71 are verified for 3n+1 (Barina, J. Supercomputing 81,
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from accel_train.arguments import Parser
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.collatz.cycles import Cycle, find_cycle, step
 from accel_train.tasks.collatz.trajectory import JUMP, PATIENCE, jump
@@ -197,11 +197,6 @@ def _read(path: Path, wanted: Search) -> Search:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(message)
-
-
 def parse_number(text: str) -> int:
     """An integer as a person writes it: ``1000``, ``10_000``, ``2^71``, ``2**71+1``, ``2^71-1``."""
     match = re.fullmatch(r"([\d_]+)(?:(?:\^|\*\*)(\d{1,4}))?([+-]\d+)?", text.replace(" ", ""))
@@ -212,7 +207,7 @@ def parse_number(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, whether or not a cycle was found; raises UserError for bad input."""
-    parser = _Parser(prog="collatz-search", description="Search a range of numbers for closed orbits.")
+    parser = Parser(prog="accel-train collatz search", description="Search a range of numbers for closed orbits.")
     parser.add_argument("--start", default="2^71", help="first number, as 2^71 or 1000; its magnitude if negative")
     parser.add_argument("--count", default="2^24", help="how many numbers to cover")
     parser.add_argument("--map", choices=list(MAPS), default="3n+1", help="the rule for odd numbers")

@@ -16,8 +16,8 @@ def agreement(predictions: Predictions, states: Sequence[np.ndarray]) -> dict[st
 
     ``states`` [m]: the known ones; ``counts`` int64 [k, m]: rows by their likeliest and their known state. ``purity``:
     share of rows whose known state is the commonest one of their likeliest state. ``distinct``: how many known states
-    are the commonest of some likeliest state. ``population_error``: largest difference of a mean probability from the
-    share of the known state, states being matched one to one.
+    have a likeliest state of their own, in which they are the commonest. ``population_error``: largest difference of a
+    mean probability from the share of the known state, states being matched one to one.
     """
     try:
         from scipy.optimize import linear_sum_assignment

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accel_train.errors import UserError
+from accel_train.arguments import Parser
 from accel_train.tasks.gdynet.analysis import analyse, figures, load, summary
 from accel_train.tasks.gdynet.moments import SPLIT_BY
 from accel_train.tasks.gdynet.predictions import Loaded
@@ -24,11 +23,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):  # noqa: ANN202
-            raise UserError(f"analyze: {message}")
-
+def _parser() -> Parser:
     parser = Parser(prog="accel-train gdynet analyze", description=__doc__)
     parser.add_argument("what", type=Path, nargs="+", help="a run folder with predictions, or predictions as .npy")
     parser.add_argument("--lag", type=int, help="frames, of the Koopman matrix (default: tau of the model)")

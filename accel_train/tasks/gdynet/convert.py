@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import re
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from accel_train.arguments import Parser
 from accel_train.config import build_task, flatten, settings_for
 from accel_train.errors import UserError
 from accel_train.optim import suggest
@@ -98,11 +98,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):  # noqa: ANN202
-            raise UserError(f"convert: {message}")
-
+def _parser() -> Parser:
     parser = Parser(prog="accel-train gdynet convert", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML of the known trainer")
     parser.add_argument("--out", type=Path, required=True, help="YAML to write")

@@ -270,14 +270,17 @@ def _maps(found: dict[str, Any], coords: np.ndarray, targets: np.ndarray, predic
 def _training(learned: Curves) -> Figure:
     """Loss and scores over time, a shade for every other phase."""
     titles = {"loss": "loss", "vamp1": "VAMP-1", "vamp2": "VAMP-2"}
-    looks = {"training": {"color": COLOURS[0]}, "validation": {"color": COLOURS[1], "marker": "o", "ms": 3.5}}
+    looks = {
+        "training": {"color": COLOURS[0], "marker": ".", "ms": 3},
+        "validation": {"color": COLOURS[1], "marker": "o", "ms": 3.5},
+    }
     figure = _figure(7.2, 2.2 * len(learned.lines) + 1.0)
     panels = figure.subplots(len(learned.lines), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, kinds) in zip(panels, learned.lines.items(), strict=True):
         for kind, (times, values) in kinds.items():
             axes.plot(times, _array(values), lw=1.2, label=kind, **looks[kind])
-        for _, begin, end in learned.phases[1::2]:
-            axes.axvspan(begin, end, color=GREY, lw=0, zorder=0)
+        for i, (_, begin, end) in enumerate(learned.phases):
+            axes.axvspan(begin, end, color=GREY if i % 2 else "none", lw=0, zorder=0)
         axes.set_ylabel(titles[name])
         _bare(axes)
     for phase, begin, end in learned.phases:

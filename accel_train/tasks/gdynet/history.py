@@ -50,9 +50,9 @@ class Curves(NamedTuple):
 
 
 def curves(history: History) -> Curves:
-    """By the fourteen lists over epochs, where evaluations fell on the ends of epochs; otherwise by step."""
-    if history.get("epochs"):
-        times, phases = history["epochs"], history["loss_types"]
+    """By the fourteen lists over epochs, where each evaluation is in one of its own; otherwise by step."""
+    times = history.get("epochs", [])
+    if times and len({*times}) == len(history.get("eval_step", times)):
         lines = {
             name: {
                 "training": (times, history[f"train_{known}_avg"]),
@@ -60,7 +60,7 @@ def curves(history: History) -> Curves:
             }
             for name, known in NAMES.items()
         }
-        return Curves("epoch", _phases(times, phases), _with_numbers(lines))
+        return Curves("epoch", _phases(times, history["loss_types"]), _with_numbers(lines))
     times = history.get("step", [])
     lines = {
         name: {
@@ -74,9 +74,11 @@ def curves(history: History) -> Curves:
 
 def _phases(times: list[Any], phases: list[Any]) -> list[tuple[str, float, float]]:
     """A phase lasts from the last time before it to the last one in it."""
-    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
-    ends = [*starts[1:], len(phases)]
-    return [(str(phases[i]), times[i - 1] if i else 0, times[end - 1]) for i, end in zip(starts, ends, strict=True)]
+    ends = [i for i in range(1, len(phases) + 1) if i == len(phases) or phases[i] != phases[i - 1]]
+    return [
+        (str(phases[end - 1]), times[begin - 1] if begin else 0, times[end - 1])
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def _with_numbers(lines: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -79,8 +79,9 @@ class Lobe(nn.Module):
             h = conv(h, neighbours, edges, mask, rows)
         if not (self.targets_last and len(self.convs)):
             h = h[:, target_index]
-        h = F.relu(self.hidden(F.relu(h)))
-        return F.softmax(self.out(h), dim=-1)
+        with torch.autocast(h.device.type, enabled=False):  # half precision rounds away what nearly uniform states tell
+            h = F.relu(self.hidden(F.relu(h).to(self.hidden.weight.dtype)))
+            return F.softmax(self.out(h), dim=-1)
 
 
 class GaussianBasis(nn.Module):

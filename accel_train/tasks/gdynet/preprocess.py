@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.arguments import Parser
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet import blocks, work
 from accel_train.tasks.gdynet.frames import element
@@ -64,11 +65,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):  # noqa: ANN202
-            raise UserError(f"preprocess: {message}")
-
+def _parser() -> Parser:
     parser = Parser(
         prog="accel-train gdynet preprocess", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -27,7 +27,7 @@ def load_splits(
 
 
 def _cut(trajectory: Trajectory, tau: int, share: float) -> tuple[Trajectory, Trajectory]:
-    """In time, since neighbouring frames are nearly the same; with a gap of tau no pair has a frame in both."""
+    """In time, since neighbouring frames are nearly the same, and tau frames apart, as the two of a pair are."""
     frames = trajectory.frames
     held_out = max(round(frames * share), tau + 1)
     if frames - held_out - tau <= tau:

@@ -19,8 +19,9 @@ def summary(found: dict[str, Any]) -> str:
     frames = sum(t["frames"] for t in found["trajectories"])
     length = "" if dt is None else f" ({frames * dt:.4g} ns)"
     lag = "" if dt is None else f" ({found['lag_ns']:.4g} ns)"
-    floor = "noise_floor_per_batch"
-    noise = f"; noise alone gives {number(vamp[floor])} in a batch of {vamp['rows_per_batch']:,} rows"
+    noise = ""
+    if (floor := vamp.get("noise_floor_per_batch")) is not None:
+        noise = f"; noise alone gives {number(floor)} in a batch of {vamp['rows_per_batch']:,} rows"
     lines = [
         f"trajectories {len(found['trajectories'])}, {frames:,} frames{length}, {found['predictions']['rows']:,} rows; "
         f"bands over {found['splits']} splits by {found['split_by']}",
@@ -30,8 +31,7 @@ def summary(found: dict[str, Any]) -> str:
         "",
         *_aligned(_process_rows(found)),
         "",
-        f"VAMP-1 {number(vamp['vamp1'])}, VAMP-2 {number(vamp['vamp2'])} of at most {k - 1}"
-        + (noise if floor in vamp else ""),
+        f"VAMP-1 {number(vamp['vamp1'])}, VAMP-2 {number(vamp['vamp2'])} of at most {k - 1}{noise}",
         f"mean largest probability {number(found['predictions']['mean_max_probability'])} (1: crisp, "
         f"{number(1 / k)}: none); {found['predictions']['switches']:,} switches of the likeliest state",
         f"Chapman-Kolmogorov, {test['steps']} steps: largest difference {number(test['max_difference'])}, "
@@ -39,8 +39,8 @@ def summary(found: dict[str, Any]) -> str:
     ]
     if known := found.get("agreement"):
         lines.append(
-            f"known states: purity {number(known['purity'])}, {known['distinct']} of {len(known['states'])} are the "
-            f"commonest of some likeliest state; largest error of a population {number(known['population_error'])}"
+            f"known states: purity {number(known['purity'])}, {known['distinct']} of {len(known['states'])} have a "
+            f"likeliest state of their own, largest error of a population {number(known['population_error'])}"
         )
     return "\n".join([*lines, *(f"warning: {text}" for text in found["warnings"])])
 

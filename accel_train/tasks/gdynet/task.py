@@ -298,16 +298,17 @@ class GDyNetTask(Task):
 
 
 def epoch_lists(lists: dict[str, list]) -> dict[str, list]:
+    """One entry per epoch: its last log line that falls together with an evaluation."""
     train = {step: i for i, step in enumerate(lists.get("step", []))}
-    found: dict[str, list] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for j, step in enumerate(lists.get("eval_step", [])):
-        if step not in train:  # a log line and an evaluation fall together at the end of an epoch
+        if (i := train.get(step)) is None:
             continue
-        i = train[step]
-        row: dict[str, Any] = {"epochs": lists["epoch"][i] + 1, "loss_types": lists["phase"][i]}
+        epoch = lists["epoch"][i] + 1
+        row: dict[str, Any] = {"epochs": epoch, "loss_types": lists["phase"][i]}
         for name, known in (("loss", "losses"), ("vamp1", "vamp1_scores"), ("vamp2", "vamp2_scores")):
             row[f"train_{known}_last"], row[f"train_{known}_avg"] = lists[f"last/{name}"][i], lists[name][i]
             row[f"val_{known}_last"] = row[f"val_{known}_avg"] = lists[f"eval_{name}"][j]
-        for name, value in row.items():
-            found.setdefault(name, []).append(value)
-    return found
+        rows[epoch] = row
+    names = next(iter(rows.values()), {})
+    return {name: [row[name] for row in rows.values()] for name in names}

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from accel_train import keyed
+from accel_train.arguments import Parser
 from accel_train.data.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
@@ -57,11 +58,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str):  # noqa: ANN202
-            raise UserError(f"generate: {message}")
-
+def _parser() -> Parser:
     parser = Parser(prog="accel-train muon generate", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model")
     parser.add_argument("--conditions", nargs="+", required=True, help="Parquet files or patterns with a column "
