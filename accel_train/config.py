@@ -15,12 +15,20 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
 from accel_train.errors import UserError
 from accel_train.progress import Duration
 from accel_train.tasks import TASKS, find
-from accel_train.values import LARGE, Typed, build, hints_of, in_range, kind, loads, loads_or_text, refuse_unknown
+from accel_train.values import (
+    LARGE,
+    Typed,
+    build,
+    hints_of,
+    in_range,
+    kind,
+    load_mapping,
+    loads_or_text,
+    refuse_unknown,
+)
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
@@ -353,16 +361,7 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        tree = loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"--config {path}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {path}: expected lines of KEY: VALUE")
+    tree = load_mapping(path, "--config")
     if isinstance(tree.get("task"), str):
         tree["task"] = {"class_path": tree["task"]}
     return tree

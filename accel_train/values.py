@@ -8,7 +8,8 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -170,6 +171,21 @@ for _class in (_Loader, _Dumper):
 
 def loads(text: str) -> Any:
     return yaml.load(text, _Loader)
+
+
+def load_mapping(path: Path, name: str, mend: Callable[[str], str] = str) -> dict[str, Any]:
+    """The YAML mapping in a file, after ``mend`` has gone over its text; ``name`` begins a line about what is wrong."""
+    try:
+        tree = loads(mend(path.read_text()))
+    except OSError as error:
+        raise UserError(f"{name} {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{name} {path}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} {path}: expected lines of KEY: VALUE")
+    return tree
 
 
 def loads_or_text(text: str) -> Any:

@@ -225,7 +225,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["runs"], "runs: the following arguments are required: ACTION"),
         (["runs", "merge", "--dst=x"], "runs merge: the following arguments are required: --src-root"),
         (["runs", "merge", "--dst=x", "--src-root=nowhere"], "nowhere: no such folder"),
-        (["runs", "merge", "--dst=x", "--src-root=.", "--mode=move"], "runs merge: argument --mode: invalid choice: 'move'"),
+        (["runs", "merge", "--dst=x", "--src-root=.", "--mode=move"], "runs merge: argument --mode: invalid choice"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
 )  # fmt: skip

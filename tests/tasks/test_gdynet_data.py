@@ -149,7 +149,8 @@ def test_a_bad_frame_is_found_when_it_is_read(tmp_path):
 
 def test_warnings_of_loading_are_the_first_events(tmp_path):
     arrays = make_arrays(9) | {"target_index": np.array([0, 1, 1])}
-    source = FrameSource(FramePairs(load([save(tmp_path / "a", arrays)], ferro=True, cutoff=1e3), 2), 4)
+    loaded = load([save(tmp_path / "a", arrays)], ferro=True, cutoff=1e3)
+    source = FrameSource(FramePairs(loaded, 2), 4, warnings=loaded[0].warnings)
     assert source.steps(0) == 2
     (event,) = source.events()
     assert event.kind == "warning" and "target_index contains 1 duplicate entries" in event.title

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from accel_train.arguments import Parser
 from accel_train.config import build_task, flatten, settings_for
 from accel_train.errors import UserError
 from accel_train.optim import suggest
 from accel_train.tasks.gdynet.task import GDyNetTask
-from accel_train.values import build, dumps, in_range, loads
+from accel_train.values import build, dumps, in_range, load_mapping, loads
 
 KEYS: dict[str, Any] = {
     "model_type": Literal["gdynet_vanilla", "gdynet_ferro"],
@@ -114,16 +112,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, a key that is not in ``KEYS``, or a value of another type.
     """
-    try:
-        given = loads(_quote_product(path.read_text()))
-    except OSError as error:
-        raise UserError(f"convert: {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"convert: {path}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
-    if not isinstance(given, dict):
-        raise UserError(f"convert: {path}: expected lines of KEY: VALUE")
+    given = load_mapping(path, "convert:", _quote_product)
     values = {}
     for key, value in flatten(given).items():
         if key in KEYS:

@@ -136,7 +136,7 @@ class Frames(_Frames):
 
 
 class FrameSource(IndexedSource):
-    """Batches of either, whose first events are the warnings of loading them, and ``others``."""
+    """Batches of either, whose first events are these warnings."""
 
     def __init__(
         self,
@@ -144,11 +144,10 @@ class FrameSource(IndexedSource):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        others: Sequence[Trajectory] = (),
+        warnings: Sequence[str] = (),
     ) -> None:
         super().__init__(data, batch_size, seed, shuffle)
-        loaded = [*data.trajectories, *others]
-        self._news = [Event("warning", text) for trajectory in loaded for text in trajectory.warnings]
+        self._news = [Event("warning", text) for text in warnings]
 
     def events(self) -> list[Event]:
         news, self._news = self._news, []

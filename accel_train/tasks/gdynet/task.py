@@ -12,13 +12,13 @@ from accel_train.data.source import BatchSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
 from accel_train.tasks.gdynet.norm import Norm
+from accel_train.tasks.gdynet.splits import Splits
 from accel_train.values import in_range
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from accel_train.tasks.gdynet.data import Trajectory
 
 LOSSES = ("vamp2", "vamp1", "vamp1_true", "vampe")
 SHOWN_TIMES = 4
@@ -34,7 +34,7 @@ class GDyNetTask(Task):
             neighbour lists, distances, directions.
         val_fnames: the same for validation; empty takes the last ``val_share`` of every training trajectory.
         test_fnames: the same for the test.
-        val_share: see val_fnames; ``tau`` frames before it are left out, so that no pair has a frame on both sides.
+        val_share: see val_fnames; ``tau`` frames before it are left out, which know of it still.
         model_type: ``gdynet_ferro`` also reads directions (local polarisation), ``gdynet_vanilla`` distances only.
         atom_fea_len: features of an atom.
         n_conv: convolutions.
@@ -58,7 +58,7 @@ class GDyNetTask(Task):
         "seed": 1234, "global_batch_size": 32, "learning_rate": 1e-3, "optimizer": {"class_path": "Adam"},
         "max_grad_norm": None, "logging_steps": "1ep", "eval_steps": "1ep", "save_steps": "1ep",
     }  # fmt: skip
-    file_types = ("nbr_lists.npy",)
+    file_types = ("nbr_lists.npy", ".npy")
     movable = ("train_fnames", "val_fnames", "test_fnames", "loss_schedule", "repeat", "dt_ns")
     one_forward = True
     logs_last = True
@@ -87,14 +87,14 @@ class GDyNetTask(Task):
     ) -> None:
         least = {
             "atom_fea_len": (atom_fea_len, 1), "n_conv": (n_conv, 0), "state_len": (state_len, 2), "tau": (tau, 1),
-            "num_gaussians": (num_gaussians, 2), "epochs": (epochs, 1), "repeat": (repeat, 1), "epsilon": (epsilon, 0),
-            "val_share": (val_share, 0),
+            "num_gaussians": (num_gaussians, 2), "epochs": (epochs, 1), "repeat": (repeat, 1),
         }  # fmt: skip
         for name, (value, bound) in least.items():
             in_range(f"task.init_args.{name}", value, bound)
         in_range("task.init_args.cutoff", cutoff, 1e-9)
         in_range("task.init_args.dt_ns", dt_ns, 1e-30)
         in_range("task.init_args.val_share", val_share, 0, 0.9)
+        in_range("task.init_args.epsilon", epsilon, 1e-14, 1)
         known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
         for name in loss_schedule:
             if name not in known:
@@ -118,43 +118,34 @@ class GDyNetTask(Task):
         self.schedule, self.epochs, self.repeat = [known[name] for name in loss_schedule], epochs, repeat
         self.communicates = norm == "sync_batch"
         self.dt_ns = dt_ns
-        self._trajectories: dict[str, list[Trajectory]] | None = None
+        self.splits = Splits(self.fnames, self.ferro, tau, cutoff, val_share)
         self._atoms: dict[Any, tuple[Tensor, Tensor]] = {}
         self._batch_rows: int | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
-    def trajectories(self, split: str) -> list[Trajectory]:
-        """Those of a split, opened and checked with all others once."""
-        if self._trajectories is None:
-            from accel_train.tasks.gdynet.splits import load_splits
-
-            loaded = load_splits(self.fnames, self.ferro, self.tau, self.cutoff, self.val_share)
-            self._trajectories = loaded
-        return self._trajectories[split]
-
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
         from accel_train.tasks.gdynet.data import FramePairs, FrameSource
 
-        trajectories = self.trajectories(split)
+        trajectories, training = self.splits[split], split == "train"
         if not trajectories:
             return None
-        pairs, training = FramePairs(trajectories, self.tau), split == "train"
+        warnings = self.splits.warnings(batch_size, self.state_len) if training else []
         if training:
             self._batch_rows = batch_size * len(trajectories[0].target_index)
-        others = [*self.trajectories("validation"), *self.trajectories("test")] if training else []
-        return FrameSource(pairs, batch_size, seed, training, others)
+        return FrameSource(FramePairs(trajectories, self.tau), batch_size, seed, training, warnings)
 
     def predict_data(self, split: str, batch_size: int) -> BatchSource | None:
         from accel_train.tasks.gdynet.data import Frames, FrameSource
 
-        trajectories = self.trajectories(split)
+        trajectories = self.splits[split]
         return FrameSource(Frames(trajectories), batch_size, shuffle=False) if trajectories else None
 
     def describe_predictions(self, split: str) -> dict[str, Any]:
         start, parts = 0, []
-        for trajectory in self.trajectories(split):
-            parts.append({"name": trajectory.name, "start": start, "frames": trajectory.frames})
+        for trajectory in self.splits[split]:
+            first = trajectory.span[0] if trajectory.span else 0
+            parts.append({"name": trajectory.name, "first_frame": first, "start": start, "frames": trajectory.frames})
             start += trajectory.frames
         return {"file": "probabilities.npy", "trajectories": parts, "tau": self.tau, "dt_ns": self.frame_ns()}
 
@@ -162,7 +153,8 @@ class GDyNetTask(Task):
         """Time between two frames, ns, if anybody has said it."""
         if self.dt_ns is not None:
             return self.dt_ns
-        return self.trajectories("train")[0].meta.get("dt_ns")
+        opened = self.splits.any() or self.splits["train"]
+        return opened[0].meta.get("dt_ns")
 
     @staticmethod
     def synth(out: Path, seed: int = 0, size: int | None = None, **options: Any) -> str:
@@ -208,7 +200,7 @@ class GDyNetTask(Task):
         import torch
 
         if device not in self._atoms:
-            one = self.trajectories("train")[0]
+            one = (self.splits.any() or self.splits["train"])[0]
             self._atoms[device] = (
                 torch.from_numpy(one.atom_types).to(device),
                 torch.from_numpy(one.target_index).to(device),
@@ -275,9 +267,11 @@ class GDyNetTask(Task):
         return {"probabilities": models["lobe_0"](*self._structure(both[0].device), *both)}
 
     def summary(self, metrics: dict[str, float]) -> str:
+        if not metrics:
+            return ""
         dt = self.frame_ns()
         lag = f"tau {self.tau} frames" + (f" = {self.tau * dt:.4g} ns" if dt else "")
-        times = [v for name, v in metrics.items() if name.endswith("_frames")]
+        times = [v for name, v in metrics.items() if name.endswith("_frames") and math.isfinite(v)]
         shown = ", ".join(f"{v:.4g}" + (f" = {v * dt:.4g} ns" if dt else "") for v in times)
         most = self.state_len - 1
         return (
@@ -298,17 +292,15 @@ class GDyNetTask(Task):
 
 
 def epoch_lists(lists: dict[str, list]) -> dict[str, list]:
-    """One entry per epoch: its last log line that falls together with an evaluation."""
-    train = {step: i for i, step in enumerate(lists.get("step", []))}
+    """One entry per epoch: its last log line, and the evaluation that falls together with it, if one does."""
+    evaluated = {step: j for j, step in enumerate(lists.get("eval_step", []))}
     rows: dict[int, dict[str, Any]] = {}
-    for j, step in enumerate(lists.get("eval_step", [])):
-        if (i := train.get(step)) is None:
-            continue
-        epoch = lists["epoch"][i] + 1
+    for i, step in enumerate(lists.get("step", [])):
+        epoch, j = lists["epoch"][i] + 1, evaluated.get(step)
         row: dict[str, Any] = {"epochs": epoch, "loss_types": lists["phase"][i]}
         for name, known in (("loss", "losses"), ("vamp1", "vamp1_scores"), ("vamp2", "vamp2_scores")):
             row[f"train_{known}_last"], row[f"train_{known}_avg"] = lists[f"last/{name}"][i], lists[name][i]
-            row[f"val_{known}_last"] = row[f"val_{known}_avg"] = lists[f"eval_{name}"][j]
+            row[f"val_{known}_last"] = row[f"val_{known}_avg"] = None if j is None else lists[f"eval_{name}"][j]
         rows[epoch] = row
     names = next(iter(rows.values()), {})
     return {name: [row[name] for row in rows.values()] for name in names}
