@@ -159,7 +159,16 @@ def _evaluate(rest: list[str]) -> int:
 
     metrics = evaluate_run(options.run, options.checkpoint, options.split, options.batch_size, options.out)
     if os.environ.get("RANK", "0") == "0":
-        print(find_saved(options.run, options.checkpoint).task.summary(metrics) or json.dumps(metrics, indent=1))
+        saved = find_saved(options.run, options.checkpoint)
+        summary = saved.task.summary(metrics)
+        print(summary or json.dumps(metrics, indent=1))
+        if not summary:  # for programs
+            return 0
+        folder = options.out or Path(os.path.relpath(saved.home)) / "evaluation"
+        print(f"\n  metrics        {folder / 'evaluation.json'}")
+        for name in ("figures", "predictions"):
+            if (folder / name).is_dir():
+                print(f"  {name:<14} {folder / name}")
     return 0
 
 

@@ -26,6 +26,7 @@ TINY = {  # task -> overrides that make any of its examples small
         "--task.init_args.eval_rows=16",
     ],
     "muon": ["--task.init_args.held_out=0.3", "--task.init_args.hidden_dim=8", "--task.init_args.critic_steps=1"],
+    "gdynet": ["--task.init_args.atom_fea_len=6", "--task.init_args.num_gaussians=8"],
 }  # fmt: skip
 
 
@@ -52,6 +53,9 @@ def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Pat
     if "files" in task.init_args:  # it needs data
         task.synth(tmp_path / "data", size=300)
         more = [f"--task.init_args.files={tmp_path}/data/*.parquet"]
+    elif "train_fnames" in task.init_args:
+        task.synth(tmp_path / "data", size=60)
+        more = [f"--task.init_args.{split}_fnames=[{tmp_path}/data/{split}]" for split in ("train", "val", "test")]
     task, config = parse([*overrides(path, tmp_path / "run", steps=2), *more])
     result = Trainer(task, config).fit()
     losses = [values for name, values in result.history.items() if name.endswith("loss") and "eval" not in name]

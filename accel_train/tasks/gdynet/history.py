@@ -51,8 +51,8 @@ class Curves(NamedTuple):
 
 def curves(history: History) -> Curves:
     """By the fourteen lists over epochs, where each evaluation is in one of its own; otherwise by step."""
-    times = history.get("epochs", [])
-    if times and len({*times}) == len(history.get("eval_step", times)):
+    times, evaluated = history.get("epochs", []), history.get("val_losses_avg", [])
+    if times and len([value for value in evaluated if value is not None]) == len(history.get("eval_step", [])):
         lines = {
             name: {
                 "training": (times, history[f"train_{known}_avg"]),
