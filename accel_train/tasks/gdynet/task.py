@@ -233,11 +233,7 @@ class GDyNetTask(Task):
         from accel_train.tasks.gdynet import vamp
 
         x, y = self.features(models, batch)
-        return {
-            "moments": vamp.moments(x, y),
-            "largest": x.max(1).values.double().sum(),
-            "populations": x.double().sum(0),
-        }
+        return {"moments": vamp.moments(x, y), "largest": x.max(1).values.double().sum()}
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """One score of the whole set, not a mean over batches, which small batches would inflate.
@@ -294,13 +290,17 @@ class GDyNetTask(Task):
 def epoch_lists(lists: dict[str, list]) -> dict[str, list]:
     """One entry per epoch: its last log line, and the evaluation that falls together with it, if one does."""
     evaluated = {step: j for j, step in enumerate(lists.get("eval_step", []))}
+
+    def get(name: str, at: int | None) -> Any:
+        return lists[name][at] if at is not None and name in lists else None
+
     rows: dict[int, dict[str, Any]] = {}
     for i, step in enumerate(lists.get("step", [])):
         epoch, j = lists["epoch"][i] + 1, evaluated.get(step)
         row: dict[str, Any] = {"epochs": epoch, "loss_types": lists["phase"][i]}
         for name, known in (("loss", "losses"), ("vamp1", "vamp1_scores"), ("vamp2", "vamp2_scores")):
-            row[f"train_{known}_last"], row[f"train_{known}_avg"] = lists[f"last/{name}"][i], lists[name][i]
-            row[f"val_{known}_last"] = row[f"val_{known}_avg"] = None if j is None else lists[f"eval_{name}"][j]
+            row[f"train_{known}_last"], row[f"train_{known}_avg"] = get(f"last/{name}", i), get(name, i)
+            row[f"val_{known}_last"] = row[f"val_{known}_avg"] = get(f"eval_{name}", j)
         rows[epoch] = row
     names = next(iter(rows.values()), {})
     return {name: [row[name] for row in rows.values()] for name in names}
