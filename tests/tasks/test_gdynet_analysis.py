@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet import analyze, truth
-from accel_train.tasks.gdynet.analysis import (
+from accel_train.tasks.gdynet import truth
+from accel_train.tasks.gdynet.analysis import command
+from accel_train.tasks.gdynet.analysis.analyse import (
     agreement,
     analyse,
     autocorrelations,
@@ -29,10 +30,10 @@ from accel_train.tasks.gdynet.analysis import (
     transition_counts,
     vamp,
 )
-from accel_train.tasks.gdynet.history import curves
-from accel_train.tasks.gdynet.moments import populations
+from accel_train.tasks.gdynet.analysis.history import curves
+from accel_train.tasks.gdynet.analysis.moments import populations
+from accel_train.tasks.gdynet.analysis.timescales import band
 from accel_train.tasks.gdynet.task import epoch_lists
-from accel_train.tasks.gdynet.timescales import band
 
 CAGED = np.array([[0.99, 0.01, 0.0], [0.01, 0.98, 0.01], [0.0, 0.01, 0.99]])
 FASTER = np.array([[0.8, 0.15, 0.05], [0.1, 0.85, 0.05], [0.02, 0.08, 0.9]])
@@ -96,7 +97,7 @@ def test_splits_and_trajectories_add_up(seed, k, lag, split_by):
 def test_blocks_change_nothing(monkeypatch):
     predictions = random_predictions(0, 3, [(50, 4), (31, 4)])
     numbers = moments(predictions, 3, 2, "time"), transition_counts(predictions, 3), statistics(predictions)
-    monkeypatch.setattr("accel_train.tasks.gdynet.moments.ROWS", 8)
+    monkeypatch.setattr("accel_train.tasks.gdynet.analysis.moments.ROWS", 8)
     np.testing.assert_allclose(moments(predictions, 3, 2, "time"), numbers[0], rtol=1e-12)
     np.testing.assert_array_equal(transition_counts(predictions, 3), numbers[1])
     for ours, before in zip(statistics(predictions), numbers[2], strict=True):
@@ -409,7 +410,7 @@ def run(tmp_path):
 
 
 def test_the_command(run, capsys):
-    assert analyze.main([str(run)]) == 0
+    assert command.main([str(run)]) == 0
     out = run / "evaluation" / "analysis"
     text = (out / "analysis.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -467,7 +468,7 @@ def test_known_states(run, capsys):
     known = [run / f"states{i}.npy" for i in range(2)]
     for i, (path, frames) in enumerate(zip(known, (400, 300), strict=True)):
         np.save(path, chain(FASTER, frames, 6, i).astype(np.int8))
-    assert analyze.main([str(run), "--states", *map(str, known), "--out", str(run / "out")]) == 0
+    assert command.main([str(run), "--states", *map(str, known), "--out", str(run / "out")]) == 0
     found = json.loads((run / "out" / "analysis.json").read_text())["agreement"]
     assert found["states"] == [0, 1, 2] and found["distinct"] == 3 and found["purity"] == 1
     assert np.sum(found["counts"]) == 700 * 6
@@ -482,7 +483,7 @@ def test_known_states(run, capsys):
 
 
 def test_what_does_not_converge_is_left_out(run, monkeypatch):
-    monkeypatch.setattr("accel_train.tasks.gdynet.koopman.ITERATIONS", 1)
+    monkeypatch.setattr("accel_train.tasks.gdynet.analysis.koopman.ITERATIONS", 1)
     found = analyse(load(run))
     assert found["argmax"]["reversible"] is None and found["argmax"]["likeliest"]
     assert any("reversible transition matrix: no convergence" in text for text in found["warnings"])
@@ -510,7 +511,7 @@ def test_a_file_alone_with_coordinates(tmp_path, capsys):
     np.save(tmp_path / "traj_coords.npy", coords)
     np.save(tmp_path / "target_index.npy", np.array([1, 3, 6]))
     argv = [str(tmp_path / "p.npy"), "--coords", str(tmp_path / "traj_coords.npy"), "--out", str(tmp_path / "out")]
-    assert analyze.main([*argv, "--lag", "2", "--lags", "1", "4", "--steps", "3", "--splits", "2"]) == 0
+    assert command.main([*argv, "--lag", "2", "--lags", "1", "4", "--steps", "3", "--splits", "2"]) == 0
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert found["implied_timescales"]["lags_frames"] == [1, 2, 4] and found["dt_ns"] is None
     assert not any(key.endswith("_ns") and key != "dt_ns" for key in found)
@@ -608,4 +609,4 @@ def test_bad_files(run, tmp_path):
 )
 def test_bad_options(run, argv, error):
     with pytest.raises(UserError, match=error):
-        analyze.main([str(run), *argv])
+        command.main([str(run), *argv])

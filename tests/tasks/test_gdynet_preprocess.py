@@ -19,11 +19,11 @@ pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet import blocks, frames, work
-from accel_train.tasks.gdynet.frames import Frame
-from accel_train.tasks.gdynet.neighbours import nearest
-from accel_train.tasks.gdynet.polarization import COULOMB_PER_M2, displacement, find_sites, polarization
-from accel_train.tasks.gdynet.preprocess import main
+from accel_train.tasks.gdynet.preprocess import blocks, frames, work_folder
+from accel_train.tasks.gdynet.preprocess.command import main
+from accel_train.tasks.gdynet.preprocess.frames import Frame
+from accel_train.tasks.gdynet.preprocess.neighbours import nearest
+from accel_train.tasks.gdynet.preprocess.polarization import COULOMB_PER_M2, displacement, find_sites, polarization
 
 ARRAYS = ("atom_types.npy", "target_index.npy", "nbr_lists.npy", "nbr_dists.npy")
 ALL = np.ones(3, bool)
@@ -440,7 +440,7 @@ def test_killed_and_resumed_is_the_same(
 def test_a_kill_while_preparing_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_npz(tmp_path / "t.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(work, "find_targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(work_folder, "find_targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main(arguments(source, tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
@@ -481,9 +481,9 @@ def test_sigkill_leaves_no_worker_and_is_resumed(tmp_path: Path, small_blocks: N
 
 SCRIPT = """
 import sys
-from accel_train.tasks.gdynet import blocks
+from accel_train.tasks.gdynet.preprocess import blocks
 blocks.MOST_FRAMES = 2
-from accel_train.tasks.gdynet.preprocess import main
+from accel_train.tasks.gdynet.preprocess.command import main
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules
 sys.exit(code)

@@ -7,8 +7,8 @@ USAGE = """usage: accel-train gdynet COMMAND ... (--help tells more)
   convert     a config of the known trainer to one of ours, saying what it changed"""
 
 COMMANDS = {
-    "preprocess": "accel_train.tasks.gdynet.preprocess",
-    "analyze": "accel_train.tasks.gdynet.analyze",
+    "preprocess": "accel_train.tasks.gdynet.preprocess.command",
+    "analyze": "accel_train.tasks.gdynet.analysis.command",
     "convert": "accel_train.tasks.gdynet.convert",
 }
 """Name -> module with ``main(argv) -> exit code``."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet import moments
+from accel_train.tasks.gdynet.analysis import moments
 from accel_train.values import loads
 
 INDEX = "predictions.json"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.frames import Frame, Source, charges, check_types, elements, library
+from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, charges, check_types, elements, library
 
 NPZ = ("traj_coords", "lattices", "atom_types")
 """What an npz must hold; also ``target_index`` where the targets are not given otherwise."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_train.tasks.gdynet.history import Curves, curves
+from accel_train.tasks.gdynet.analysis.history import Curves, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from accel_train.tasks.gdynet.predictions import Loaded
+    from accel_train.tasks.gdynet.analysis.predictions import Loaded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")

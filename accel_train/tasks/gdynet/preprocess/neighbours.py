@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from accel_train.errors import DataError
-from accel_train.tasks.gdynet.frames import Frame, library
+from accel_train.tasks.gdynet.preprocess.frames import Frame, library
 
 MARGIN = 1e-9
 """Of a cell: images this much too far are kept, so that rounding loses none."""

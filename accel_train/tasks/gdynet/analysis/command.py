@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from accel_train.arguments import Parser
-from accel_train.tasks.gdynet.analysis import analyse, figures, load, summary
-from accel_train.tasks.gdynet.moments import SPLIT_BY
-from accel_train.tasks.gdynet.predictions import Loaded
+from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
+from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
+from accel_train.tasks.gdynet.analysis.predictions import Loaded
 
 
 def main(argv: list[str]) -> int:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet import trajectories
-from accel_train.tasks.gdynet.blocks import Job, describe, find_targets, write_json
+from accel_train.tasks.gdynet.preprocess import trajectories
+from accel_train.tasks.gdynet.preprocess.blocks import Job, describe, find_targets, write_json
 
 WAIT, SAY = 3600.0, 30.0
 """Seconds: how long other ranks wait for rank 0 to prepare, and between two lines of progress."""

@@ -19,8 +19,8 @@ import numpy as np
 
 from accel_train.arguments import Parser
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet import blocks, work
-from accel_train.tasks.gdynet.frames import element
+from accel_train.tasks.gdynet.preprocess import blocks, work_folder
+from accel_train.tasks.gdynet.preprocess.frames import element
 
 CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""
@@ -30,24 +30,24 @@ def main(argv: list[str]) -> int:
     """Run the command; prints a summary, and warnings to stderr."""
     options = _parser().parse_args(argv)
     plan = _plan(options)
-    files = work.Files(Path(os.path.abspath(options.out)), options.source, options.topology, options.targets)
+    files = work_folder.Files(Path(os.path.abspath(options.out)), options.source, options.topology, options.targets)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    prepared = work.is_prepared(files, plan)  # asked first: when the work folder is gone, OUT is there
-    if work.is_finished(files, plan):
-        work.tidy(files)
+    prepared = work_folder.is_prepared(files, plan)  # asked first: when the work folder is gone, OUT is there
+    if work_folder.is_finished(files, plan):
+        work_folder.tidy(files)
         print(f"{options.out} is already there, made with these options")
         return 0
     if rank > 0:
-        work.wait(files, plan)
+        work_folder.wait(files, plan)
     elif not prepared:
-        work.prepare(files, plan)
+        work_folder.prepare(files, plan)
     start = time.monotonic()
     try:
-        done = work.run(files, rank, ranks, options.workers)
+        done = work_folder.run(files, rank, ranks, options.workers)
         seconds = time.monotonic() - start
-        meta = work.finish(files)
+        meta = work_folder.finish(files)
     except FileNotFoundError:
-        if not work.is_finished(files, plan):
+        if not work_folder.is_finished(files, plan):
             raise
         return 0  # another rank had finished it
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet.koopman import koopman, spectrum
+from accel_train.tasks.gdynet.analysis.koopman import koopman, spectrum
 
 Table = Mapping[int, np.ndarray]
 """Lag -> ``moments.moments`` at this lag, [splits, 2k+1, 2k+1]."""

@@ -1,6 +1,6 @@
 """Slow dynamics from state probabilities: everything that ``accel-train gdynet analyze`` finds, for a notebook too.
 
-    from accel_train.tasks.gdynet.analysis import analyse, figures, load, summary
+    from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 
     loaded = load("runs/ferro", states=["data/gdynet/test/true_states.npy"])
     found = analyse(loaded, lag=10)
@@ -20,14 +20,27 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.agreement import agreement
-from accel_train.tasks.gdynet.figures import figures
-from accel_train.tasks.gdynet.history import training
-from accel_train.tasks.gdynet.koopman import connected, constrained, koopman, likeliest, reversible, spectrum, vamp
-from accel_train.tasks.gdynet.moments import moments, statistics, transition_counts
-from accel_train.tasks.gdynet.predictions import INDEX, Loaded, load
-from accel_train.tasks.gdynet.summary import cautions, outside, summary
-from accel_train.tasks.gdynet.timescales import autocorrelations, chapman_kolmogorov, check_steps, implied_timescales
+from accel_train.tasks.gdynet.analysis.agreement import agreement
+from accel_train.tasks.gdynet.analysis.figures import figures
+from accel_train.tasks.gdynet.analysis.history import training
+from accel_train.tasks.gdynet.analysis.koopman import (
+    connected,
+    constrained,
+    koopman,
+    likeliest,
+    reversible,
+    spectrum,
+    vamp,
+)
+from accel_train.tasks.gdynet.analysis.moments import moments, statistics, transition_counts
+from accel_train.tasks.gdynet.analysis.predictions import INDEX, Loaded, load
+from accel_train.tasks.gdynet.analysis.summary import cautions, outside, summary
+from accel_train.tasks.gdynet.analysis.timescales import (
+    autocorrelations,
+    chapman_kolmogorov,
+    check_steps,
+    implied_timescales,
+)
 from accel_train.tracking.records import is_number, plain
 from accel_train.values import in_range
 

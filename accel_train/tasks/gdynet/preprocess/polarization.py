@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.frames import Frame, library
-from accel_train.tasks.gdynet.neighbours import Images, images
+from accel_train.tasks.gdynet.preprocess.frames import Frame, library
+from accel_train.tasks.gdynet.preprocess.neighbours import Images, images
 
 CAGE, CORNERS = 6, 8
 """O atoms around a B atom, and A atoms."""

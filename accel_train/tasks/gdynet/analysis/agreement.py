@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet.moments import Predictions, blocks
+from accel_train.tasks.gdynet.analysis.moments import Predictions, blocks
 
 
 def agreement(predictions: Predictions, states: Sequence[np.ndarray]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet import polarization
-from accel_train.tasks.gdynet.frames import Source, element
-from accel_train.tasks.gdynet.neighbours import nearest
-from accel_train.tasks.gdynet.trajectories import open_source
+from accel_train.tasks.gdynet.preprocess import polarization
+from accel_train.tasks.gdynet.preprocess.frames import Source, element
+from accel_train.tasks.gdynet.preprocess.neighbours import nearest
+from accel_train.tasks.gdynet.preprocess.trajectories import open_source
 
 BYTES, MOST_FRAMES = 32 << 20, 1000
 """A block has at most so many bytes of rows, and frames. Smaller: less to repeat; larger: fewer files."""
