@@ -284,11 +284,15 @@ class Stepper:
         if self._counts_items:  # nothing but the number of items: no need to ask the task
             totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
         else:
-            once = self.task.one_forward and len(micro_batches) == 1 and not self._sharded
-            module = group.module if self._sharded else group.local
-            with torch.set_grad_enabled(once):
+            # What runs the models does so where autocast and sharding see it.
+            module = (group.module if self._sharded else group.local) if self.task.one_forward else None
+            with torch.set_grad_enabled(module is not None and len(micro_batches) == 1 and not self._sharded):
                 for micro_batch in micro_batches:
-                    for name, part in module(micro_batch, None, objective).items():
+                    if module is not None:
+                        parts = module(micro_batch, None, objective)
+                    else:
+                        parts = self.task.totals(self.models, micro_batch, objective)
+                    for name, part in parts.items():
                         totals[name] = totals[name] + part.detach() if name in totals else part.detach()
         if self.ranks.world_size == 1:
             return totals
