@@ -155,11 +155,11 @@ def _evaluate(rest: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
     options = parser.parse_args(rest)
-    from accel_train.inspection import evaluate_run, find_saved
+    from accel_train.inspection import evaluate_saved, find_saved
 
-    metrics = evaluate_run(options.run, options.checkpoint, options.split, options.batch_size, options.out)
+    saved = find_saved(options.run, options.checkpoint)
+    metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
     if os.environ.get("RANK", "0") == "0":
-        saved = find_saved(options.run, options.checkpoint)
         summary = saved.task.summary(metrics)
         print(summary or json.dumps(metrics, indent=1))
         if not summary:  # for programs

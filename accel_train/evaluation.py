@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from accel_train.errors import UserError
 from accel_train.progress import Position
 from accel_train.ranks import Ranks
 from accel_train.task import Batch, Task
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -87,29 +90,39 @@ def predict(
 def _outputs(
     task: Task, models: dict[str, nn.Module], share: Batch, accelerator: Accelerator, limit: int | None
 ) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {}
-    for micro_batch in task.split(share, limit or task.size(share)):
-        with accelerator.autocast():
-            outputs = task.predict_step(models, micro_batch)
-        for name, output in outputs.items():
-            parts.setdefault(name, []).append(output.float().cpu().numpy())
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    def run(micro_batches: list[Batch]) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {}
+        for micro_batch in micro_batches:
+            with accelerator.autocast():
+                outputs = task.predict_step(models, micro_batch)
+            for name, output in outputs.items():
+                parts.setdefault(name, []).append(output.float().cpu().numpy())
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    return _fitting(task, share, limit, run)
 
 
 def _statistics(
     task: Task, models: dict[str, nn.Module], share: Batch, accelerator: Accelerator, limit: int | None
 ) -> dict[str, Tensor]:
+    def run(micro_batches: list[Batch]) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for micro_batch in micro_batches:
+            with accelerator.autocast():
+                parts = task.eval_step(models, micro_batch)
+            for name, part in parts.items():
+                sums[name] = sums[name] + part if name in sums else part
+        return sums
+
+    return _fitting(task, share, limit, run)
+
+
+def _fitting(task: Task, share: Batch, limit: int | None, run: Callable[[list[Batch]], T]) -> T:
     """One share, cut to fit in memory. No rank waits for another here, so an out-of-memory error is a local matter."""
     limit = limit or task.size(share)
     while True:
         try:
-            sums: dict[str, Tensor] = {}
-            for micro_batch in task.split(share, limit):
-                with accelerator.autocast():
-                    parts = task.eval_step(models, micro_batch)
-                for name, part in parts.items():
-                    sums[name] = sums[name] + part if name in sums else part
-            return sums
+            return run(task.split(share, limit))
         except torch.OutOfMemoryError:
             if limit <= 1:
                 raise

@@ -112,11 +112,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def evaluate_run(
     run: Path, checkpoint: str | None, split: str, batch_size: int | None, out: Path | None
 ) -> dict[str, float]:
+    """``evaluate_saved`` of a run folder, a checkpoint, or an exported model.
+
+    Args:
+        checkpoint: of a run folder: best (the default where there is one), latest, a step, or a path.
+    """
+    return evaluate_saved(find_saved(run, checkpoint), split, batch_size, out)
+
+
+def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
     """Metrics of saved weights over a held-out split, the same on any number of ranks.
 
     Args:
-        run: a run folder, a checkpoint, or an exported model.
-        checkpoint: of a run folder: best (the default where there is one), latest, a step, or a path.
         batch_size: global batch; by default that of training, which repeats the metrics in its log to the last digit.
         out: for evaluation.json and figures; by default ``evaluation`` in the run folder.
     """
@@ -126,7 +133,6 @@ def evaluate_run(
         raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size: {batch_size} is out of range, must be at least 1")
-    saved = find_saved(run, checkpoint)
     with _accelerate_as_it_was():
         return _evaluate(saved, split, batch_size, out)
 

@@ -408,6 +408,16 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def kill_at_checkpoints(job: dict[str, Any], times: int = 3) -> None:
+    """Start the job and kill it as soon as it has another checkpoint, again and again."""
+    folder = Path(job["config"]["output_dir"])
+    for _ in range(times):
+        child = Child(job)
+        before = steps_saved(folder)
+        wait_for(lambda b=before, c=child: steps_saved(folder) != b or not c.alive(), what="a checkpoint")
+        child.kill()
+
+
 # -- faults of the disk ----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from accel_train.cli import COMMANDS, main
+from accel_train.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = str(ROOT / "examples" / "collatz_small.yaml")
@@ -404,3 +405,10 @@ def test_a_run_that_has_ended_is_not_asked_to_stop(here, capsys):
     assert main(["stop", "run"]) == 0
     assert capsys.readouterr().out.endswith("run is not running (completed): nothing to stop\n")
     assert not list(Path("run").rglob("stop"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_can_be_named_without_torch(name):
+    """Help, inspect and the reading of a config import the class; a second of waiting is for those who need it."""
+    script = f"import sys; from accel_train.tasks import find; find({name!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import Child, assert_same_run, config, run, samples, steps_saved, wait_for
+from support import assert_same_run, config, kill_at_checkpoints, run, samples
 
 from accel_train.tasks.gdynet.synth import synth
 
@@ -85,11 +85,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, data, ranks, stop):
 def test_killed(tmp_path, data):
     settings = dict(save_steps=2)
     run(job(tmp_path / "whole", data, {"epochs": 8}, **settings))
-    for _ in range(3):
-        child = Child(job(tmp_path / "killed", data, {"epochs": 8}, **settings))
-        before = steps_saved(tmp_path / "killed")
-        wait_for(lambda b=before, c=child: steps_saved(tmp_path / "killed") != b or not c.alive(), what="a checkpoint")
-        child.kill()
+    kill_at_checkpoints(job(tmp_path / "killed", data, {"epochs": 8}, **settings))
     run(job(tmp_path / "killed", data, {"epochs": 8}, **settings))
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 

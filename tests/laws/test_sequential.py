@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import Child, assert_same_run, config, distance, run, samples, steps_saved, wait_for
+from support import assert_same_run, config, distance, kill_at_checkpoints, run, samples
 
 from accel_train.tasks.muon import synth
 
@@ -70,11 +70,7 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path, files):
     settings = dict(max_steps=6 * IN_EPOCH, save_steps=3)
     run(job(tmp_path / "whole", files, **settings))
     seen = {}
-    for _ in range(3):
-        child = Child(job(tmp_path / "killed", files, **settings))
-        before = steps_saved(tmp_path / "killed")
-        wait_for(lambda b=before, c=child: steps_saved(tmp_path / "killed") != b or not c.alive(), what="a checkpoint")
-        child.kill()
+    kill_at_checkpoints(job(tmp_path / "killed", files, **settings))
     (result,) = run(job(tmp_path / "killed", files, **settings))
     seen |= samples([result])
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -25,10 +25,11 @@ from accel_train.cli import main
 from accel_train.config import parse
 from accel_train.errors import DataError, UserError
 from accel_train.run_folder import read_weights
-from accel_train.tasks.gdynet import splits, vamp
+from accel_train.tasks.gdynet import choices, splits, vamp
+from accel_train.tasks.gdynet.choices import LOSSES
 from accel_train.tasks.gdynet.files import Trajectory
 from accel_train.tasks.gdynet.synth import synth
-from accel_train.tasks.gdynet.task import LOSSES, GDyNetTask
+from accel_train.tasks.gdynet.task import GDyNetTask
 
 TAU, BATCH, IN_EPOCH = 3, 10, 5  # 44 pairs in train, 14 in val
 SMALL = {"atom_fea_len": 6, "n_conv": 2, "state_len": 3, "num_gaussians": 8, "tau": TAU, "epochs": 2}
@@ -263,7 +264,7 @@ def test_features_are_frames_then_targets(data, lobes):
 # -- scores of a whole split -----------------------------------------------------------------------------------------
 
 
-@given(size=st.integers(1, 20), mode=st.sampled_from(vamp.MODES), epsilon=st.sampled_from([1e-10, 1e-6, 1e-2]))
+@given(size=st.integers(1, 20), mode=st.sampled_from(choices.MODES), epsilon=st.sampled_from([1e-10, 1e-6, 1e-2]))
 @settings(deadline=None, max_examples=15)
 def test_one_score_of_all_pairs_whatever_the_batches(data, size, mode, epsilon):
     task = task_of(data, float64=True, mode=mode, epsilon=epsilon)
@@ -550,6 +551,33 @@ def test_few_rows_are_warned_of(data, tmp_path):
 def test_a_folder_in_two_splits_is_warned_of(data):
     task = task_of(data, test_fnames=[str(data / "train")])
     assert any("trained on and held out at once" in e.title for e in task.build_data("train", 10, 0).events())
+
+
+def test_predictions_fit_into_memory(trained, monkeypatch):
+    """As evaluations do: after an out-of-memory error, half as many at once."""
+    assert command("evaluate", trained, "--split=test") == 0
+    file = trained / "evaluation" / "predictions" / "probabilities.npy"
+    whole, real, sizes = np.load(file), GDyNetTask.predict_step, []
+
+    def small(self, models, batch):
+        sizes.append(len(batch["frame"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("injected")
+        return real(self, models, batch)
+
+    monkeypatch.setattr(GDyNetTask, "predict_step", small)
+    assert command("evaluate", trained, "--split=test") == 0
+    assert max(sizes) > 3
+    np.testing.assert_allclose(np.load(file), whole, atol=1e-6)
+
+
+def test_a_run_is_evaluated_without_its_training_data(data, tmp_path):
+    folders = {split: shutil.copytree(data / split, tmp_path / split) for split in SPLITS}
+    fnames = {f"{split}_fnames": [str(folder)] for split, folder in folders.items()}
+    assert train(tmp_path / "run", data, epochs=1, **fnames) == 0
+    for split in ("train", "val"):
+        shutil.rmtree(folders[split])
+    assert command("evaluate", tmp_path / "run", "--split=test") == 0
 
 
 def test_a_test_needs_no_training_data(data):

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from accel_train.errors import UserError
+from accel_train.tasks.gdynet.choices import LOSSES, MODES
 from accel_train.tasks.gdynet.vamp import (
-    LOSSES,
-    MODES,
     Covariances,
     basis,
     covariances,

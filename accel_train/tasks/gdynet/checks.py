@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from accel_train.errors import DataError
+from accel_train.tasks.gdynet.choices import ELEMENTS
 from accel_train.tasks.gdynet.files import Trajectory
 
-ELEMENTS = 100  # rows of the embedding
 KINDS = {"atom_types": "iu", "target_index": "iu", "nbr_lists": "iu", "nbr_dists": "f", "atom_directions": "f"}
 LARGEST = np.finfo(np.float32).max  # a float32, so that float16 is not compared as such
 BLOCK = 2**20  # neighbours looked at together

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel_train.tasks.gdynet.norm import Norm, make_norm
-
-ELEMENTS = 100
-"""Rows of the embedding: atomic numbers 0 to 99."""
+from accel_train.tasks.gdynet.choices import ELEMENTS, Norm
+from accel_train.tasks.gdynet.norm import make_norm
 
 
 class Lobe(nn.Module):

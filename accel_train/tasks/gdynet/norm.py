@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Norm = Literal["layer", "batch", "sync_batch"]
+from accel_train.tasks.gdynet.choices import Norm
 
 
 def make_norm(kind: Norm, features: int) -> nn.Module:

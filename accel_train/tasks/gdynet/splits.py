@@ -8,6 +8,7 @@ from accel_train.errors import DataError
 from accel_train.tasks.gdynet import checks
 from accel_train.tasks.gdynet.data import load
 from accel_train.tasks.gdynet.files import Trajectory
+from accel_train.tasks.gdynet.truth import noise_floor
 
 NOISY = 0.5
 """A score of so much by chance deserves a warning; one process scores at most 1."""
@@ -77,13 +78,13 @@ class Splits:
             ("the last batch of an epoch", pairs["train"] % batch_size or batch_size),
             ("the validation", pairs["validation"]),
         ):
-            rows = items * targets
+            rows, short = items * targets, what == "the last batch of an epoch"
             if rows == 1:
                 raise DataError(
                     f"{what} has 1 pair of frames x targets, and a covariance needs 2: change global_batch_size "
                     f"({batch_size}), or give longer trajectories"
                 )
-            if rows and (by_chance := (states - 1) ** 2 / (rows - 1)) > NOISY and what != "the last batch of an epoch":
+            if rows and not short and (by_chance := noise_floor(states, rows)) > NOISY:
                 said.append(
                     f"{what} has {rows} pairs of frames x targets, of which pure noise scores VAMP-2 "
                     f"{min(by_chance, states - 1):.2g}: use more"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from accel_train.data.source import BatchSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
-from accel_train.tasks.gdynet.norm import Norm
+from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
 from accel_train.tasks.gdynet.splits import Splits
+from accel_train.tasks.gdynet.truth import noise_floor
 from accel_train.values import in_range
 
 if TYPE_CHECKING:
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-LOSSES = ("vamp2", "vamp1", "vamp1_true", "vampe")
 SHOWN_TIMES = 4
-Mode = Literal["trunc", "regularize", "clamp"]
-EPSILON = 1e-6
 
 
 class GDyNetTask(Task):
@@ -224,8 +222,9 @@ class GDyNetTask(Task):
             x, y = self.features(models, batch)
         covariances = vamp.covariances(totals["moments"])
         value = vamp.loss_share(x, y, covariances, objective.name, self.epsilon, self.mode)
-        scores, share = vamp.scores(covariances, self.epsilon, self.mode), len(x) / covariances.rows
-        return Loss(value, {name: value.new_tensor(scores[name] * share) for name in ("vamp1", "vamp2")})
+        singular, share = vamp.singular_values(covariances, self.epsilon, self.mode), len(x) / covariances.rows
+        scores = {"vamp1": float(singular.sum()), "vamp2": float(singular.square().sum())}
+        return Loss(value, {name: value.new_tensor(score * share) for name, score in scores.items()})
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -243,19 +242,19 @@ class GDyNetTask(Task):
         from accel_train.tasks.gdynet import vamp
 
         covariances = vamp.covariances(sums["moments"])
-        scores = vamp.scores(covariances, self.epsilon, self.mode)
-        metrics = {"loss": -scores["vamp2"], **{name: scores[name] for name in ("vamp2", "vamp1")}}
-        metrics["crispness"] = float(sums["largest"]) / covariances.rows
         singular = vamp.singular_values(covariances, self.epsilon, self.mode)
+        vamp1, vamp2 = float(singular.sum()), float(singular.square().sum())
+        metrics = {"loss": -vamp2, "vamp2": vamp2, "vamp1": vamp1}
+        metrics["crispness"] = float(sums["largest"]) / covariances.rows
         for i, s in enumerate(singular.tolist()[:SHOWN_TIMES], 1):
             metrics[f"t{i}_frames"] = -self.tau / math.log(s) if 0 < s < 1 else math.nan
         return metrics
 
     def baselines(self) -> dict[str, float]:
-        """What a batch of independent features would score: (k - 1)^2 / (rows - 1)."""
+        """What a batch of independent features would score."""
         if self._batch_rows is None:
             return {}
-        return {"vamp2": (self.state_len - 1) ** 2 / max(self._batch_rows - 1, 1)}
+        return {"vamp2": noise_floor(self.state_len, self._batch_rows)}
 
     def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """``probabilities`` float32 [B, n, k], of one lobe for all frames: two that differ would leave a seam."""

@@ -16,6 +16,12 @@ from accel_train.errors import DataError, UserError
 LAGS = (1, 10)
 """The lags in frames for which ``known`` gives the scores."""
 
+
+def noise_floor(states: int, rows: int) -> float:
+    """VAMP-2 to expect of so many rows of features that do not depend on each other: (k - 1)^2 / (rows - 1)."""
+    return (states - 1) ** 2 / max(rows - 1, 1)
+
+
 # -- chains ----------------------------------------------------------------------------------------------------------
 
 

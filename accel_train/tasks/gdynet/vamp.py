@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from accel_train.errors import UserError
+from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, MODES
 from accel_train.values import in_range
 
-LOSSES = ("vamp2", "vamp1", "vamp1_true", "vampe")
-MODES = ("trunc", "regularize", "clamp")
-EPSILON, MODE = 1e-6, "trunc"
+MODE = "trunc"
 CONSTANT = 1e-12  # a variance below this part of the mean square is rounding
 
 

@@ -17,7 +17,6 @@ from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch
-from accel_train.tasks.muon.observables import Cells
 
 if TYPE_CHECKING:
     from accel_train.tasks.muon.metrics import Sample
@@ -117,6 +116,8 @@ class HeldOut:
         self.events = events.take(floor % np.uint64(2) == 0)
         if len(self.events) == 0 or len(self.floor) == 0:
             raise DataError(f"only {len(events)} held-out events: give more data, or a larger held_out or eval_events")
+        from accel_train.tasks.muon.observables import Cells  # with torch, which reading a config needs not
+
         self.cells = Cells.of(self.events.rows["primary"].astype(np.float64))
         self.other = np.random.Generator(np.random.Philox(key=0)).permutation(len(self.events))
         self.key = keyed.bits(keyed.key("evaluation"), np.arange(len(self.events)))[:, 0].view(np.int64)

@@ -41,6 +41,7 @@ from accel_train.tasks.gdynet.analysis.timescales import (
     check_steps,
     implied_timescales,
 )
+from accel_train.tasks.gdynet.truth import noise_floor
 from accel_train.tracking.records import is_number, plain
 from accel_train.values import in_range
 
@@ -153,8 +154,7 @@ def analyse(
     }
     if loaded.pairs_per_batch:
         rows = loaded.pairs_per_batch * targets
-        floor = (k - 1) ** 2 / max(rows - 1, 1)  # VAMP-2 to expect of independent x and y
-        found["vamp"] |= {"rows_per_batch": rows, "noise_floor_per_batch": floor}
+        found["vamp"] |= {"rows_per_batch": rows, "noise_floor_per_batch": noise_floor(k, rows)}
     if loaded.states is not None:
         found["agreement"] = agreement(predictions, loaded.states)
     warnings = [*cautions(matrix, lag, implied, loaded.longest, states), *unsolved]
