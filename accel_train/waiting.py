@@ -1,8 +1,8 @@
 """Waiting that ends when the run is to stop. Every wait for something outside of this process goes through here.
 
-Whoever asks the run to stop calls ``give_up``; from then on each wait below raises ``StoppedError`` within a fraction of a
-second, in whatever thread it is. What a thread does that never returns is left behind: threads here are daemons, so
-neither a stop nor the end of the interpreter waits for them.
+Whoever asks the run to stop calls ``give_up``; from then on each wait below raises ``StoppedError`` within a fraction
+of a second, in whatever thread it is. What a thread does that never returns is left behind: threads here are daemons,
+so neither a stop nor the end of the interpreter waits for them.
 """
 
 from __future__ import annotations
