@@ -137,7 +137,7 @@ def _identity(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     if not path.is_file():
-        raise UserError(f"preprocess: {path}: no such file")
+        raise UserError(f"preprocess: {path}: {'not a file' if path.exists() else 'no such file'}")
     return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
 
 
@@ -188,7 +188,8 @@ def _summary(meta: dict[str, Any]) -> str:
 
 
 def _warnings(meta: dict[str, Any]) -> list[str]:
-    found, directions, texts = meta["neighbours"], meta["directions"], []
+    found, directions = meta["neighbours"], meta["directions"]
+    texts = [meta["remark"]] if meta["remark"] else []
     if found["closest"] < CLOSE:
         texts.append(f"two atoms are only {found['closest']:.3g} A apart: are the coordinates in Angstrom?")
     if found["padded"]:
