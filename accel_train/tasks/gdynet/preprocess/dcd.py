@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, charges, elements, library
+from accel_train.errors import DataError
+from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, library
+from accel_train.tasks.gdynet.preprocess.topology import read_atoms
 
 COMMON = 24
 """The version that every other program writes where CHARMM writes its own."""
@@ -17,12 +18,8 @@ COMMON = 24
 class Dcd(Source):
     """Frames as many as the file holds. ``topology``: the atoms. A file without a unit cell is not periodic."""
 
-    def __init__(self, path: Path, mapping: dict[str, int] | None, topology: Path | None) -> None:
+    def __init__(self, path: Path, mapping: dict[str, int] | None, topology: Path) -> None:
         super().__init__(path)
-        if topology is None:
-            raise UserError(f"{path}: a DCD does not say which atoms it holds: give --topology FILE")
-        if not topology.is_file():
-            raise UserError(f"{topology}: no such file")
         promised, self._version = _header(path)
         try:
             self._file = library("MDAnalysis.lib.formats.libdcd").DCDFile(str(path))
@@ -31,7 +28,7 @@ class Dcd(Source):
         if self._file.ndims != 3:
             raise DataError(f"{path} has {self._file.ndims} coordinates for each atom; 3 are possible")
         self._count(promised)
-        self.types, self._fixed = _atoms(topology, mapping, path, self._file.header["natoms"])
+        self.types, self._fixed = read_atoms(topology, mapping, path, self._file.header["natoms"])
         self.periodic = self[0].periodic
 
     def _count(self, promised: int) -> None:
@@ -77,23 +74,6 @@ def _header(path: Path) -> tuple[int, int]:
                 return values[0], values[19]
     more = ", but as one with marks of 8 bytes" if start[8:12] == b"CORD" else ""
     raise DataError(f"{path} cannot be read: it does not begin as a DCD of coordinates with marks of 4 bytes{more}")
-
-
-def _atoms(
-    topology: Path, mapping: dict[str, int] | None, path: Path, count: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Atomic numbers, and charges if the topology has them."""
-    try:
-        form = "lammps-data" if topology.suffix in (".data", ".lmp") else None
-        atoms = library("ase.io").read(topology, format=form)
-    except UserError:
-        raise
-    except Exception as error:
-        raise DataError(f"{topology} cannot be read by ASE: {type(error).__name__}: {error}") from error
-    types = elements(atoms, mapping, str(topology))
-    if len(atoms) != count:
-        raise DataError(f"{topology} has {len(atoms)} atoms, {path} has {count}")
-    return types, charges(atoms)
 
 
 def _cell(six: np.ndarray, version: int, place: str) -> np.ndarray:

@@ -59,6 +59,8 @@ def open_source(path: Path, folder: Path, types: dict[str, int] | None = None, t
     if format == "npz":
         return _Npz(path, folder)
     if format == "dcd":
+        if topology is None:
+            raise UserError(f"{path}: a DCD does not say which atoms it holds: give --topology FILE")
         return Dcd(path, types, topology)
     return text.Text(path, format, folder, types)
 
