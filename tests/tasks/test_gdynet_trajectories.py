@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ def source(folder: Path, name: str, content: bytes) -> Source:
     path.write_bytes(content)
     work.mkdir()
     prepare(path, work)
-    if name.endswith(".dcd"):
+    if name.endswith((".dcd", ".xtc", ".trr")):
         (folder / "atoms.xyz").write_bytes(xyz_frame(BASE))
         return open_source(path, work, topology=folder / "atoms.xyz")
     return open_source(path, work, MAPPING if name.endswith(".dump") else None)
@@ -425,3 +426,62 @@ def test_dcd_frames_that_are_there_are_taken_when_asked_for(tmp_path: Path) -> N
         main(command)
     assert main([*command, "--frames=:4"]) == 0
     assert len(np.load(tmp_path / "o" / "nbr_lists.npy")) == 4
+
+
+# -- XTC and TRR -----------------------------------------------------------------------------------------------------
+
+
+def write_gromacs(path: Path, positions: np.ndarray, length: float, steps: list[int] | None = None) -> bytes:
+    """By MDAnalysis; ``length`` of a cube. Returns what is in the file."""
+    formats = pytest.importorskip("MDAnalysis.lib.formats.libmdaxdr")
+    box = np.eye(3, dtype=np.float32) * length / 10
+    with (formats.XTCFile if path.suffix == ".xtc" else formats.TRRFile)(str(path), "w") as file:
+        for i, frame in enumerate(positions):
+            step, x = steps[i] if steps else i * 100, (frame / 10).astype(np.float32)
+            if path.suffix == ".xtc":
+                file.write(x, box, step, step / 2, 1e5)
+            else:
+                file.write(x, None, None, box, step, step / 2, 0.0, len(x))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["t.xtc", "t.trr"])
+def test_gromacs(tmp_path: Path, name: str) -> None:
+    """Nanometres become Angstrom; a box of zeros is none; few atoms are stored otherwise than many."""
+    found = source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, LENGTH))
+    check(found)
+    assert found.steps is not None and found.steps.tolist() == [0, 100, 200, 300]
+    check(source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, 0)), cell=np.zeros((3, 3)))
+    many = np.random.default_rng(1).uniform(0, LENGTH, (3, 40, 3))
+    write_gromacs(tmp_path / name, many, LENGTH)
+    (tmp_path / "many.xyz").write_bytes(b"40\n\n" + b"O 0 0 0\n" * 40)
+    prepare(tmp_path / name, tmp_path)
+    read = open_source(tmp_path / name, tmp_path, topology=tmp_path / "many.xyz")
+    assert (len(read), read.fault) == (3, None)
+    np.testing.assert_allclose(read[2].positions, many[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["t.xtc", "t.trr"])
+@pytest.mark.parametrize("atoms", [6, 40])
+def test_gromacs_that_is_cut(tmp_path: Path, name: str, atoms: int) -> None:
+    """Wherever: nothing is left out in silence."""
+    positions = np.random.default_rng(1).uniform(0, LENGTH, (3, atoms, 3))
+    whole = write_gromacs(tmp_path / name, positions, LENGTH)
+    last = len(whole) - len(write_gromacs(tmp_path / name, positions[:1], LENGTH))
+    for end in (*range(last + 60, len(whole), 37), len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:end])
+        prepare(tmp_path / name, tmp_path)
+        fault = json.loads((tmp_path / "fault.json").read_text())
+        assert fault.startswith("is cut short") and len(np.load(tmp_path / "starts.npy")) == 2, end
+    more = write_gromacs(tmp_path / name, positions[:, :-1], LENGTH)
+    for content, text in (
+        (whole + b"what follows", "does not begin as a frame: its number is 2003329396, it should be"),
+        (whole + b"\0", "is cut short"),
+        (whole + more, f"has {atoms - 1} atoms, the first has {atoms}"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        prepare(tmp_path / name, tmp_path)
+        assert text in (tmp_path / "fault.json").read_text()
+    assert wrong(tmp_path, name, whole[:40]) == f"{name}: frame 0 is cut short"
+    if atoms == len(NUMBERS):
+        assert wrong(tmp_path, name, whole[:-1]).endswith("; --frames :2 takes what is before it")

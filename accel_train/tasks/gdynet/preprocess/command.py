@@ -69,8 +69,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="accel-train gdynet preprocess", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, .dcd, or .npz with traj_coords, "
-                        "lattices, atom_types, target_index")  # fmt: skip
+    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, or .npz with "
+                        "traj_coords, lattices, atom_types, target_index")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--targets", help="element or atomic number (Ti, 22), FILE.npy of 0-based indices, or indices "
                         "with commas (0,5,10; one: 5,); default: target_index of an npz")  # fmt: skip
@@ -80,7 +80,7 @@ def _parser() -> Parser:
     parser.add_argument("--frames", default="::", metavar="START:STOP:STEP", help="which frames (default all)")
     parser.add_argument("--dt", type=float, help="nanoseconds from one frame of SOURCE to the next")
     parser.add_argument("--types", metavar="1=Ba,2=Ti,3=O", help="elements of LAMMPS types")
-    parser.add_argument("--topology", type=Path, help="the atoms of a DCD: LAMMPS data file, PDB, XYZ, ...")
+    parser.add_argument("--topology", type=Path, help="the atoms of a DCD, XTC or TRR: LAMMPS data file, PDB, XYZ, ...")
     parser.add_argument("--directions", choices=("none", "displacement", "charges"), default="none",
                         help="atom_directions of a perovskite ABO3, at B: its displacement from the six O, or the "
                         "polarisation by charges")  # fmt: skip

@@ -1,4 +1,5 @@
-"""Molecular-dynamics trajectories with random access to their frames: LAMMPS dumps, extended XYZ, DCD, npz."""
+"""Molecular-dynamics trajectories with random access to their frames: LAMMPS dumps, extended XYZ, DCD, XTC,
+TRR, npz."""
 
 from __future__ import annotations
 
@@ -9,14 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import text
+from accel_train.tasks.gdynet.preprocess import gromacs, text
 from accel_train.tasks.gdynet.preprocess.dcd import Dcd
 from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, check_types
 
 NPZ = ("traj_coords", "lattices", "atom_types")
 """What an npz must hold; also ``target_index`` where the targets are not given otherwise."""
 
-LAMMPS = "lammps-dump-text"
+LAMMPS, DCD = "lammps-dump-text", "dcd"
+NO_ATOMS = (DCD, gromacs.XTC, gromacs.TRR)
+"""Formats that do not say which atoms they hold."""
 
 
 def kind(path: Path) -> str:
@@ -28,41 +31,45 @@ def kind(path: Path) -> str:
     if path.suffix.lower() == ".npz":
         return "npz"
     if path.suffix.lower() == ".dcd" or b"CORD" in (start[4:8], start[8:12]):
-        return "dcd"
-    if found := text.kind(start):
+        return DCD
+    if found := gromacs.kind(start) or text.kind(start):
         return found
     if not start.strip():
         raise UserError(f"{path} is empty")
     packed = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/"))  # gzip, bzip2, xz, zstd
     more = "; it is compressed: unpack it first" if packed else ""
-    raise UserError(f"{path}: neither a LAMMPS text dump, extended XYZ, .dcd nor .npz{more}")
+    raise UserError(f"{path}: neither a LAMMPS text dump, extended XYZ, DCD, XTC, TRR nor .npz{more}")
 
 
 def prepare(path: Path, folder: Path) -> None:
-    """Write to ``folder`` what random access needs: where the frames of a text file begin (one pass over it), the
-    arrays of an npz (unpacked, so that they can be mapped)."""
+    """Write to ``folder`` what random access needs: where the frames of text, XTC and TRR begin (one pass
+    over the file), the arrays of an npz (unpacked, so that they can be mapped)."""
     format = kind(path)
     if format == "npz":
         _unpack(path, folder)
     elif format in text.FORMATS:
         text.prepare(path, format, folder)
+    elif format != DCD:
+        gromacs.prepare(path, format, folder)
 
 
 def open_source(path: Path, folder: Path, types: dict[str, int] | None = None, topology: Path | None = None) -> Source:
     """The source for which ``prepare(path, folder)`` was called. ``types``: atomic numbers of LAMMPS types.
-    ``topology``: the atoms of a DCD, in any format that ASE reads (a LAMMPS data file, PDB, XYZ, ...)."""
+    ``topology``: the atoms of a DCD, XTC or TRR, in any format that ASE reads (a LAMMPS data file, PDB, XYZ, ...)."""
     format = kind(path)
-    if topology is not None and format != "dcd":
-        raise UserError(f"{path}: --topology is for DCD, this file has its own atoms")
-    if types is not None and format not in (LAMMPS, "dcd"):
+    if topology is not None and format not in NO_ATOMS:
+        raise UserError(f"{path}: --topology is for DCD, XTC and TRR, this file has its own atoms")
+    if types is not None and format not in (LAMMPS, *NO_ATOMS):
         raise UserError(f"{path}: --types is for LAMMPS types, this file has its own elements")
     if format == "npz":
         return _Npz(path, folder)
-    if format == "dcd":
-        if topology is None:
-            raise UserError(f"{path}: a DCD does not say which atoms it holds: give --topology FILE")
+    if format not in NO_ATOMS:
+        return text.Text(path, format, folder, types)
+    if topology is None:
+        raise UserError(f"{path}: {format.upper()} does not say which atoms it holds: give --topology FILE")
+    if format == DCD:
         return Dcd(path, types, topology)
-    return text.Text(path, format, folder, types)
+    return gromacs.Gromacs(path, format, folder, types, topology)
 
 
 class _Npz(Source):
