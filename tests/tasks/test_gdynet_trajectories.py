@@ -16,7 +16,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import rows
+from accel_train.tasks.gdynet.preprocess import command, rows, work_folder
 from accel_train.tasks.gdynet.preprocess.command import main
 from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, atomic_number
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
@@ -485,3 +485,24 @@ def test_gromacs_that_is_cut(tmp_path: Path, name: str, atoms: int) -> None:
     assert wrong(tmp_path, name, whole[:40]) == f"{name}: frame 0 is cut short"
     if atoms == len(NUMBERS):
         assert wrong(tmp_path, name, whole[:-1]).endswith("; --frames :2 takes what is before it")
+
+
+# -- whatever it is --------------------------------------------------------------------------------------------------
+
+
+def test_work_of_another_reader_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its notes on the file are others, and so may be the frames it has done."""
+    (tmp_path / "t.xyz").write_bytes(XYZ)
+    more = ["--out", str(tmp_path / "o"), "--targets", "Ti", "--n_nbrs", "4", "--radius", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "READER", 1)
+        patch.setattr(work_folder, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main([str(tmp_path / "t.xyz"), *more])
+    with pytest.raises(UserError, match="unfinished work with another reader"):
+        main([str(tmp_path / "t.xyz"), *more])
+
+
+def test_a_folder_is_no_trajectory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a file"):
+        main([str(tmp_path), "--out", str(tmp_path / "o"), "--targets", "Ti"])

@@ -21,6 +21,7 @@ from accel_train.arguments import Parser
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.preprocess import blocks, work_folder
 from accel_train.tasks.gdynet.preprocess.frames import element
+from accel_train.tasks.gdynet.preprocess.trajectories import READER
 
 CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""
@@ -125,6 +126,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "types": _pairs("types", options.types, element),
         "directions": kind,
         **(sites if kind != "none" else {}),
+        "reader": READER,
         "block": [blocks.BYTES, blocks.MOST_FRAMES],
         "cage_radius": options.cage_radius if kind != "none" else None,
         "charges": charges and {element(name): charge for name, charge in charges.items()},

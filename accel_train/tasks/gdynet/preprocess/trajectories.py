@@ -18,6 +18,9 @@ NPZ = ("traj_coords", "lattices", "atom_types")
 """What an npz must hold; also ``target_index`` where the targets are not given otherwise."""
 
 LAMMPS, DCD = "lammps-dump-text", "dcd"
+READER = 2
+"""Changes with how files are read: work that was begun by another reader is not gone on with."""
+
 NO_ATOMS = (DCD, gromacs.XTC, gromacs.TRR)
 """Formats that do not say which atoms they hold."""
 
