@@ -29,6 +29,8 @@ class Job:
         self.frames = range(len(self.source))[slice(*plan["frames"])]
         if not self.frames:
             raise UserError(f"{source} has {len(self.source)} frames, --frames leaves none")
+        if self.source.fault and not _asks_for_whole_ones(plan["frames"], len(self.source)):
+            raise DataError(self.source.fault)
         atoms, listed = len(self.source.types), plan["n_nbrs"]
         self.arrays = [("nbr_lists.npy", np.int32, (atoms, listed)), ("nbr_dists.npy", np.float32, (atoms, listed))]
         if self.kind != "none":
@@ -144,8 +146,15 @@ def describe(job: Job) -> dict[str, Any]:
         },
         "directions": directions,
         "uneven": _uneven(job),
+        "remark": job.source.remark,
         "options": plan,
     }
+
+
+def _asks_for_whole_ones(frames: list[int | None], whole: int) -> bool:
+    """Whether --frames says by itself that it ends before what is no frame."""
+    start, stop, _ = frames
+    return stop is not None and 0 <= stop <= whole and (start or 0) >= 0
 
 
 def _uneven(job: Job) -> int | None:
@@ -153,7 +162,7 @@ def _uneven(job: Job) -> int | None:
     if job.source.steps is None or len(job.frames) < 3:
         return None
     gaps = np.diff(job.source.steps[list(job.frames)])
-    odd = np.flatnonzero(gaps != np.median(gaps))
+    odd = np.flatnonzero((gaps != np.median(gaps)) | (gaps <= 0))
     return job.frames[int(odd[0]) + 1] if len(odd) else None
 
 

@@ -21,6 +21,7 @@ from accel_train.arguments import Parser
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.preprocess import blocks, work_folder
 from accel_train.tasks.gdynet.preprocess.frames import element
+from accel_train.tasks.gdynet.preprocess.trajectories import READER
 from accel_train.writing import refuse_unwritable, writing
 
 CLOSE = 0.5
@@ -77,8 +78,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="accel-train gdynet preprocess", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, .dcd, or .npz with traj_coords, "
-                        "lattices, atom_types, target_index")  # fmt: skip
+    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, or .npz with "
+                        "traj_coords, lattices, atom_types, target_index")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--targets", help="element or atomic number (Ti, 22), FILE.npy of 0-based indices, or indices "
                         "with commas (0,5,10; one: 5,); default: target_index of an npz")  # fmt: skip
@@ -88,7 +89,7 @@ def _parser() -> Parser:
     parser.add_argument("--frames", default="::", metavar="START:STOP:STEP", help="which frames (default all)")
     parser.add_argument("--dt", type=float, help="nanoseconds from one frame of SOURCE to the next")
     parser.add_argument("--types", metavar="1=Ba,2=Ti,3=O", help="elements of LAMMPS types")
-    parser.add_argument("--topology", type=Path, help="the atoms of a DCD: LAMMPS data file, PDB, XYZ, ...")
+    parser.add_argument("--topology", type=Path, help="the atoms of a DCD, XTC or TRR: LAMMPS data file, PDB, XYZ, ...")
     parser.add_argument("--directions", choices=("none", "displacement", "charges"), default="none",
                         help="atom_directions of a perovskite ABO3, at B: its displacement from the six O, or the "
                         "polarisation by charges")  # fmt: skip
@@ -133,6 +134,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "types": _pairs("types", options.types, element),
         "directions": kind,
         **(sites if kind != "none" else {}),
+        "reader": READER,
         "block": [blocks.BYTES, blocks.MOST_FRAMES],
         "cage_radius": options.cage_radius if kind != "none" else None,
         "charges": charges and {element(name): charge for name, charge in charges.items()},
@@ -145,7 +147,7 @@ def _identity(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     if not path.is_file():
-        raise UserError(f"preprocess: {path}: no such file")
+        raise UserError(f"preprocess: {path}: {'not a file' if path.exists() else 'no such file'}")
     return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
 
 
@@ -196,7 +198,8 @@ def _summary(meta: dict[str, Any]) -> str:
 
 
 def _warnings(meta: dict[str, Any]) -> list[str]:
-    found, directions, texts = meta["neighbours"], meta["directions"], []
+    found, directions = meta["neighbours"], meta["directions"]
+    texts = [meta["remark"]] if meta["remark"] else []
     if found["closest"] < CLOSE:
         texts.append(f"two atoms are only {found['closest']:.3g} A apart: are the coordinates in Angstrom?")
     if found["padded"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ class Source:
     steps: np.ndarray | None = None
     """int64 [F], the simulation's time steps, if the file gives them."""
 
+    periodic: np.ndarray | None = None
+    """Along which vectors the first frame is periodic, and all others must be."""
+
+    fault: str | None = None
+    """What is wrong after the last whole frame: a line for whoever wants all frames."""
+
+    remark: str | None = None
+    """What is odd about the file, and does no harm."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -53,7 +63,15 @@ class Source:
             raise DataError(f"{place}, atom {bad[0]}: the position is not finite; --frames can end before it")
         if not np.isfinite(frame.cell).all():
             raise DataError(f"{place}: the cell is not finite; --frames can end before it")
+        if self.periodic is not None and (frame.periodic != self.periodic).any():
+            here, first = (" ".join("FT"[int(each)] for each in p) for p in (frame.periodic, self.periodic))
+            raise DataError(f"{place} is periodic along other cell vectors ({here}) than the first ({first})")
         return frame
+
+    def _end(self, text: str) -> None:
+        """Say what is wrong with the frame after the last one."""
+        last = f"; --frames :{len(self)} takes what is before it" if len(self) else ""
+        self.fault = f"{self.path}: frame {len(self)} {text}{last}"
 
     def _read(self, number: int, place: str) -> Frame:
         raise NotImplementedError
@@ -66,6 +84,13 @@ def library(name: str) -> Any:
     except ImportError:
         needed = name.partition(".")[0]
         raise UserError(f"preprocess needs {needed}, which is not here: pip install 'accel_train[gdynet]'") from None
+
+
+def atomic_number(label: str) -> int | None:
+    """Of a symbol in capitals or not, D and T, or an atom's name that is a symbol with a number (Ba1); else None."""
+    symbol = re.fullmatch(r"([A-Z][a-z]?)[0-9]+", label)
+    name = symbol[1] if symbol else label.capitalize()
+    return library("ase.data").atomic_numbers.get({"D": "H", "T": "H"}.get(name, name))
 
 
 def element(text: str) -> int:
