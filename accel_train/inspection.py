@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,12 @@ def _from_model(path: Path) -> Saved:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(described, dict) or "task" not in described:
+        raise UserError(f"{path}: does not describe a model")
+    return described
 
 
 # -- evaluate and export ---------------------------------------------------------------------------------------------
@@ -246,14 +250,19 @@ def _holds(folder: Path, name: str) -> bool:
 def _show_run(folder: Path) -> str:
     import yaml
 
-    from accel_train.tracking.status import describe
+    from accel_train.tracking.status import describe, read
 
-    status_file = folder / "status.json"
-    if status_file.is_file():
-        lines = describe(_read_json(status_file)).splitlines()
+    if os.path.lexists(folder / "status.json"):
+        try:
+            lines = describe(read(folder)).splitlines()
+        except UserError as error:
+            lines = [str(error)]
     else:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        lines = [f"{config['task']['class_path'].rpartition('.')[2]}: no status.json, so it never began or was moved"]
+        try:
+            name = yaml.safe_load((folder / "config.yaml").read_text())["task"]["class_path"].rpartition(".")[2]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+            name = "config.yaml is damaged"
+        lines = [f"{name}: no status.json, so it never began or was moved"]
     checkpoints = CheckpointFolder(folder / "checkpoints")
     steps, marks = checkpoints.steps(), {checkpoints.linked("best"): "best"}
     lines += ["", f"checkpoints in {checkpoints.root}" + ("" if steps else ": none")]
