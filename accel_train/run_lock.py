@@ -52,6 +52,7 @@ class Holder:
     pid: int = 0
     process_started: str = ""
     since: str = ""
+    inode: int = 0  # of the lock file; another one is a copy's, as of a run folder that was copied while it ran
     beat: int = 0
     stopping: bool = False
 
@@ -126,7 +127,10 @@ def _read(path: Path) -> Holder | None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UserError(f"{path} is not a file; move it away")
-        return Holder.parse(path.read_bytes())
+        with open(path, "rb") as file:
+            held = Holder.parse(file.read())
+            copied = os.fstat(file.fileno()).st_ino != held.inode
+        return dataclasses.replace(held, machine="") if copied else held  # only its beats can tell
     except FileNotFoundError:
         return None
 
@@ -230,8 +234,8 @@ def _create(path: Path, mine: Holder) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without links
-        with contextlib.suppress(FileExistsError), open(path, "x") as file:
-            file.write(mine.text())
+        with contextlib.suppress(FileExistsError):
+            _write_new(path, mine)
             return True
         return False
     finally:
@@ -248,12 +252,18 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _write_beside(path: Path, mine: Holder) -> Path:
     new = _beside(path, secrets.token_hex(4))
-    try:
-        new.write_text(mine.text())
-    except OSError:  # a full disk
-        new.unlink(missing_ok=True)
-        raise
+    _write_new(new, mine)
     return new
+
+
+def _write_new(path: Path, mine: Holder) -> None:
+    with open(path, "x") as file:
+        try:
+            file.write(dataclasses.replace(mine, inode=os.fstat(file.fileno()).st_ino).text())
+            file.flush()
+        except OSError:  # a full disk
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -322,18 +332,18 @@ class RunLock:
                     _remove_empty(self._made)
 
     def _beat(self) -> None:
-        last, told = time.monotonic(), False
+        beat, last, told = 0, time.monotonic(), False
         while not self._released.wait(min(NOTICE_S / 4, BEAT_S)):
             stopping = self._stopping()
             if stopping != told or time.monotonic() - last >= BEAT_S:
-                self.mine = dataclasses.replace(self.mine, beat=self.mine.beat + 1, stopping=stopping)
-                last, told = time.monotonic(), stopping
+                beat, last, told = beat + 1, time.monotonic(), stopping
                 with contextlib.suppress(OSError):  # the run itself asks whether the lock is lost
-                    self._write()
+                    self._write(beat, stopping)
 
-    def _write(self) -> None:
+    def _write(self, beat: int, stopping: bool) -> None:
         """In place and only into the very file that is ours, so never over another's."""
         with open(self.path, "r+b", buffering=0) as file:
-            if Holder.parse(file.read()).token == self.mine.token:
+            held = Holder.parse(file.read())
+            if held.token == self.mine.token:
                 file.seek(0)
-                file.write(self.mine.text().encode())
+                file.write(dataclasses.replace(held, beat=beat, stopping=stopping).text().encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -46,6 +47,8 @@ def dead() -> Holder:
 
 
 def lies_in(folder: Path, held: Holder) -> Holder:
+    (folder / NAME).touch()
+    held = dataclasses.replace(held, inode=(folder / NAME).stat().st_ino)
     (folder / NAME).write_text(held.text())
     return held
 
@@ -265,7 +268,11 @@ def test_of_many_processes_one_takes_it_from_the_dead(tmp_path):
 
 def test_one_who_died_while_taking_over_is_taken_over(tmp_path):
     first = lies_in(tmp_path, dead())
-    (tmp_path / f".{NAME}.{first.token}").write_text(dead().text())
+    claim = tmp_path / "claim"
+    claim.mkdir()
+    lies_in(claim, dead())
+    (claim / NAME).rename(tmp_path / f".{NAME}.{first.token}")
+    claim.rmdir()
     lock = take(tmp_path)
     assert lock.taken_from == first and files(tmp_path) == [NAME]
     lock.release()
@@ -286,7 +293,8 @@ def test_one_who_comes_late_does_not_take_it_from_the_new_one(tmp_path, sleeper)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=f"process {sleeper.pid}"):
         patch.setattr(run_lock._Watch, "alive", slow)
         take(tmp_path)
-    assert look(tmp_path) == living and files(tmp_path) == [NAME]
+    held = look(tmp_path)
+    assert held is not None and held.token == living.token and files(tmp_path) == [NAME]
 
 
 def test_one_who_was_taken_for_dead_notices_and_touches_nothing(tmp_path, sleeper):
@@ -318,6 +326,15 @@ def test_an_unreadable_lock_that_stands_still_is_replaced(tmp_path, text):
     assert files(tmp_path) == []
 
 
+def test_a_copy_of_the_folder_of_a_living_run_is_free(tmp_path):
+    lock = take(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copy = take(tmp_path / "copy")
+    assert copy.taken_from is not None and not lock.lost() and not copy.lost()
+    copy.release()
+    lock.release()
+
+
 def test_something_else_of_that_name(tmp_path):
     (tmp_path / NAME).mkdir()
     with pytest.raises(UserError, match=f"{NAME} is not a file; move it away"):
@@ -330,11 +347,10 @@ def test_something_else_of_that_name(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    def full(self, text):
-        self.touch()
+    def full(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Holder, "text", full)
     with pytest.raises(UserError) as error:
         take(tmp_path / "a" / "b")
     assert str(error.value) == f"output_dir: {tmp_path / 'a' / 'b'} cannot be written: No space left on device"
