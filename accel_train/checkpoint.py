@@ -49,8 +49,9 @@ class CheckpointFolder:
         """Steps of all finished checkpoints, oldest first."""
         found = []
         for path in self.root.glob(f"{_PREFIX}*") if self.root.is_dir() else ():
-            if path.name.removeprefix(_PREFIX).isdecimal() and path.is_dir():
-                found.append(int(path.name.removeprefix(_PREFIX)))
+            number = path.name.removeprefix(_PREFIX)
+            if number.isdecimal() and path.name == self.path(int(number)).name and path.is_dir():
+                found.append(int(number))
         return sorted(found)
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -72,6 +73,8 @@ class CheckpointFolder:
         for path in files_in(temporary):
             _flush(path)
         _flush(temporary)
+        if os.path.lexists(final) and not final.is_dir():  # a stray thing of that name
+            os.replace(final, self.root / f"set-aside-{final.name}")
         if final.exists():  # the same step of the same run, saved again: never without one of the two
             old = self.root / f"{_TEMPORARY}old-{step:09d}"
             shutil.rmtree(old, ignore_errors=True)
@@ -135,8 +138,9 @@ class CheckpointFolder:
     def tidy(self) -> None:
         """Remove what a killed run left half-written (rank 0, at start)."""
         for path in self.root.glob(f"{_TEMPORARY}*") if self.root.is_dir() else ():
-            if "old-" in path.name:  # killed between two renames: the old one is still the good one
-                step = int(path.name.rpartition("-")[2])
+            step = path.name.removeprefix(f"{_TEMPORARY}old-")
+            if step.isdecimal() and path.is_dir():  # killed between two renames: the old one is still the good one
+                step = int(step)
                 if not self.path(step).exists():
                     os.replace(path, self.path(step))
                     continue

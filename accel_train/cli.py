@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import Parser
-from accel_train.errors import NonFiniteError, UserError
+from accel_train.errors import LockLostError, NonFiniteError, UserError
 from accel_train.secrets import scrub
 
 COMMANDS = {
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"accel-train: error: {scrub(str(error))}", file=sys.stderr)
         return 2
-    except NonFiniteError as error:
+    except (LockLostError, NonFiniteError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"accel-train: training failed: {scrub(str(error))}", file=sys.stderr)
         return 1
@@ -92,8 +92,10 @@ def _help() -> str:
 
 def _train(rest: list[str]) -> int:
     from accel_train import config
+    from accel_train.control import die_with_launcher
     from accel_train.values import dumps
 
+    die_with_launcher()  # at once: nobody would stop a run whose launcher was killed while torch is imported
     if not rest or {"-h", "--help"} & set(rest):
         print(config.help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
         return 0
@@ -266,12 +268,9 @@ def _status(rest: list[str]) -> int:
     parser = _parser("status")
     parser.add_argument("run", type=Path)
     options = parser.parse_args(rest)
-    from accel_train.tracking.status import describe
+    from accel_train.tracking.status import describe, read
 
-    path = options.run / "status.json"
-    if not path.is_file():
-        raise UserError(f"status: {path} does not exist; is {options.run} a run folder?")
-    print(describe(json.loads(path.read_text())))
+    print(describe(read(options.run)))
     return 0
 
 
@@ -280,14 +279,13 @@ def _ask(command: str, rest: list[str]) -> int:
     parser.add_argument("run", type=Path)
     options = parser.parse_args(rest)
     from accel_train.control import request
+    from accel_train.tracking.status import why_over
     from accel_train.writing import writing
 
     if not (options.run / "config.yaml").is_file():
         raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
-    status = options.run / "status.json"
-    state = json.loads(status.read_text())["state"] if status.is_file() else "running"
-    if state != "running":
-        print(f"{options.run} is not running ({state}): nothing to {command}")
+    if why := why_over(options.run):
+        print(f"{options.run} is not running ({why}): nothing to {command}")
         return 0
     with writing(command, options.run):
         request(options.run, command)

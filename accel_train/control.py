@@ -45,7 +45,7 @@ class Control:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._on_signal)
-            _die_with_launcher()
+            die_with_launcher()
         if self.is_main:
             for command in COMMANDS:  # a request to an earlier run is not one to this
                 (self.folder / command).unlink(missing_ok=True)
@@ -114,8 +114,8 @@ def _is_terminal(stream: object) -> bool:
         return False
 
 
-def _die_with_launcher() -> None:
-    """``accelerate launch`` passes no signal on to its only process: ask the kernel for a SIGTERM when it dies."""
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ and os.getppid() != 1:
+def die_with_launcher() -> None:
+    """A launcher passes not every signal on, and none when it is killed: ask the kernel for a SIGTERM when it dies."""
+    if sys.platform == "linux" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)

@@ -11,3 +11,7 @@ class DataError(UserError):
 
 class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""
+
+
+class LockLostError(RuntimeError):
+    """The run folder is another run's by now; nothing more may be written into it."""

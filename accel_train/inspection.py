@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,12 @@ def _from_model(path: Path, given: Sequence[str]) -> Saved:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(described, dict) or "task" not in described:
+        raise UserError(f"{path}: does not describe a model")
+    return described
 
 
 # -- evaluate and export ---------------------------------------------------------------------------------------------
@@ -265,14 +269,19 @@ def _holds(folder: Path, name: str) -> bool:
 
 
 def _show_run(folder: Path) -> str:
-    from accel_train.tracking.status import describe
+    from accel_train.tracking.status import describe, read
 
-    status_file = folder / "status.json"
-    if status_file.is_file():
-        lines = describe(_read_json(status_file)).splitlines()
+    if os.path.lexists(folder / "status.json"):
+        try:
+            lines = describe(read(folder)).splitlines()
+        except UserError as error:
+            lines = [str(error)]
     else:
-        task = load_mapping(folder / "config.yaml", "inspect:").get("task")
-        name = str(task.get("class_path") if isinstance(task, dict) else task).rpartition(".")[2]
+        try:
+            task = load_mapping(folder / "config.yaml", "inspect:").get("task")
+            name = str(task.get("class_path") if isinstance(task, dict) else task).rpartition(".")[2]
+        except UserError:
+            name = "config.yaml is damaged"
         lines = [f"{name}: no status.json, so it never began or was moved"]
     checkpoints = CheckpointFolder(folder / "checkpoints")
     steps, marks = checkpoints.steps(), {checkpoints.linked("best"): "best"}

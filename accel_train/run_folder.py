@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from accel_train.task import Task
 
 
+_FILES = "config.yaml environment.json status.json metrics.jsonl metrics.json events.jsonl".split()
+_FOLDERS = "checkpoints control tensorboard figures phases".split()
+
+
+def check_names(folder: Path) -> None:
+    """Nothing in this run folder stands where a run needs a file or a folder of that name."""
+    for name in (*_FILES, "control/stop", "control/save", "control/status"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise UserError(f"{folder / name} is not a file but a run writes one there; move it away")
+    for name in _FOLDERS:
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise UserError(f"{folder / name} is not a folder but a run writes one there; move it away")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from accel_train import keyed, run_folder
+from accel_train import keyed, run_folder, run_lock
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
-from accel_train.errors import NonFiniteError, UserError
+from accel_train.errors import LockLostError, NonFiniteError, UserError
 from accel_train.optim import Schedule, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
@@ -28,6 +28,7 @@ from accel_train.step import Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
 from accel_train.values import build
+from accel_train.waiting import StoppedError
 from accel_train.writing import writing
 
 Tell = Callable[[Event], None]
@@ -70,6 +71,7 @@ class Session:
         )
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
+        self._lock: run_lock.RunLock | None = None  # of rank 0, for all ranks
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,38 @@ class Session:
             observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, tell))
         return observers
 
-    # -- files -------------------------------------------------------------------------------------------------------
+    # -- the run folder ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def folder_to_itself(self, stopping: Callable[[], bool], tell: Tell) -> Iterator[None]:
+        """Nothing is written into the run folder before this run has it, and not while another one does."""
+        try:
+            problem: Exception | None = None
+            if self.ranks.is_main:
+                try:
+                    run_folder.check_names(self.output_dir)
+                    self._lock = run_lock.take(self.output_dir, stopping)
+                except (UserError, StoppedError) as error:
+                    problem = error
+                except OSError as error:
+                    problem = UserError(f"output_dir: {self.output_dir} cannot be used: {_brief(error)}")
+            if (problem := self.ranks.from_main(problem)) is not None:
+                raise problem
+            if self._lock is not None and (before := self._lock.taken_from) is not None:
+                tell(Event("note", f"{self.output_dir} was in use by {before}, which is no longer alive"))
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def lost_folder(self) -> str:
+        """Why this run must write nothing more, on rank 0; else empty."""
+        return self._lock.lost() if self._lock is not None else ""
+
+    def check_folder(self) -> None:
+        """Before anything is written that counts; every rank must call it."""
+        if lost := self.ranks.from_main(self.lost_folder()):
+            raise LockLostError(lost)
 
     def write_about(self) -> None:
         with writing("output_dir", self.output_dir):
@@ -234,6 +267,7 @@ class Session:
     def export(self, folder: Path, info: dict[str, Any], tell: Tell) -> None:
         """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over
         them; rank 0 writes."""
+        self.check_folder()
         states = {name: run_folder.whole_state(model) for name, model in self.models.items()}
         error = ""
         if self.ranks.is_main:
@@ -264,6 +298,7 @@ class Session:
             raise NonFiniteError(
                 f"step {step}: the weights are not finite; the last checkpoint is of step {self.last_saved}"
             )
+        self.check_folder()
         error = ""
         try:
             folder = self.checkpoints.begin(step) if self.ranks.is_main else self.checkpoints.temporary(step)
@@ -280,6 +315,7 @@ class Session:
                     run_folder.write_config(folder / "config.yaml", self.described)
             except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
                 error = _brief(problem)
+        self.check_folder()
         if self.ranks.all_agree(not error) and self.ranks.is_main:
             try:
                 self.checkpoints.commit(step)
@@ -314,6 +350,8 @@ class Session:
                 answer = ("path", self._choose(tell))
             except UserError as error:
                 answer = ("error", str(error))
+            except OSError as error:
+                answer = ("error", f"{self.checkpoints.root} cannot be used: {_brief(error)}")
         kind, value = self.ranks.from_main(answer)
         if kind == "error":
             raise UserError(value)

@@ -94,7 +94,7 @@ class Trainer:
     def fit(self) -> Result:
         """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``."""
         self._prepare()
-        with self.control:
+        with self.session.folder_to_itself(self._is_stopping, self.tell), self.control:
             try:
                 self._start()
                 gc.collect()
@@ -144,7 +144,9 @@ class Trainer:
         """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or ""."""
         position, clock = self.position, self._clock
         now = clock.pause(position.step)
-        self.control.poll()
+        lost = self.session.lost_folder()
+        if not lost:
+            self.control.poll()
         up = self._time_is_up(now)
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
@@ -159,8 +161,11 @@ class Trainer:
             clock.items,
             clock.waited if main else 0.0,
             clock.seconds_per_step() if main else 0.0,
+            float(bool(lost)),
         ])  # fmt: skip
-        told, stop, signals, time_up, save, items, waited, step_seconds = votes
+        told, stop, signals, time_up, save, items, waited, step_seconds, lost_on_main = votes
+        if lost_on_main:
+            self.session.check_folder()
         self._signalled = signals > 0
         self.skips.judge(self._places, position.step, bad, self.session.stepper.scale_is_settling, self.tell)
         self._places = []
@@ -227,6 +232,7 @@ class Trainer:
             metrics, sums = evaluate(
                 self.task, self.models, session.eval_loader, session.accelerator, self.ranks, limit
             )
+        session.check_folder()  # that may have taken long
         record = self._where("eval") | metrics
         assert self._trained is not None
         phase = self._trained[1]
@@ -354,7 +360,8 @@ class Trainer:
 
     def _crashed(self, error: BaseException) -> None:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.observers.tell("on_end", "crashed", self._status() | {"reason": scrub(text)})
+        outcome = "lost" if self.session.lost_folder() else "crashed"
+        self.observers.tell("on_end", outcome, self._status() | {"reason": scrub(text)})
 
     def tell(self, event: Event) -> None:
         """An event to the observers; while the run is being set up, kept until they are there."""
@@ -448,6 +455,9 @@ class Trainer:
         if saved is not None:
             more["last_checkpoint"] = str(self.session.checkpoints.path(saved))
         print(describe(self._status() | more), flush=True)
+
+    def _is_stopping(self) -> bool:
+        return self.control.stop_reason is not None
 
     def _attend_now(self) -> None:
         """A signal or a typed word came: with one process there is nobody to agree with."""

@@ -57,7 +57,8 @@ class Observer:
     def on_event(self, event: Event) -> None: ...
 
     def on_end(self, outcome: str, status: Record) -> None:
-        """``outcome``: "completed", "stopped" (with the reason in ``status["reason"]``) or "crashed"."""
+        """``outcome``: "completed", "stopped" (with the reason in ``status["reason"]``), "crashed", or "lost": the run
+        folder is another run's by now, and nothing may be written there."""
 
 
 class Observers:

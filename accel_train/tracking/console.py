@@ -78,7 +78,7 @@ class Console(Observer):
         where = f" at step {number(status['step'])}" if "step" in status else ""
         reason = f" ({_one_line(status['reason'])})" if status.get("reason") else ""
         took = duration(time.monotonic() - self._started)
-        style = {"crashed": "bold red", "stopped": "yellow"}.get(outcome, "green")
+        style = {"crashed": "bold red", "lost": "bold red", "stopped": "yellow"}.get(outcome, "green")
         self._print(f"{outcome}{where}{reason} after {took}; the run is in {self._run.output_dir}", style=style)
 
     def _print(self, text: str, style: str = "") -> None:

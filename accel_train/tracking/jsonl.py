@@ -43,7 +43,8 @@ class Jsonl(Observer):
         self._file.close()
         self._file = None
         self._rest_until = 0.0
-        self._write_histories()
+        if outcome != "lost":
+            self._write_histories()
 
     def _append(self, record: Record) -> None:
         assert self._file is not None

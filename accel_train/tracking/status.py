@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accel_train import run_lock
+from accel_train.errors import UserError
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, plain, show_clock, show_terms, write_atomic
 
@@ -56,6 +59,8 @@ class Status(Observer):
         self._write()
 
     def on_end(self, outcome: str, status: Record) -> None:
+        if outcome == "lost":
+            return
         self._tick |= status
         self._fixed["state"] = outcome
         self._write()
@@ -66,6 +71,43 @@ class Status(Observer):
         status = {**self._fixed, **self._tick, **known, "updated": datetime.now(UTC).isoformat("T", "milliseconds")}
         write_atomic(self.path, json.dumps(plain(status), indent=1, allow_nan=False) + "\n")
         self._written = time.monotonic()
+
+
+def read(folder: Path) -> Record:
+    """``status.json``; a run that says that it is running and is not, as its lock shows, is called killed.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
+    status = _read(folder)
+    if status.get("state") == "running" and (why := why_over(folder)):
+        state, _, reason = why.partition(": ")
+        return status | {"state": state, "reason": reason}
+    return status
+
+
+def _read(folder: Path) -> Record:
+    path = folder / "status.json"
+    if not path.is_file():
+        raise UserError(f"status: {path} does not exist; is {folder} a run folder?")
+    try:
+        status = json.loads(path.read_text())
+        describe(status)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        raise UserError(f"status: {path} is damaged; the run writes it anew when it goes on") from None
+    return status
+
+
+def why_over(folder: Path) -> str:
+    """Empty while a run may be alive in this folder; else how the last one ended, a state and maybe more."""
+    holder = run_lock.look(folder)
+    if holder is not None:
+        return f"killed: {holder} is gone" if holder.alive() is False else ""
+    with contextlib.suppress(UserError):
+        state = _read(folder).get("state")
+        if state != "running":
+            return str(state)
+    return f"ended: without a word, but there is no {run_lock.NAME}"
 
 
 def describe(status: Record, now: datetime | None = None) -> str:

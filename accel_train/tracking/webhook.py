@@ -104,7 +104,7 @@ class Webhook(Observer):
     def on_end(self, outcome: str, status: Record) -> None:
         if self._sender is None:
             return
-        kind = "crash" if outcome == "crashed" else "stop"
+        kind = "crash" if outcome in ("crashed", "lost") else "stop"
         fields: dict[str, Any] = {"step": number(status.get("step", self._step))}
         fields |= show_terms({"loss": status.get("loss")})
         if status.get("reason"):
