@@ -278,9 +278,8 @@ def _show_run(folder: Path) -> str:
             lines = [str(error)]
     else:
         try:
-            task = load_mapping(folder / "config.yaml", "inspect:").get("task")
-            name = str(task.get("class_path") if isinstance(task, dict) else task).rpartition(".")[2]
-        except UserError:
+            name = str(load_mapping(folder / "config.yaml", "inspect:")["task"]["class_path"]).rpartition(".")[2]
+        except (UserError, KeyError, TypeError):
             name = "config.yaml is damaged"
         lines = [f"{name}: no status.json, so it never began or was moved"]
     checkpoints = CheckpointFolder(folder / "checkpoints")
