@@ -128,6 +128,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
     """Rebuild the task and its models from an exported folder; nothing else is needed."""
+    from accel_train import contract
     from accel_train.config import build_task
 
     path = Path(folder) / "config.json"
@@ -138,13 +139,9 @@ def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, A
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     task = build_task(described["task"])
-    models = as_dict(task.build_model())
+    models = contract.models_of(task)
     load_weights(models, Path(folder))
     return task, models, described
-
-
-def as_dict(models: Any) -> dict[str, nn.Module]:
-    return models if isinstance(models, dict) else {"model": models}
 
 
 def load_weights(models: dict[str, nn.Module], path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from accel_train import keyed, run_folder
+from accel_train import contract, keyed, run_folder
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, to_dict
 from accel_train.data.loader import Loader
@@ -52,17 +52,20 @@ class Session:
             "mixed_precision": self.accelerator.mixed_precision,
         }
 
+        contract.require(task, "build_data", "build_model", "loss_step")
         self.source = self._source("train")
-        eval_source = task.build_data("validation", self.global_batch_size, config.seed)
+        eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
-        self.models = run_folder.as_dict(task.build_model())
-        self.objectives = {objective.name: objective for objective in task.objectives()}
+        self.models = contract.models_of(task)
+        contract.refuse_sparse(self.models)
+        self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
         self.notes: list[Event] = []
         self.stepper = self._stepper()
         self.loader = self._loader(self.source)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
+            contract.require(task, "eval_step", "eval_metrics")
             self.eval_loader = self._loader(eval_source)
         self._check_evaluations()
 
@@ -75,7 +78,7 @@ class Session:
     # -- building ----------------------------------------------------------------------------------------------------
 
     def _source(self, split: str) -> BatchSource:
-        source = self.task.build_data(split, self.global_batch_size, self.config.seed)
+        source = contract.source_of(self.task, split, self.global_batch_size, self.config.seed)
         if source is None:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source
@@ -112,7 +115,7 @@ class Session:
         self._compile()
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
-            config.max_grad_norm, config.micro_batch_size, config.memory_guard,
+            config.max_grad_norm, config.micro_batch_size, config.memory_guard, config.check_contract,
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
@@ -388,7 +391,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         mixed_precision=precision,
         log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir or None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
         step_scheduler_with_optimizer=False,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -176,6 +176,28 @@ class TwoLosses(Toy):
         return Loss(spoil(value), {})
 
 
+class Unreached(Toy):
+    """Layers that no loss reaches: never (``spare``), in some steps (``body``), and for some items (``expert``)."""
+
+    def build_model(self):
+        model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("body", "expert", "spare")})
+        model["head"] = nn.Linear(4, 1)
+        return model.double() if self.float64 else model
+
+    def loss_step(self, models, batch, totals, objective):
+        model, x = models["model"], batch["x"][:, 0]
+        model["body"].requires_grad_(FAULTS["this_step"] % 3 != 1)
+        x = x + (model["body"](x).detach() if FAULTS["this_step"] % 4 == 2 else model["body"](x))
+        mine = batch["index"] % 10 == 3
+        if mine.any():
+            x = torch.where(mine[:, None], model["expert"](x), x)
+        error = model["head"](x)[:, 0] - batch["y"][:, 0]
+        return Loss(spoil(error.square().sum() / totals["items"]), {"squares": error.square().sum()})
+
+    def eval_step(self, models, batch):
+        return {"error": models["model"]["spare"](batch["x"][:, 0]).sum(), "count": batch["mask"].sum()}
+
+
 class Gan(Task):
     """Two networks, written as one writes a GAN: a critic with a gradient penalty, and a generator."""
 
@@ -207,6 +229,14 @@ class Gan(Task):
         penalty = ((slope.square().sum(1).add(1e-12).sqrt() - 1) ** 2).sum() / items
         gap = (critic(made) - critic(batch["x"])).sum() / items
         return Loss(spoil(gap + 2 * penalty), {"gap": gap, "penalty": penalty})
+
+
+class Silent(Gan):
+    """The generator's loss reaches nothing in some steps: not at all, or by what has no gradient."""
+
+    def loss_step(self, models, batch, totals, objective):
+        loss = super().loss_step(models, batch, totals, objective)
+        return Loss(loss.value.detach()) if objective.name == "generator" and FAULTS["this_step"] % 2 == 0 else loss
 
 
 class Muon(MuonTask):
