@@ -80,7 +80,7 @@ def refuse_sparse(models: Mapping[str, nn.Module]) -> None:
         for path, module in model.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
                 raise UserError(f"{_place(name, path)} ({type(module).__name__}) has sparse=True: sparse gradients are "
-                                "not supported; leave it out, which trains the same")  # fmt: skip
+                                "not supported; leave it out")  # fmt: skip
 
 
 def objectives_of(task: Task) -> dict[str, Objective]:

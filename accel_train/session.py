@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differ
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError, UserError
-from accel_train.optim import Schedule, suggest
+from accel_train.optim import Schedule, renew_options, same_class, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
-from accel_train.step import Stepper, group_objectives
+from accel_train.step import Group, Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
 from accel_train.values import build
@@ -325,6 +325,7 @@ class Session:
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
+        self._renew_options(path)
         progress = read_progress(path)
         self.last_saved = progress["position"]["step"] if path.parent == self.checkpoints.root else None
         self.resumed_from = path
@@ -353,6 +354,7 @@ class Session:
             path = whole(Path(choice))
         path = path.resolve() if path.is_symlink() else path
         self._compare(path, tell)
+        self._compare_optimizers(path)
         here = path.parent.resolve() == folder.root.resolve()
         for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
             tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
@@ -370,6 +372,33 @@ class Session:
         quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "init_from")
         for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
             tell(Event("warning", f"resuming with a changed config: {line}"))
+
+    def _optimizer_settings(self, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
+        """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
+        configs = yaml.safe_load((path / "config.yaml").read_text()), self.described
+        for group in {id(group): group for group in self.stepper.groups.values()}.values():
+            old, new = (
+                next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
+                     each.get("optimizer", {}))
+                for each in configs
+            )  # fmt: skip
+            yield group, old, new
+
+    def _compare_optimizers(self, path: Path) -> None:
+        """The state of one class means nothing to another, and need not even fail to load."""
+        for group, old, new in self._optimizer_settings(path):
+            before, now = old.get("class_path", new["class_path"]), new["class_path"]
+            if not same_class(before, now):
+                raise UserError(
+                    f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
+                    f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
+                )
+
+    def _renew_options(self, path: Path) -> None:
+        """What the config says of the optimisers now, not when the checkpoint was written."""
+        for group, old, new in self._optimizer_settings(path):
+            before, now = old.get("init_args", {}), new["init_args"]
+            renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
 
     def close(self) -> None:
         """Finish the trackers; the process group stays, for a further run in this process."""
