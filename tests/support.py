@@ -151,6 +151,45 @@ class Ragged(Toy):
         return Loss(spoil(value), {"valid": batch["mask"].sum(), "share": len(batch["index"]) / totals["items"]})
 
 
+class Mean(Toy):
+    """The mistake of beginners: a mean over whatever is at hand."""
+
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(((models["model"](batch["x"])[..., 0] - batch["y"]) ** 2).mean())
+
+
+class RaggedMean(Ragged):
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(self._error(models, batch) / batch["mask"].sum())
+
+
+class Detached(Toy):
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(super().loss_step(models, batch, totals, objective).value.detach())
+
+
+class Mindful(Toy):
+    """Every call of its loss leaves something behind: in a buffer, in a weight, in a new buffer, in itself."""
+
+    calls = 0
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_buffer("calls", torch.zeros(()))
+        model.register_buffer("last", torch.zeros(()))
+        return model
+
+    def loss_step(self, models, batch, totals, objective):
+        model = models["model"]
+        self.calls += 1
+        model[0].bias.requires_grad_(self.calls > 1)
+        with torch.no_grad():
+            model.calls += 1
+            model.last = model.calls * 2
+            model[3].bias += 0.01 * self.calls
+        return super().loss_step(models, batch, totals, objective)
+
+
 class Statistics(Ragged):
     """With frozen statistics in the model: buffers, which DDP sends around."""
 
