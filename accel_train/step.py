@@ -22,7 +22,7 @@ from accel_train import additivity, contract, keyed
 from accel_train.errors import UserError
 from accel_train.optim import Schedule, build_optimizer
 from accel_train.ranks import Ranks
-from accel_train.step_module import StepModule
+from accel_train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.task import Batch, Event, Objective, Task
 
 _NOTHING = contextlib.nullcontext()
@@ -143,10 +143,11 @@ class Stepper:
             built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
             self._sharded = self._equal_forwards = True
         else:
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # it is meant
             with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
                 prepared = self.accelerator.prepare_model(module)
+                if self.ranks.world_size > 1 and not self.groups:
+                    unsay_that_all_are_used(self.device)
             self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         if self.task.communicates and self.ranks.world_size > 1:
             self._equal_forwards = True
@@ -251,9 +252,9 @@ class Stepper:
         error = next((each.error for each in everywhere if each.error), "")
         if error:
             raise UserError(error)
-        warnings = dict.fromkeys(line for each in everywhere for line in each.warnings)
+        lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
         told = {event.title for event in self.news}
-        self.news += [Event("warning", line) for line in warnings if line not in told]
+        self.news += [Event("warning", line) for line in lines if line not in told]
 
     def _check_gradients(self, group: Group) -> None:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
@@ -288,13 +289,21 @@ class Stepper:
         scale = float(self.ranks.world_size)
         if group.scaler is not None:
             share = group.scaler.scale(share)  # pyright: ignore[reportAssignmentType]
-        if share.device.type == "cpu":
-            if not math.isfinite(share.item()):
-                scale = math.nan
-            (share if scale == 1.0 else share * scale).backward()
-        else:
-            finite = torch.isfinite(share)
-            share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+        try:
+            if share.device.type == "cpu":
+                if not math.isfinite(share.item()):
+                    scale = math.nan
+                (share if scale == 1.0 else share * scale).backward()
+            else:
+                finite = torch.isfinite(share)
+                share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+        except RuntimeError as error:
+            if "mark a variable ready only once" not in str(error):
+                raise
+            raise UserError(  # a graph within the graph, in which DDP cannot see which parameters it will reach
+                "memory_guard: false does not go with reentrant checkpointing on several ranks: give "
+                "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
+            ) from None
 
     def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""

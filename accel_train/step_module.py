@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,21 @@ from torch import Tensor, nn
 
 from accel_train import contract
 from accel_train.task import Batch, Loss, Objective, Task
+
+
+def unsay_that_all_are_used(device: torch.device) -> None:
+    """DDP says once per process, past Python's warnings, that looking for unused parameters may be in vain. It is meant
+    here. All ranks must call it."""
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+        warnings.simplefilter("ignore")
+        trial = nn.parallel.DistributedDataParallel(nn.Linear(1, 1).to(device), find_unused_parameters=True)
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            trial(torch.zeros(1, 1, device=device))
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 class StepModule(nn.Module):
