@@ -179,8 +179,9 @@ def described(value: Any) -> str:
         return "a dict with " + ", ".join(f"{name!r}: {described(sub)}" for name, sub in list(value.items())[:2])
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of length {len(value)}"
-    module = type(value).__module__.split(".")[0]
-    return f"a {type(value).__name__}" if module == "builtins" else f"a {module} {type(value).__name__}"
+    module, name = type(value).__module__.split(".")[0], type(value).__name__
+    what = name if module == "builtins" else f"{module} {name}"
+    return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
 
 
 def _place(model: str, path: str) -> str:

@@ -137,6 +137,12 @@ class Stepper:
         params = [p for p in module.trained.parameters() if p.requires_grad]
         if not params:
             raise UserError(f"objective {objectives[0].name!r}: {', '.join(trains)} has no trainable parameters")
+        elsewhere = {id(p) for group in self.groups.values() for p in group.params}
+        if any(id(p) in elsewhere for p in params):
+            raise UserError(
+                f"objective {objectives[0].name!r}: {', '.join(trains)} has a parameter that another objective's "
+                "models have too, and two optimizers would move it; train these models by the same objectives"
+            )
         built = build_optimizer(params, optimizer["class_path"], schedule.base, optimizer["init_args"])
         if sharded:  # must be prepared together; takes one model only
             prepared, wrapped = self.accelerator.prepare(module, built)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_train import contract
+from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
 
 
@@ -62,6 +63,8 @@ class StepModule(nn.Module):
         value, terms = contract.loss_of(self.task, self.task.loss_step(self.models, batch, totals, objective))
         if self.anchor is not None and (self.several or not value.requires_grad):
             value = value + (self.anchor * 0).to(value.dtype)
+        elif not value.requires_grad:
+            raise UserError(f"{type(self.task).__name__}.loss_step: FSDP needs a loss with a gradient, in every share")
         return Loss(value, terms)
 
     def take_poison(self) -> Tensor | None:

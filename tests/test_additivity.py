@@ -167,3 +167,9 @@ def test_bit_for_bit_the_same_run_without_it(tmp_path, task, arguments, ranks):
         job = {"task": task, "task_args": arguments, "config": config(tmp_path / str(on), check_contract=on)}
         assert [r["error"] for r in run(job, ranks)] == [None] * ranks
     assert_same_run(tmp_path / "True", tmp_path / "False")
+
+
+@pytest.mark.parametrize("task", ["Toy", "Ragged", "Gan", "Mean"])
+def test_in_half_precision(tmp_path, task):
+    (result,) = run({"task": task, "config": config(tmp_path / "run", mixed_precision="bf16", max_steps=2)})
+    assert bool(result["error"]) == (task == "Mean") and warnings(result) == []

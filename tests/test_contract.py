@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import Toy, config, run
+from support import Gan, Toy, config, run
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, contract
@@ -95,7 +95,7 @@ def test_a_run_with_python_numbers():
         ("build_model", {"a": 3}, "Toy.build_model returned a dict with 'a': 3; expected"),
         ("build_model", {"a.b": nn.Linear(1, 1)}, "Toy.build_model: 'a.b' cannot be the name of a model"),
         ("build_model", {"forward": nn.Linear(1, 1)}, "Toy.build_model: 'forward' cannot be the name of a model"),
-        ("objectives", Objective(), r"Toy.objectives returned a accel_train Objective; expected a list"),
+        ("objectives", Objective(), r"Toy.objectives returned an accel_train Objective; expected a list"),
         ("objectives", ["loss"], "Toy.objectives returned a list of length 1; expected a list of Objective"),
         ("objectives", [Objective(), Objective()], r"Toy.objectives: two have the same name \(loss, loss\)"),
         ("build_data", 3, r"Toy.build_data\('train'\) returned 3; expected a BatchSource"),
@@ -197,3 +197,14 @@ def test_a_loss_without_gradient(tmp_path, ranks):
         assert "Detached.loss_step: the loss of objective 'loss' has no gradient by any parameter" in result["error"][1]
     (result, *_) = run(job | {"config": config(tmp_path / "run", check_contract=False)}, ranks)
     assert result["error"] is None and result["updates"] == []
+
+
+def test_a_parameter_of_two_groups(monkeypatch):
+    def build_model(self):
+        models = real(self)
+        models["critic"][0].bias = models["generator"][0].bias
+        return models
+
+    real = Gan.build_model
+    monkeypatch.setattr(Gan, "build_model", build_model)
+    assert "generator has a parameter that another objective's models have too" in refusal(Gan())
