@@ -124,6 +124,7 @@ class TrainConfig(_Checked):
         mixed_precision: no, bf16 or fp16; null takes what accelerate launch says.
         torch_compile: a mode of torch.compile ("default", "reduce-overhead", ...) for every model that can be compiled,
             or modes by model name; null for none.
+        check_contract: see once, at every objective's first batch, whether the task's shares add up when that is cut.
         deterministic: only deterministic kernels, for bitwise repeats on a GPU; slower.
         non_finite: what to do about a non-finite loss or gradient: skip the update, or raise.
         max_skipped_steps: raise after so many skipped updates in a row.
@@ -174,6 +175,7 @@ class TrainConfig(_Checked):
     max_grad_norm: float | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     torch_compile: str | dict[str, str] | None = None
+    check_contract: bool = True
     deterministic: bool = False
     non_finite: Literal["skip", "raise"] = "skip"
     max_skipped_steps: int = 10
@@ -247,6 +249,7 @@ MAY_CHANGE = {
     "non_finite", "max_skipped_steps", "deterministic", "metric_for_best_model", "greater_is_better", "phases",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor", "max_grad_norm",
     "mixed_precision", "optimizer", "optimizers", "report_first_batch", "tb_sync_to", "tb_sync_interval",
+    "check_contract",
 }  # fmt: skip
 """What may differ on resume (it is said aloud). Everything else (data, model, seed, global batch) makes another run."""
 

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from accel_train import contract
 from accel_train.data.loader import Loader
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
@@ -33,6 +34,7 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike."""
     sums: dict[str, Tensor] = {}
+    contract.require(task, "eval_step", "eval_metrics")
     if loader.source.steps(0) is None:
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
     with quietly(models), torch.no_grad():
@@ -44,7 +46,7 @@ def evaluate(
                 sums[name] = sums[name] + part if name in sums else part
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
-    return {name: float(value) for name, value in task.eval_metrics(total).items()}, total
+    return contract.metrics_of(task, task.eval_metrics(total)), total
 
 
 def predict(
@@ -58,6 +60,7 @@ def predict(
 ) -> None:
     """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
     writes its own rows; a file has its name once it is whole."""
+    contract.require(task, "predict_step")
     source = loader.source
     assert isinstance(source, IndexedSource) and not source.shuffle
     files: dict[str, np.ndarray] = {}
@@ -109,7 +112,7 @@ def _statistics(
         sums: dict[str, Tensor] = {}
         for micro_batch in micro_batches:
             with accelerator.autocast():
-                parts = task.eval_step(models, micro_batch)
+                parts = contract.sums_of(task, "eval_step", task.eval_step(models, micro_batch), accelerator.device)
             for name, part in parts.items():
                 sums[name] = sums[name] + part if name in sums else part
         return sums

@@ -46,9 +46,9 @@ class Saved:
     home: Path  # where results about it belong
 
     def load_models(self) -> dict[str, nn.Module]:
-        from accel_train import run_folder
+        from accel_train import contract, run_folder
 
-        models = run_folder.as_dict(self.task.build_model())
+        models = contract.models_of(self.task)
         run_folder.load_weights(models, self.weights)
         return models
 
@@ -156,7 +156,7 @@ def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path |
 
 
 def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> dict[str, float]:
-    from accel_train import run_folder
+    from accel_train import contract, run_folder
     from accel_train.data.loader import Loader
     from accel_train.evaluation import evaluate, predict
     from accel_train.ranks import Ranks
@@ -166,7 +166,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     accelerator = start_accelerate(config)
     ranks = Ranks(accelerator)
     batch_size = batch_size or config.global_batch_size
-    source = task.build_data(split, batch_size, config.seed)
+    source = contract.source_of(task, split, batch_size, config.seed)
     if source is None:
         raise UserError(f"{task.task_name()}: there is no {split} data")
     models = saved.load_models()
@@ -380,10 +380,11 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
 def _show_data(task: Task, config: TrainConfig) -> str:
     import torch
 
+    from accel_train import contract
     from accel_train.data.loader import Loader
     from accel_train.progress import Position
 
-    source = task.build_data("train", config.global_batch_size, config.seed)
+    source = contract.source_of(task, "train", config.global_batch_size, config.seed)
     if source is None:
         raise UserError(f"{task.task_name()}: there is no train data")
     batches = Loader(source, torch.device("cpu"), num_workers=0).batches(Position())

@@ -133,21 +133,48 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
         raise UserError(f"optimizer.class_path: unknown {class_path!r}{suggest(class_path, names)}")
     module, _, name = class_path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"optimizer.class_path: cannot import {class_path!r}: {error}") from None
+    if not inspect.isclass(found) or not issubclass(found, optimizer) or found is optimizer:
+        raise UserError(
+            f"optimizer.class_path: {class_path} is no optimizer class (one derived from torch.optim.Optimizer)"
+        )
+    return found
+
+
+def same_class(one: str, other: str) -> bool:
+    """Whether two class paths mean the same class, without importing anything."""
+    return _short(one) == _short(other)
+
+
+def _short(class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    return name.lower() if module in ("", "torch.optim") else class_path
 
 
 def build_optimizer(
     params: list[torch.nn.Parameter], class_path: str, learning_rate: float, init_args: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """On CUDA the fused kernels are chosen where they exist: they can skip a non-finite update without a host sync."""
+    """On CUDA the fused kernels are chosen where they exist: they can skip a non-finite update without a host sync.
+
+    Raises UserError if the class needs a closure or refuses its arguments, be it at its first step.
+    """
     cls = optimizer_class(class_path)
-    known = [p for p in inspect.signature(cls).parameters if p not in ("params", "lr")]
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"optimizer: {cls.__name__} evaluates the loss several times in a step (a closure), which is not "
+            "supported; take another, such as AdamW"
+        )
+    parameters = inspect.signature(cls).parameters
+    known = [p for p in parameters if p not in ("params", "lr")]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in init_args:
-        if name == "lr":
-            raise UserError("optimizer.init_args.lr: give the rate as learning_rate")
-        if name not in known:
+        if name in ("lr", "params"):
+            raise UserError(f"optimizer.init_args.{name}: give the rate as learning_rate" if name == "lr" else
+                            "optimizer.init_args.params: the parameters are those of the models")  # fmt: skip
+        if name not in known and not takes_any:
             raise UserError(f"optimizer.init_args: {cls.__name__} has no option {name!r}{suggest(name, known)}")
     arguments = dict(init_args)
     if "fused" in known and "fused" not in arguments and "foreach" not in arguments:
@@ -156,10 +183,49 @@ def build_optimizer(
     for name, value in arguments.items():  # YAML has no tuples
         if isinstance(value, list):
             arguments[name] = tuple(value)
+    arguments = {"lr": learning_rate, **arguments}
     try:
-        return cls(params, **{"lr": learning_rate, **arguments})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {error}") from None
+        _rehearse(cls, params, arguments)
+        return cls(params, **arguments)
+    except Exception as error:  # whatever a class makes of arguments that it does not check
+        checked = isinstance(error, (ValueError, TypeError))
+        why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {why} (given: {given})") from None
+
+
+def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
+    """Give these options the values that the optimiser was built with; torch restores them together with the state.
+
+    Raises UserError if the restored state lacks what they need.
+    """
+    names = {n for n in names if n in optimizer.defaults and n not in ("fused", "foreach", "capturable")}
+    if not names:
+        return
+    for group in optimizer.param_groups:
+        group.update({name: optimizer.defaults[name] for name in names})
+    cls, params = type(optimizer), [p for group in optimizer.param_groups for p in group["params"]]
+    options = {
+        name: optimizer.defaults[name] for name in inspect.signature(cls).parameters if name in optimizer.defaults
+    }
+    needed = {name for state in _rehearse(cls, params, options).state.values() for name in state}
+    missing = needed - {name for state in optimizer.state.values() for name in state}
+    if missing and optimizer.state and cls.__name__ != "SGD":  # which begins its momentum at any step
+        raise UserError(f"optimizer.init_args: {', '.join(sorted(names))} of {cls.__name__} cannot change on resume: "
+                        f"the checkpoint has no {', '.join(sorted(missing))}")  # fmt: skip
+
+
+def _rehearse(cls: Any, params: list[torch.nn.Parameter], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    """A step of small parameters, one of each kind: some arguments are wrong only there."""
+    import torch
+
+    kinds = {(p.dtype, p.device, p.dim()): p for p in params}
+    small = [torch.nn.Parameter(torch.zeros((2,) * p.dim(), dtype=p.dtype, device=p.device)) for p in kinds.values()]
+    for param in small:
+        param.grad = torch.zeros_like(param)
+    optimizer = cls(small, **arguments)
+    optimizer.step()
+    return optimizer
 
 
 def suggest(word: str, known: Any) -> str:

@@ -130,12 +130,13 @@ def load_exported(folder: Path, trust: bool = False) -> tuple[Task, dict[str, nn
     Args:
         trust: also import a task that is in no installed package, and not imported yet.
     """
+    from accel_train import contract
     from accel_train.config import build_task
 
     described = read_described(Path(folder))
     with imports_for(folder, trust):
         task = build_task(described["task"])
-    models = as_dict(task.build_model())
+    models = contract.models_of(task)
     load_weights(models, Path(folder))
     return task, models, described
 
@@ -152,10 +153,6 @@ def read_described(folder: Path) -> dict[str, Any]:
     if not (isinstance(described, dict) and {"task", "models"} <= described.keys()):
         raise UserError(f"{path}: it names no task and models, so accel_train has not written it")
     return described
-
-
-def as_dict(models: Any) -> dict[str, nn.Module]:
-    return models if isinstance(models, dict) else {"model": models}
 
 
 def load_weights(models: dict[str, nn.Module], path: Path) -> None:

@@ -15,16 +15,16 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from accel_train import keyed, run_folder, run_lock
+from accel_train import contract, keyed, run_folder, run_lock
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import LockLostError, NonFiniteError, UserError
-from accel_train.optim import Schedule, suggest
+from accel_train.optim import Schedule, renew_options, same_class, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
-from accel_train.step import Stepper, group_objectives
+from accel_train.step import Group, Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
 from accel_train.values import build
@@ -52,17 +52,20 @@ class Session:
             "mixed_precision": self.accelerator.mixed_precision,
         }
 
+        contract.require(task, "build_data", "build_model", "loss_step")
         self.source = self._source("train")
-        eval_source = task.build_data("validation", self.global_batch_size, config.seed)
+        eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
-        self.models = run_folder.as_dict(task.build_model())
-        self.objectives = {objective.name: objective for objective in task.objectives()}
+        self.models = contract.models_of(task)
+        contract.refuse_sparse(self.models)
+        self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
         self.notes: list[Event] = []
         self.stepper = self._stepper()
         self.loader = self._loader(self.source)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
+            contract.require(task, "eval_step", "eval_metrics")
             self.eval_loader = self._loader(eval_source)
         self._check_evaluations()
 
@@ -76,7 +79,7 @@ class Session:
     # -- building ----------------------------------------------------------------------------------------------------
 
     def _source(self, split: str) -> BatchSource:
-        source = self.task.build_data(split, self.global_batch_size, self.config.seed)
+        source = contract.source_of(self.task, split, self.global_batch_size, self.config.seed)
         if source is None:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source
@@ -113,7 +116,7 @@ class Session:
         self._compile()
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
-            config.max_grad_norm, config.micro_batch_size, config.memory_guard,
+            config.max_grad_norm, config.micro_batch_size, config.memory_guard, config.check_contract,
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
@@ -363,6 +366,7 @@ class Session:
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
+        self._renew_options(path)
         progress = read_progress(path)
         self.last_saved = progress["position"]["step"] if path.parent == self.checkpoints.root else None
         self.resumed_from = path
@@ -391,6 +395,7 @@ class Session:
             path = whole(Path(choice))
         path = path.resolve() if path.is_symlink() else path
         self._compare(path, tell)
+        self._compare_optimizers(path)
         here = path.parent.resolve() == folder.root.resolve()
         for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
             tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
@@ -408,6 +413,33 @@ class Session:
         quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "init_from")
         for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
             tell(Event("warning", f"resuming with a changed config: {line}"))
+
+    def _optimizer_settings(self, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
+        """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
+        configs = yaml.safe_load((path / "config.yaml").read_text()), self.described
+        for group in {id(group): group for group in self.stepper.groups.values()}.values():
+            old, new = (
+                next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
+                     each.get("optimizer", {}))
+                for each in configs
+            )  # fmt: skip
+            yield group, old, new
+
+    def _compare_optimizers(self, path: Path) -> None:
+        """The state of one class means nothing to another, and need not even fail to load."""
+        for group, old, new in self._optimizer_settings(path):
+            before, now = old.get("class_path", new["class_path"]), new["class_path"]
+            if not same_class(before, now):
+                raise UserError(
+                    f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
+                    f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
+                )
+
+    def _renew_options(self, path: Path) -> None:
+        """What the config says of the optimisers now, not when the checkpoint was written."""
+        for group, old, new in self._optimizer_settings(path):
+            before, now = old.get("init_args", {}), new["init_args"]
+            renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
 
     def close(self) -> None:
         """Finish the trackers; the process group stays, for a further run in this process."""
@@ -433,7 +465,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         mixed_precision=precision,
         log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir or None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
         step_scheduler_with_optimizer=False,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -18,11 +18,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from accel_train import keyed
+from accel_train import additivity, contract, keyed
 from accel_train.errors import UserError
 from accel_train.optim import Schedule, build_optimizer
 from accel_train.ranks import Ranks
-from accel_train.task import Batch, Loss, Objective, Task
+from accel_train.step_module import StepModule, unsay_that_all_are_used
+from accel_train.task import Batch, Event, Objective, Task
 
 _NOTHING = contextlib.nullcontext()
 
@@ -39,24 +40,6 @@ def _frozen(params: list[nn.Parameter]) -> Iterator[None]:
             param.requires_grad_(True)
 
 
-class StepModule(nn.Module):
-    """The models a group trains, with the loss inside ``forward``, where DDP and autocast see it."""
-
-    def __init__(self, task: Task, models: dict[str, nn.Module], trains: Sequence[str]) -> None:
-        super().__init__()
-        self.trained = nn.ModuleDict({name: models[name] for name in trains})
-        self.task = task
-        self.models = models  # a plain dict: models that are only read are not registered here
-
-    def forward(self, batch: Batch | None, totals: dict[str, Tensor] | None, objective: Objective) -> Any:
-        if batch is not None and totals is None:
-            return self.task.totals(self.models, batch, objective)
-        if batch is None:  # nothing to contribute but a zero gradient, for which the other ranks wait
-            return Loss(torch.stack([p.sum() * 0 for p in self.trained.parameters() if p.requires_grad]).sum())
-        assert totals is not None
-        return self.task.loss_step(self.models, batch, totals, objective)
-
-
 @dataclass
 class Group:
     """Objectives that train the same models share one wrapped module, optimiser, schedule and scaler."""
@@ -64,7 +47,7 @@ class Group:
     name: str
     objectives: tuple[Objective, ...]
     module: nn.Module
-    local: nn.Module  # the same without the wrapper that reduces gradients
+    local: StepModule  # the same without the wrapper that reduces gradients
     params: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -111,6 +94,7 @@ class Stepper:
     Args:
         micro_batch_size: at most so many items go through the models at once, on every rank; None for no limit.
             Halved (on all ranks together) by an out-of-memory error if ``memory_guard``.
+        check_contract: the first batch of every objective is also cut in two, to see whether its shares add up.
     """
 
     def __init__(
@@ -123,12 +107,16 @@ class Stepper:
         max_grad_norm: float | None = 1.0,
         micro_batch_size: int | None = None,
         memory_guard: bool = True,
+        check_contract: bool = True,
     ) -> None:
         self.task, self.models, self.accelerator, self.ranks = task, models, accelerator, ranks
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self.device = accelerator.device
         self.groups: dict[str, Group] = {}  # by objective name
         self.memory_halvings = 0
+        self.check_contract = check_contract
+        self.news: list[Event] = []  # for whoever watches the run
+        self._seen: set[str] = set()  # objectives that have made a step
         self._run_seed = seed
         self._seeds: dict[str, int] = {}
         self._guarded = memory_guard and ranks.world_size > 1
@@ -144,12 +132,19 @@ class Stepper:
         self, trains: tuple[str, ...], objectives: list[Objective], optimizer: dict[str, Any], schedule: Schedule
     ) -> Group:
         """Wrap and prepare the models of one group; must be called in the same order on every rank."""
-        module = StepModule(self.task, self.models, trains)
+        sharded = self.accelerator.distributed_type.value == "FSDP"
+        module = StepModule(self.task, self.models, trains, self.ranks.world_size > 1, sharded)
         params = [p for p in module.trained.parameters() if p.requires_grad]
         if not params:
             raise UserError(f"objective {objectives[0].name!r}: {', '.join(trains)} has no trainable parameters")
+        elsewhere = {id(p) for group in self.groups.values() for p in group.params}
+        if any(id(p) in elsewhere for p in params):
+            raise UserError(
+                f"objective {objectives[0].name!r}: {', '.join(trains)} has a parameter that another objective's "
+                "models have too, and two optimizers would move it; train these models by the same objectives"
+            )
         built = build_optimizer(params, optimizer["class_path"], schedule.base, optimizer["init_args"])
-        if self.accelerator.distributed_type.value == "FSDP":  # must be prepared together; takes one model only
+        if sharded:  # must be prepared together; takes one model only
             prepared, wrapped = self.accelerator.prepare(module, built)
             built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
             self._sharded = self._equal_forwards = True
@@ -157,6 +152,8 @@ class Stepper:
             with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
                 prepared = self.accelerator.prepare_model(module)
+                if self.ranks.world_size > 1 and not self.groups:
+                    unsay_that_all_are_used(self.device)
             self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         if self.task.communicates and self.ranks.world_size > 1:
             self._equal_forwards = True
@@ -199,6 +196,9 @@ class Stepper:
         group = self.groups[objective.name]
         if repeat:
             objective = replace(objective, repeat=repeat)
+        first = objective.name not in self._seen
+        if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
+            self._check_shares(objective, batch)
         while True:
             self._seed_generators(objective, step, repeat)
             try:
@@ -208,6 +208,8 @@ class Stepper:
                 if not self._retry_memory:
                     raise
                 values, complete, cause = {}, False, error
+            if first:
+                self._check_gradients(group)
             if self._guarded:
                 complete_everywhere = self.ranks.all_agree(complete)
                 if complete_everywhere:
@@ -215,6 +217,13 @@ class Stepper:
             else:
                 complete_everywhere = complete
             if complete_everywhere:
+                if first and self.check_contract and all(p.grad is None for p in group.params):
+                    raise UserError(
+                        f"{type(self.task).__name__}.loss_step: the loss of objective {objective.name!r} has no "
+                        f"gradient by any parameter of {group.name} in its first step: was it detached, or computed "
+                        "without gradient? (check_contract: false goes on)"
+                    )
+                self._seen.add(objective.name)
                 norm = self._update(group)
                 # DDP would do this in its first forward, at another moment on a rank that has no items
                 self.ranks.share(group.buffers)
@@ -233,13 +242,29 @@ class Stepper:
             reduce_now = self._sharded or (not self._guarded and i == len(micro_batches) - 1)
             loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective)
             self._backward(group, loss.value)
-            shares = {"loss": loss.value, **loss.terms}
-            for name, share in shares.items():
-                share = share.detach()
+            for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
                 values[name] = values[name] + share if name in values else share
         if not micro_batches and not self._guarded:
             self._reduce_gradients(group, objective)
         return values
+
+    def _check_shares(self, objective: Objective, batch: Batch | None) -> None:
+        """Look once at what the task promises, on every rank that has something to cut in two."""
+        found = additivity.Findings()
+        largest = max(self._cut(batch), key=self.task.size, default=None)
+        if largest is not None and self.task.size(largest) > 1:
+            found = additivity.examine(self.task, self.models, objective, largest, self.accelerator)
+        everywhere = self.ranks.gather(found)
+        error = next((each.error for each in everywhere if each.error), "")
+        if error:
+            raise UserError(error)
+        lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
+        told = {event.title for event in self.news}
+        self.news += [Event("warning", line) for line in lines if line not in told]
+
+    def _check_gradients(self, group: Group) -> None:
+        if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
+            raise UserError(f"{group.name} has sparse gradients, which are not supported; use dense ones")
 
     def _cut(self, batch: Batch | None) -> list[Batch]:
         if batch is None:
@@ -270,13 +295,21 @@ class Stepper:
         scale = float(self.ranks.world_size)
         if group.scaler is not None:
             share = group.scaler.scale(share)  # pyright: ignore[reportAssignmentType]
-        if share.device.type == "cpu":
-            if not math.isfinite(share.item()):
-                scale = math.nan
-            (share if scale == 1.0 else share * scale).backward()
-        else:
-            finite = torch.isfinite(share)
-            share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+        try:
+            if share.device.type == "cpu":
+                if not math.isfinite(share.item()):
+                    scale = math.nan
+                (share if scale == 1.0 else share * scale).backward()
+            else:
+                finite = torch.isfinite(share)
+                share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+        except RuntimeError as error:
+            if "mark a variable ready only once" not in str(error):
+                raise
+            raise UserError(  # a graph within the graph, in which DDP cannot see which parameters it will reach
+                "memory_guard: false does not go with reentrant checkpointing on several ranks: give "
+                "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
+            ) from None
 
     def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""
@@ -292,8 +325,8 @@ class Stepper:
                         parts = module(micro_batch, None, objective)
                     else:
                         parts = self.task.totals(self.models, micro_batch, objective)
-                    for name, part in parts.items():
-                        totals[name] = totals[name] + part.detach() if name in totals else part.detach()
+                    for name, part in contract.sums_of(self.task, "totals", parts, self.device).items():
+                        totals[name] = totals[name] + part if name in totals else part
         if self.ranks.world_size == 1:
             return totals
         like = self._totals_like.get(objective.name)
@@ -320,8 +353,14 @@ class Stepper:
         return self._item_counts[count]
 
     def _update(self, group: Group) -> Tensor:
-        """Clip, and step if the gradient is finite; the norm tells which."""
+        """Clip, and step if the gradient is finite; the norm tells which. It is 0 where no parameter was reached."""
         optimizer, scaler = group.optimizer, group.scaler
+        poison = group.local.take_poison()
+        reached = next((p.grad for p in group.params if p.grad is not None), None)
+        if reached is None:
+            return torch.zeros((), device=self.device) if poison is None else poison
+        if poison is not None:  # of a share that was not finite and may have reached nothing else
+            reached.add_(poison)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = self._clip(group)
@@ -351,8 +390,9 @@ class Stepper:
 
     def _halve_micro_batch(self, group: Group, cause: torch.OutOfMemoryError | None) -> None:
         """After an out-of-memory error on any rank: forget the step and use half the micro-batch from now on."""
-        for optimizer in {id(g): g.optimizer for g in self.groups.values()}.values():
-            optimizer.zero_grad(set_to_none=True)
+        for each in self.groups.values():
+            each.optimizer.zero_grad(set_to_none=True)
+            each.local.take_poison()
         largest = max(self.ranks.gather(self._largest_micro_batch))
         if largest <= 1:
             raise UserError(
@@ -397,6 +437,11 @@ class Stepper:
     def scale_is_settling(self) -> bool:
         """fp16 only: a loss scale that is still coming down explains non-finite gradients."""
         return any(g.scaler is not None and g.scaler.get_scale() > 1.0 for g in self.groups.values())
+
+    def take_news(self) -> list[Event]:
+        """What was noticed since the last call and whoever watches the run should hear of."""
+        news, self.news = self.news, []
+        return news
 
     def state(self) -> dict[str, Any]:
         """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from accel_train import run_folder
+from accel_train import contract, run_folder
 from accel_train.clock import Clock, cuda_memory
 from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
@@ -80,7 +80,7 @@ class Trainer:
     ) -> None:
         if config is not None and settings:
             raise TypeError("give a TrainConfig or its fields, not both")
-        self.task = task
+        self.task = contract.instance(task)
         self.config = config or settings_for(type(task), settings)
         self._extra_observers = list(observers)
 
@@ -151,7 +151,7 @@ class Trainer:
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
         main = self.ranks.is_main
-        news = self.session.source.events()
+        news = [*self.session.source.events(), *self.session.stepper.take_news()]
         votes, bad = self.interval.exchange([
             float(bool(news)),
             float(self.control.stop_reason is not None),

@@ -151,6 +151,54 @@ class Ragged(Toy):
         return Loss(spoil(value), {"valid": batch["mask"].sum(), "share": len(batch["index"]) / totals["items"]})
 
 
+class Checkpointed(Toy):
+    """Reentrant checkpointing, whose graph is made in the backward pass only."""
+
+    def _error(self, models, batch, power: int = 2):
+        first, *rest = models["model"]
+        hidden = torch.utils.checkpoint.checkpoint(nn.Sequential(*rest), first(batch["x"]), use_reentrant=True)
+        return ((hidden[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
+
+
+class Mean(Toy):
+    """The mistake of beginners: a mean over whatever is at hand."""
+
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(((models["model"](batch["x"])[..., 0] - batch["y"]) ** 2).mean())
+
+
+class RaggedMean(Ragged):
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(self._error(models, batch) / batch["mask"].sum())
+
+
+class Detached(Toy):
+    def loss_step(self, models, batch, totals, objective):
+        return Loss(super().loss_step(models, batch, totals, objective).value.detach())
+
+
+class Mindful(Toy):
+    """Every call of its loss leaves something behind: in a buffer, in a weight, in a new buffer, in itself."""
+
+    calls = 0
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_buffer("calls", torch.zeros(()))
+        model.register_buffer("last", torch.zeros(()))
+        return model
+
+    def loss_step(self, models, batch, totals, objective):
+        model = models["model"]
+        self.calls += 1
+        model[0].bias.requires_grad_(self.calls > 1)
+        with torch.no_grad():
+            model.calls += 1
+            model.last = model.calls * 2
+            model[3].bias += 0.01 * self.calls
+        return super().loss_step(models, batch, totals, objective)
+
+
 class Statistics(Ragged):
     """With frozen statistics in the model: buffers, which DDP sends around."""
 
@@ -174,6 +222,28 @@ class TwoLosses(Toy):
         fault(batch)
         value = self._error(models, batch, 2 if objective.name == "square" else 1) / totals["items"]
         return Loss(spoil(value), {})
+
+
+class Unreached(Toy):
+    """Layers that no loss reaches: never (``spare``), in some steps (``body``), and for some items (``expert``)."""
+
+    def build_model(self):
+        model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("body", "expert", "spare")})
+        model["head"] = nn.Linear(4, 1)
+        return model.double() if self.float64 else model
+
+    def loss_step(self, models, batch, totals, objective):
+        model, x = models["model"], batch["x"][:, 0]
+        model["body"].requires_grad_(FAULTS["this_step"] % 3 != 1)
+        x = x + (model["body"](x).detach() if FAULTS["this_step"] % 4 == 2 else model["body"](x))
+        mine = batch["index"] % 10 == 3
+        if mine.any():
+            x = torch.where(mine[:, None], model["expert"](x), x)
+        error = model["head"](x)[:, 0] - batch["y"][:, 0]
+        return Loss(spoil(error.square().sum() / totals["items"]), {"squares": error.square().sum()})
+
+    def eval_step(self, models, batch):
+        return {"error": models["model"]["spare"](batch["x"][:, 0]).sum(), "count": batch["mask"].sum()}
 
 
 class Gan(Task):
@@ -207,6 +277,14 @@ class Gan(Task):
         penalty = ((slope.square().sum(1).add(1e-12).sqrt() - 1) ** 2).sum() / items
         gap = (critic(made) - critic(batch["x"])).sum() / items
         return Loss(spoil(gap + 2 * penalty), {"gap": gap, "penalty": penalty})
+
+
+class Silent(Gan):
+    """The generator's loss reaches nothing where a job says so."""
+
+    def loss_step(self, models, batch, totals, objective):
+        loss = super().loss_step(models, batch, totals, objective)
+        return Loss(loss.value.detach()) if objective.name == "generator" and _here("detached") else loss
 
 
 class Muon(MuonTask):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from accel_train.contract import described
 from accel_train.data.source import BatchSource
 from accel_train.errors import DataError, UserError
 from accel_train.progress import Position
@@ -178,6 +179,8 @@ class _NoWorkers:
 def _to_tensors(batch: Batch | None) -> Batch | None:
     if batch is None:
         return None
+    if not isinstance(batch, Mapping):
+        raise DataError(f"a batch must be a dict of names to arrays or tensors, not {described(batch)}")
     return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 

@@ -107,3 +107,28 @@ def test_going_on_from_an_older_one_sets_the_newer_ones_aside(tmp_path):
     assert any("step-000000013" in text for text in warnings(result))
     assert weights_files(tmp_path / "run") == weights_files(tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_another_optimizer_class_is_refused(stopped, ranks):
+    for result in run({"config": config(stopped, optimizer={"class_path": "SGD"})}, ranks):
+        kind, text = result["error"]
+        assert kind == "UserError" and "optimizer state of AdamW" in text and "init_from" in text
+    for result in run({"config": config(stopped, optimizer={"class_path": "torch.optim.AdamW"}, max_steps=11)}, ranks):
+        assert result["error"] is None
+
+
+def test_changed_options_of_the_optimizer_count_from_now_on(tmp_path):
+    """After one step with a rate of 0, a first session leaves the weights of the beginning and empty averages."""
+    decay = {"learning_rate": 0.0, "optimizer": {"init_args": {"betas": [0.0, 0.0]}}}
+    run({"config": config(tmp_path / "run", max_steps=3, **decay)})
+    (one,) = run({"config": config(tmp_path / "other", max_steps=4, **decay)})
+    changed = {"learning_rate": 1.0, "optimizer": {"init_args": {"betas": [0.0, 0.0], "weight_decay": 0.5, "eps": 1e9}}}
+    (two,) = run({"config": config(tmp_path / "run", max_steps=4, **changed)})
+    for name, value in two["weights"].items():
+        assert np.allclose(value, 0.5 * one["weights"][name], atol=1e-6), "decayed by half, hardly moved otherwise"
+
+
+def test_an_option_that_needs_more_state_is_refused(stopped):
+    (result,) = run({"config": config(stopped, optimizer={"init_args": {"amsgrad": True}})})
+    assert result["error"][0] == "UserError" and "amsgrad of AdamW cannot change on resume" in result["error"][1]

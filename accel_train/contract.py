@@ -1,0 +1,188 @@
+"""What a task gives, looked at where it enters the loop: one line says whose it is and what is expected instead.
+
+Types and shapes only: nothing here asks the device for a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.errors import UserError
+from accel_train.task import Loss, Objective, Task
+
+
+def require(task: Task, *methods: str) -> None:
+    """Raise UserError unless the task has these methods of its own."""
+    for name in methods:
+        if getattr(getattr(task, name), "__func__", None) is getattr(Task, name):
+            what = (getattr(Task, name).__doc__ or "").splitlines()[0]
+            raise UserError(f"{type(task).__name__} has no method {name}, which is needed here: {what}")
+
+
+def instance(task: Any) -> Task:
+    """The task, if it is one and not its class."""
+    if isinstance(task, type) and issubclass(task, Task):
+        raise UserError(f"the class {task.__name__} was given for a task; give an instance: {task.__name__}(...)")
+    if not isinstance(task, Task):
+        raise UserError(f"a trainer needs an instance of accel_train.Task, got {described(task)}")
+    return task
+
+
+def source_of(task: Task, split: str, batch_size: int, seed: int) -> BatchSource | None:
+    """What ``build_data`` returns for this split."""
+    require(task, "build_data")
+    source, method = task.build_data(split, batch_size, seed), f"build_data({split!r})"
+    if source is not None and not isinstance(source, BatchSource):
+        raise _wrong(task, method, source, "a BatchSource: IndexedSource(data, batch_size, seed) makes one of anything "
+                     "that has a length and read(indices)")  # fmt: skip
+    if isinstance(source, IndexedSource) and type(source).batch is IndexedSource.batch:
+        if not callable(getattr(source.data, "read", None)):
+            raise UserError(f"{type(task).__name__}.{method}: {described(source.data)} has no method read(indices), by "
+                            "which an IndexedSource gets a batch as a dict of arrays")  # fmt: skip
+        if not source.endless and not hasattr(source.data, "__len__"):
+            raise UserError(f"{type(task).__name__}.{method}: {described(source.data)} has no length (__len__)")
+    return source
+
+
+def models_of(task: Task) -> dict[str, nn.Module]:
+    """What ``build_model`` returns, by name."""
+    require(task, "build_model")
+    built = task.build_model()
+    models = built if isinstance(built, dict) else {"model": built}
+    holder = nn.ModuleDict()
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise _wrong(task, "build_model", built if model is built else {name: model},
+                         "a torch.nn.Module, or a dict of names to modules")  # fmt: skip
+        if not isinstance(name, str) or not name or "." in name or hasattr(holder, name):
+            raise UserError(f"{type(task).__name__}.build_model: {name!r} cannot be the name of a model; take another")
+        for path, module in model.named_modules():
+            tensors = [*module._parameters.values(), *module._buffers.values()]
+            if any(t is not None and nn.parameter.is_lazy(t) for t in tensors):
+                raise UserError(
+                    f"{type(task).__name__}.build_model: {_place(name, path)} ({type(module).__name__}) has no shape "
+                    "yet, so it cannot be restored; give its sizes, or call the model once before returning it"
+                )
+    if not models:
+        raise _wrong(task, "build_model", built, "at least one model")
+    return dict(models)
+
+
+def refuse_sparse(models: Mapping[str, nn.Module]) -> None:
+    """Sparse gradients are neither clipped nor reduced over ranks by torch."""
+    for name, model in models.items():
+        for path, module in model.named_modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
+                raise UserError(f"{_place(name, path)} ({type(module).__name__}) has sparse=True: sparse gradients are "
+                                "not supported; leave it out")  # fmt: skip
+
+
+def objectives_of(task: Task) -> dict[str, Objective]:
+    """The task's objectives by name."""
+    objectives = task.objectives()
+    listed = list(objectives) if isinstance(objectives, (list, tuple)) else []
+    if not listed or not all(isinstance(objective, Objective) for objective in listed):
+        raise _wrong(task, "objectives", objectives, "a list of Objective(name, trains, repeats)")
+    found = {objective.name: objective for objective in listed}
+    if len(found) < len(listed):
+        names = ", ".join(objective.name for objective in listed)
+        raise UserError(f"{type(task).__name__}.objectives: two have the same name ({names})")
+    return found
+
+
+def loss_of(task: Task, returned: Any) -> Loss:
+    """What ``loss_step`` returns: a value that may be differentiated, and terms without gradient as tensors."""
+    if not isinstance(returned, Loss):
+        raise _wrong(task, "loss_step", returned, "Loss(value, terms)")
+    value, terms = returned
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        raise _wrong(task, "loss_step", value, "a scalar tensor as the value of the Loss: a sum over the items of the "
+                     "batch, divided by what stands in totals", "a Loss with ")  # fmt: skip
+    if not isinstance(terms, Mapping):
+        raise _wrong(task, "loss_step", terms, "a dict of names to scalars as the terms of the Loss", "a Loss with ")
+    found = {}
+    for name, term in terms.items():
+        tensor = _tensor(term, value.device)
+        if tensor is None or tensor.numel() != 1 or tensor.is_complex() or not isinstance(name, str):
+            raise _wrong(task, "loss_step", term, "a scalar", f"a Loss with the term {name!r} = ")
+        if name == "loss":
+            raise UserError(f"{type(task).__name__}.loss_step: the name 'loss' is the value's; give the term another")
+        found[name] = tensor.reshape(()) if tensor.dim() else tensor
+    return Loss(value.reshape(()) if value.dim() else value, found)
+
+
+def sums_of(task: Task, method: str, returned: Any, device: torch.device) -> dict[str, Tensor]:
+    """What ``totals`` or ``eval_step`` returns: tensors of any shape, without gradient."""
+    if not isinstance(returned, Mapping):
+        raise _wrong(task, method, returned, "a dict of names to sums")
+    found = {}
+    for name, value in returned.items():
+        tensor = _tensor(value, device)
+        if tensor is None:
+            raise _wrong(task, method, value, "a number or a tensor", f"{name!r} = ")
+        found[name] = tensor
+    return found
+
+
+def metrics_of(task: Task, returned: Any) -> dict[str, float]:
+    """What ``eval_metrics`` returns."""
+    if not isinstance(returned, Mapping):
+        raise _wrong(task, "eval_metrics", returned, "a dict of names to numbers")
+    metrics = {}
+    for name, value in returned.items():
+        try:
+            metrics[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise _wrong(task, "eval_metrics", value, "a number", f"{name!r} = ") from None
+    return metrics
+
+
+def _tensor(value: Any, device: torch.device) -> Tensor | None:
+    """Numbers and arrays become tensors (none of this waits for the device); None for what is neither."""
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.dtype in (torch.bool, torch.uint8):  # whose sums are no sums
+            value = value.long()
+        return value if value.device == device or value.dim() else value.to(device, non_blocking=True)
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        if value.ndim:
+            return torch.from_numpy(np.array(value, np.float64)).to(device)
+        value = value.item()
+    if isinstance(value, (int, float)):
+        return torch.full((), float(value), dtype=torch.float64, device=device)
+    return None
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _wrong(task: Task, method: str, returned: Any, expected: str, before: str = "") -> UserError:
+    return UserError(f"{type(task).__name__}.{method} returned {before}{described(returned)}; expected {expected}")
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a tensor of type {kind} and shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return repr(value)[:60]
+    if isinstance(value, dict) and value:
+        return "a dict with " + ", ".join(f"{name!r}: {described(sub)}" for name, sub in list(value.items())[:2])
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    module, name = type(value).__module__.split(".")[0], type(value).__name__
+    what = name if module == "builtins" else f"{module} {name}"
+    return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
+
+
+def _place(model: str, path: str) -> str:
+    return f"model {model!r}" if not path else f"{path!r} of model {model!r}"
