@@ -82,7 +82,15 @@ class Session:
 
     def _loader(self, source: BatchSource) -> Loader:
         config, ranks = self.config, self.ranks
-        return Loader(source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+        return Loader(
+            source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
+            seed=config.seed, all_agree=ranks.all_agree,
+        )  # fmt: skip
+
+    def news(self) -> list[Event]:
+        """What readers found, since the last call, that whoever watches the run should hear of."""
+        loaders = [self.loader, *([self.eval_loader] if self.eval_loader is not None else [])]
+        return [event for loader in loaders for event in loader.events()]
 
     def _plan(self) -> Plan:
         phases = []

@@ -7,6 +7,7 @@ so neither a stop nor the end of the interpreter waits for them.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ SLICE_S = 0.1
 """A wait looks up so often."""
 
 _given_up = threading.Event()
+_exposed = False  # the main thread is where it may be interrupted
+_armed = False  # the signal that does it has its handler; nobody else uses it, and by default it is ignored
 
 
 class StoppedError(RuntimeError):
@@ -29,6 +32,8 @@ class StoppedError(RuntimeError):
 def give_up() -> None:
     """From now on nobody waits."""
     _given_up.set()
+    if _exposed:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
 def begin() -> None:
@@ -55,6 +60,29 @@ def result(future: Future[T]) -> T:
                 return future.result()
             if _given_up.is_set():
                 raise StoppedError("stopped while waiting") from None
+
+
+def interruptibly(function: Callable[[], T]) -> T:
+    """``function()`` in this thread, where another would cost too much. If this is the main one, ``give_up`` interrupts
+    it wherever Python can be: at a lock, a pause, a socket, a pipe."""
+    global _exposed, _armed
+    if threading.get_ident() != threading.main_thread().ident:
+        return function()
+    if not _armed:
+        signal.signal(signal.SIGURG, _interrupt)
+        _armed = True
+    _exposed = True
+    try:
+        if _given_up.is_set():
+            raise StoppedError("stopped before reading")
+        return function()
+    finally:
+        _exposed = False
+
+
+def _interrupt(*_: object) -> None:
+    if _exposed:
+        raise StoppedError("stopped while reading")
 
 
 def call(function: Callable[[], T], seconds: float | None = None) -> T:

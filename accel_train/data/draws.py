@@ -1,0 +1,119 @@
+"""What a data set draws from the global generators of torch, numpy and Python.
+
+A batch is to be a function of (seed, epoch, batch, rank), and dropout draws from the same generator of torch as a
+``torch.randn`` in a data set does. So a source that draws is read while nothing else runs, with the generators set by
+the place of the batch before, and put back afterwards. Most sources do not draw, and need not pay for that: what is
+read first is looked at, and then a sample.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from accel_train import keyed
+from accel_train.task import Event
+
+T = TypeVar("T")
+
+FIRST = 3
+"""Reads that are looked at before a source is believed not to draw."""
+SAMPLE = 64
+"""Later on, one of so many is looked at: that takes 0.1 ms."""
+
+
+class _Generator(NamedTuple):
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
+    seed: Callable[[int], Any]  # with 64 bits
+    same: Callable[[Any, Any], bool]  # of two states
+
+
+_torch = torch.default_generator
+GENERATORS = {
+    "torch": _Generator(_torch.get_state, _torch.set_state, lambda key: _torch.manual_seed(key >> 1), torch.equal),
+    "numpy": _Generator(
+        np.random.get_state,
+        np.random.set_state,
+        lambda key: np.random.seed(key & 0xFFFFFFFF),
+        lambda a, b: a[2:] == b[2:] and np.array_equal(a[1], b[1]),
+    ),
+    "random": _Generator(random.getstate, random.setstate, random.seed, lambda a, b: a == b),
+}
+
+
+def seed_generators(seed: int, epoch: int, number: int, rank: int, names: Iterable[str] = GENERATORS) -> None:
+    """Set the global generators by the place of one rank's share of a batch."""
+    key = keyed.key(seed, "reader", epoch, number, rank)
+    for name in names:
+        GENERATORS[name].seed(key)
+
+
+class Draws:
+    """Knows whether one source draws, and reads it accordingly. To be used in one thread.
+
+    ``found``: the generators it was seen to draw from, by name.
+    """
+
+    def __init__(self, seed: int, rank: int, advice: str = "") -> None:
+        self.seed, self.rank, self.advice = seed, rank, advice
+        self.found: set[str] = set()
+        self.reads = 0
+        self._news: list[Event] = []
+
+    def read(
+        self, epoch: int, number: int, read: Callable[[], T], look: bool = False, end: Callable[[], Any] | None = None
+    ) -> T:
+        """``read()`` one batch, while no other thread draws. ``look``: whether it does, in any case. ``end()`` is called
+        if it was seen to: what reads ahead must no longer, once the generators are put back."""
+        look = look or self.reads < FIRST or self.reads % SAMPLE == 0
+        self.reads += 1
+        names = GENERATORS if look else self.found
+        if not names:
+            return read()
+        before = _states(names)
+        seed_generators(self.seed, epoch, number, self.rank, names)
+        try:
+            if not look:
+                return read()
+            seeded = _states(names)
+            batch = read()
+            self._compare(seeded, late=self.reads > FIRST)
+            if self.found and end is not None:
+                end()
+            return batch
+        finally:
+            for name, state in before.items():
+                GENERATORS[name].set(state)
+
+    def watch(self, wait: Callable[[], T]) -> T:
+        """``wait()`` for other threads to read, and see whether they draw what dropout draws from."""
+        before = _states(["torch"])
+        found = wait()
+        self._compare(before, late=True)
+        return found
+
+    def events(self) -> list[Event]:
+        news, self._news = self._news, []
+        return news
+
+    def _compare(self, before: dict[str, Any], late: bool) -> None:
+        now = _states(before)
+        new = [name for name in before if name not in self.found and not GENERATORS[name].same(before[name], now[name])]
+        if not new:
+            return
+        self.found |= set(new)
+        line = f"the data set draws from the global generator of {' and '.join(new)}"
+        if late:
+            lost = "what it and dropout drew" if "torch" in new else "what it drew"
+            line += f", but was not seen to at first: {lost} until now cannot be repeated"
+        line += "; from now on it is set by (seed, epoch, batch, rank) before every batch"
+        self._news.append(Event("warning" if late else "note", line + self.advice))
+
+
+def _states(names: Iterable[str]) -> dict[str, Any]:
+    return {name: GENERATORS[name].get() for name in names}
