@@ -63,7 +63,7 @@ class Session:
         self.loader = self._loader(self.source)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
-            self.eval_loader = self._loader(eval_source)
+            self.eval_loader = self._loader(eval_source, "the validation data")
         self._check_evaluations()
 
         self.checkpoints = CheckpointFolder(
@@ -80,11 +80,11 @@ class Session:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source
 
-    def _loader(self, source: BatchSource) -> Loader:
+    def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
         config, ranks = self.config, self.ranks
         return Loader(
             source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
-            seed=config.seed, all_agree=ranks.all_agree,
+            seed=config.seed, all_agree=ranks.all_agree, name=name,
         )  # fmt: skip
 
     def news(self) -> list[Event]:

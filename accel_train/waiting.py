@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -62,12 +62,12 @@ def result(future: Future[T]) -> T:
                 raise StoppedError("stopped while waiting") from None
 
 
-def interruptibly(function: Callable[[], T]) -> T:
-    """``function()`` in this thread, where another would cost too much. If this is the main one, ``give_up`` interrupts
+def interruptibly(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)`` in this thread, where another would cost too much. If this is the main one, ``give_up`` interrupts
     it wherever Python can be: at a lock, a pause, a socket, a pipe."""
     global _exposed, _armed
     if threading.get_ident() != threading.main_thread().ident:
-        return function()
+        return function(*arguments)
     if not _armed:
         signal.signal(signal.SIGURG, _interrupt)
         _armed = True
@@ -75,7 +75,7 @@ def interruptibly(function: Callable[[], T]) -> T:
     try:
         if _given_up.is_set():
             raise StoppedError("stopped before reading")
-        return function()
+        return function(*arguments)
     finally:
         _exposed = False
 

@@ -42,6 +42,7 @@ class Loader:
         prefetch: finished batches kept waiting per worker.
         seed: what the data set draws from global generators follows from it.
         all_agree: does every rank say so? Where an epoch ends that does not know its length must be agreed.
+        name: of the source, for what is said of it.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class Loader:
         prefetch: int = 2,
         seed: int = 0,
         all_agree: Callable[[bool], bool] = bool,
+        name: str = "the data set",
     ) -> None:
         self.source, self.device, self.rank, self.world_size = source, device, rank, world_size
         self.num_workers, self.worker_type, self.prefetch = num_workers, worker_type, prefetch
         self.seed, self.all_agree = seed, all_agree
-        self._draws = Draws(seed, rank, NOT_AHEAD if num_workers else "")
+        self._draws = Draws(seed, rank, name, NOT_AHEAD if num_workers else "")
         self._slow_reads = 0  # in a row, in the loop
         self._handed_out = 0  # to threads
 
@@ -122,7 +124,7 @@ class Loader:
 
     def _submit(self, workers: Workers, place: Place) -> Callable[[], Batch | None]:
         if workers is None or self._in_loop:
-            return lambda: self._here(place)
+            return partial(waiting.interruptibly, self._read_in_loop, place)
         if isinstance(workers, Processes):
             return partial(result_of, workers.submit(*place))
         read = lambda: self._pin(self._read(place))  # noqa: E731
@@ -134,13 +136,15 @@ class Loader:
     def _read(self, place: Place) -> Batch | None:
         return to_tensors(self.source.batch(*place))
 
-    def _here(self, place: Place) -> Batch | None:
-        read = partial(self._read_in_loop, place)
-        return waiting.interruptibly(lambda: self._draws.read(*place[:2], read))
-
     def _read_in_loop(self, place: Place) -> Batch | None:
+        draws = self._draws
+        if draws.due():
+            return draws.read(*place[:2], partial(self._timed, place))
+        return self._timed(place)
+
+    def _timed(self, place: Place) -> Batch | None:
         started = time.perf_counter()
-        batch = self._read(place)
+        batch = to_tensors(self.source.batch(*place))
         slow = time.perf_counter() - started > CHEAP_SECONDS
         self._slow_reads = self._slow_reads + 1 if slow else 0
         return batch
@@ -185,7 +189,7 @@ class Loader:
     def _take_in_loop(self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None) -> Batch | None:
         take = partial(self._take, scan, number, steps)
         try:
-            return waiting.interruptibly(lambda: self._draws.read(epoch, number, take))
+            return waiting.interruptibly(self._draws.read, epoch, number, take)
         except Exception as error:
             raise self._with_place(error, epoch, number) from None
 

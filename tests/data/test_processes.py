@@ -64,9 +64,7 @@ def test_no_semaphores(monkeypatch):
 
 def test_shared_memory_is_full(monkeypatch):
     def full(_: torch.Tensor) -> None:
-        raise RuntimeError(
-            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
-        )
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     monkeypatch.setattr(processes, "_source", IndexedSource(Items(), 4))
