@@ -20,7 +20,24 @@ T = TypeVar("T")
 SLICE_S = 0.1
 """A wait looks up so often."""
 
-_given_up = threading.Event()
+
+class _Flag:
+    """Has no lock, unlike an ``Event``: a signal handler may set it at any moment."""
+
+    def __init__(self) -> None:
+        self._up = False
+
+    def set(self) -> None:
+        self._up = True
+
+    def clear(self) -> None:
+        self._up = False
+
+    def is_set(self) -> bool:
+        return self._up
+
+
+_given_up = _Flag()
 _exposed = False  # the main thread is where it may be interrupted
 _armed = False  # the signal that does it has its handler; nobody else uses it, and by default it is ignored
 
@@ -46,8 +63,13 @@ def given_up() -> bool:
 
 
 def sleep(seconds: float) -> None:
-    if _given_up.wait(seconds):
-        raise StoppedError("stopped in a pause")
+    ends = time.monotonic() + seconds
+    while not _given_up.is_set():
+        left = ends - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, SLICE_S))
+    raise StoppedError("stopped in a pause")
 
 
 def result(future: Future[T]) -> T:
@@ -63,8 +85,8 @@ def result(future: Future[T]) -> T:
 
 
 def interruptibly(function: Callable[..., T], *arguments: Any) -> T:
-    """``function(*arguments)`` in this thread, where another would cost too much. If this is the main one, ``give_up`` interrupts
-    it wherever Python can be: at a lock, a pause, a socket, a pipe."""
+    """``function(*arguments)`` in this thread, where another would cost too much. If this is the main one, ``give_up``
+    interrupts it wherever Python can be: at a lock, a pause, a socket, a pipe."""
     global _exposed, _armed
     if threading.get_ident() != threading.main_thread().ident:
         return function(*arguments)

@@ -1,7 +1,12 @@
 """What can go wrong with worker processes is one line."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +75,43 @@ def test_shared_memory_is_full(monkeypatch):
     monkeypatch.setattr(processes, "_source", IndexedSource(Items(), 4))
     with pytest.raises(UserError, match="not enough of it in /dev/shm .*No space left on device"):
         processes._read(0, 0, 0, 1)
+
+
+PROGRAM = """
+import sys, time
+sys.path.insert(0, {here!r})
+import torch, test_processes as t
+if __name__ == "__main__":
+    source = t.IndexedSource(t.WhoReads(), 4)
+    batches = t.Loader(source, torch.device("cpu"), num_workers=1, worker_type="process").batches(t.Position())
+    print(int(next(batches)[2]["pid"]), flush=True)
+    time.sleep(100)
+"""
+
+
+class WhoReads(Items):
+    def read(self, indices: np.ndarray) -> dict:
+        return {"pid": np.array(os.getpid())}
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM.format(here=str(Path(__file__).parent)))
+    run = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    pid = int(run.stdout.readline())
+    assert lives(pid)
+    run.kill()
+    run.communicate()
+    for _ in range(1000):
+        if not lives(pid):
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("it waits for work for ever")
