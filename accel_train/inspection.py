@@ -138,7 +138,8 @@ def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path |
 
 
 def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
-    from accel_train import run_folder
+    from accel_train import keyed, run_folder
+    from accel_train.data.draws import generators
     from accel_train.data.loader import Loader
     from accel_train.evaluation import evaluate, predict
     from accel_train.ranks import Ranks
@@ -148,7 +149,8 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None
     accelerator = start_accelerate(config)
     ranks = Ranks(accelerator)
     batch_size = batch_size or config.global_batch_size
-    source = task.build_data(split, batch_size, config.seed)
+    with generators(keyed.key(config.seed, "data")):
+        source = task.build_data(split, batch_size, config.seed)
     if source is None:
         raise UserError(f"{task.task_name()}: there is no {split} data")
     models = saved.load_models()

@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accel_train import keyed, run_folder
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, to_dict
+from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError, UserError
@@ -53,9 +54,11 @@ class Session:
         }
 
         self.source = self._source("train")
-        eval_source = task.build_data("validation", self.global_batch_size, config.seed)
+        with generators(keyed.key(config.seed, "data")):  # as for training, if items are divided by drawing
+            eval_source = task.build_data("validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
-        self.models = run_folder.as_dict(task.build_model())
+        with generators(keyed.key(config.seed, "weights")):  # those of numpy and Python too
+            self.models = run_folder.as_dict(task.build_model())
         self.objectives = {objective.name: objective for objective in task.objectives()}
         self.plan = self._plan()
         self.notes: list[Event] = []
@@ -75,7 +78,8 @@ class Session:
     # -- building ----------------------------------------------------------------------------------------------------
 
     def _source(self, split: str) -> BatchSource:
-        source = self.task.build_data(split, self.global_batch_size, self.config.seed)
+        with generators(keyed.key(self.config.seed, "data")):
+            source = self.task.build_data(split, self.global_batch_size, self.config.seed)
         if source is None:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source

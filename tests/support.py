@@ -197,6 +197,38 @@ class Augmented:
         return batch | {"y": (batch["y"] + drawn * self.used).astype(self.data.dtype)}
 
 
+class Divided(Toy):
+    """Draws which items are for training and which for validation, and the first weights, with numpy."""
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        order = np.random.permutation(70)
+        items = order[:50] if split == "train" else order[50:]
+        source = super().build_data("train", batch_size, seed)
+        source.data = Chosen(source.data, items)
+        return source if split != "test" else None
+
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        with torch.no_grad():
+            model[0].weight += torch.from_numpy(np.random.normal(size=(self.width, 4)))
+        return model
+
+    def eval_step(self, models, batch):
+        FAULTS.setdefault("evaluated", set()).update(batch["index"].tolist())
+        return super().eval_step(models, batch)
+
+
+class Chosen:
+    def __init__(self, data: Numbers, items: np.ndarray) -> None:
+        self.data, self.items = data, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        return self.data.read(self.items[indices])
+
+
 class Streams(Toy):
     """Every rank has a stream of its own, of ``lengths[rank]`` batches in each epoch; they know it (``announced``
     batches) or not."""

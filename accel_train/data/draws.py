@@ -8,8 +8,9 @@ read first is looked at, and then a sample.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -46,11 +47,26 @@ GENERATORS = {
 }
 
 
-def seed_generators(seed: int, epoch: int, number: int, rank: int, names: Iterable[str] = GENERATORS) -> None:
-    """Set the global generators by the place of one rank's share of a batch."""
-    key = keyed.key(seed, "reader", epoch, number, rank)
+def place_key(seed: int, epoch: int, number: int, rank: int) -> int:
+    """What one rank's share of a batch is drawn from."""
+    return keyed.key(seed, "reader", epoch, number, rank)
+
+
+def seed_generators(key: int, names: Iterable[str] = GENERATORS) -> None:
     for name in names:
         GENERATORS[name].seed(key)
+
+
+@contextlib.contextmanager
+def generators(key: int, names: Iterable[str] = GENERATORS) -> Iterator[None]:
+    """Inside, the global generators follow from ``key``; afterwards they are as they were."""
+    before = _states(names)
+    seed_generators(key, names)
+    try:
+        yield
+    finally:
+        for name, state in before.items():
+            GENERATORS[name].set(state)
 
 
 class Draws:
@@ -82,9 +98,7 @@ class Draws:
         names = GENERATORS if look else self.found
         if not names:
             return read()
-        before = _states(names)
-        seed_generators(self.seed, epoch, number, self.rank, names)
-        try:
+        with generators(place_key(self.seed, epoch, number, self.rank), names):
             if not look:
                 return read()
             seeded = _states(names)
@@ -93,9 +107,6 @@ class Draws:
             if self.found and end is not None:
                 end()
             return batch
-        finally:
-            for name, state in before.items():
-                GENERATORS[name].set(state)
 
     def watch(self, wait: Callable[[], T]) -> T:
         """``wait()`` for other threads to read, and see whether they draw what dropout draws from."""
@@ -103,6 +114,12 @@ class Draws:
         found = wait()
         self._compare(before, late=True)
         return found
+
+    def resumed(self, epoch: int) -> None:
+        """A stream that draws was begun in the middle of an epoch."""
+        line = f"{self.name} is read in sequence and draws from global generators: begun again within epoch {epoch}, it"
+        line += " has drawn anew what it draws at the beginning of one, such as an order, and may give batches twice or"
+        self._news.append(Event("warning", f"{line} never; draw that from np.random.default_rng((seed, epoch))"))
 
     def events(self) -> list[Event]:
         news, self._news = self._news, []

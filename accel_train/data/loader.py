@@ -174,11 +174,13 @@ class Loader:
     def _scan_in_loop(
         self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None
     ) -> Iterator[Callable[[], Batch | None]]:
-        share = None
+        share, first = None, number
         try:
             while steps is None or number < steps:
                 if share is not _END:  # a rank whose data have ended has empty shares until all have
                     share = self._take_in_loop(scan, epoch, number, steps)
+                if number == first > 0 and self._draws.found:
+                    self._draws.resumed(epoch)
                 if steps is None and self.all_agree(share is _END):
                     return
                 yield partial(to_tensors, None if share is _END else share)

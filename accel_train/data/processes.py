@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from accel_train import waiting
-from accel_train.data.draws import seed_generators
+from accel_train.data.draws import place_key, seed_generators
 from accel_train.data.source import BatchSource
 from accel_train.errors import UserError
 from accel_train.task import Batch
@@ -119,7 +119,7 @@ def _end_with_parent() -> None:
 
 def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
     assert _source is not None
-    seed_generators(_seed, epoch, number, rank)
+    seed_generators(place_key(_seed, epoch, number, rank))
     batch = to_tensors(_source.batch(epoch, number, rank, world_size))
     try:
         for value in (batch or {}).values():

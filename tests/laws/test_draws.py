@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from support import assert_same_run, config, records, run
+from support import FAULTS, assert_same_run, config, records, run, samples
 
 LOADERS = {
     "in the loop": {"num_workers": 0},
@@ -53,3 +54,16 @@ def test_two_ranks(tmp_path):
     for stop in (9, None):
         drawing(tmp_path / "pieces", stop, ranks=2, draws="numpy", num_workers=2)
     assert_same_run(tmp_path / "pieces", tmp_path / "whole")
+
+
+def test_data_and_models_may_be_built_by_drawing(tmp_path):
+    """Two ranks and a second run divide the items in the same way, and no item is in both parts."""
+    job = {"task": "Divided", "config": config(tmp_path / "one")}
+    (one,) = run(job)
+    trained = {item for items in one["samples"].values() for item in items}
+    assert not trained & FAULTS["evaluated"] and len(trained | FAULTS["evaluated"]) == 70
+    before = np.random.get_state()[1].tolist()
+    run(job | {"config": config(tmp_path / "two")})
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert np.random.get_state()[1].tolist() == before, "whoever calls it in a notebook may draw too"
+    assert samples(run(job | {"config": config(tmp_path / "ranks")}, 2)) == one["samples"]
