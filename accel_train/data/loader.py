@@ -210,7 +210,7 @@ class Loader:
                 _close(scan)
 
         try:
-            if self._draws.reads == 0:
+            if self._draws.reads == 0 and number < steps:
                 job = self._draws.read(epoch, number, lambda: _settled(fetch(number)), look=True, end=close)
                 if self._draws.found:  # read it again, with nothing beside it
                     return
