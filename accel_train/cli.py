@@ -6,11 +6,13 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import Parser
 from accel_train.errors import NonFiniteError, UserError
+from accel_train.secrets import scrub
 
 COMMANDS = {
     "train": "train a task, or go on with a run",
@@ -34,15 +36,19 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"accel-train: error: {error}", file=sys.stderr)
+            print(f"accel-train: error: {scrub(str(error))}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"accel-train: training failed: {error}", file=sys.stderr)
+            print(f"accel-train: training failed: {scrub(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("accel-train: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # a mistake in a task, or one of ours: the whole traceback, but no secrets in messages
+        parts = traceback.format_exception(error)
+        print(*(part if part.startswith("  File ") else scrub(part) for part in parts), sep="", end="", file=sys.stderr)
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -97,6 +103,7 @@ def _train(rest: list[str]) -> int:
         return 0
 
     from accel_train.trainer import Trainer
+    from accel_train.trust import is_own
 
     try:
         result = Trainer(task, settings).fit()
@@ -105,11 +112,11 @@ def _train(rest: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         if result.outcome == "completed" and (summary := task.summary(result.metrics)):
             print(f"\n{summary}")
-        _say_what_next(result, settings)
+        _say_what_next(result, settings, " --trust" if is_own(type(task)) else "")
     return settings.requeue_exit_code if result.by_signal else 0
 
 
-def _say_what_next(result: Any, settings: Any) -> None:
+def _say_what_next(result: Any, settings: Any, trust: str) -> None:
     folder, accel_train, tensorboard = result.output_dir, _tool("accel-train"), _tool("tensorboard")
     print()
     if result.outcome == "completed":
@@ -117,7 +124,7 @@ def _say_what_next(result: Any, settings: Any) -> None:
         if (folder / "figures").is_dir():
             print(f"  figures        {folder}/figures")
         print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
-        print(f"  evaluate       {accel_train} evaluate {folder}")
+        print(f"  evaluate       {accel_train} evaluate {folder}{trust}")
         if settings.max_steps is not None:
             print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
@@ -147,6 +154,10 @@ def _parser(name: str) -> Parser:
     return Parser(prog=f"accel-train {name}", description=COMMANDS[name])
 
 
+def _add_trust(parser: Parser) -> None:
+    parser.add_argument("--trust", action="store_true", help="run code of a task that is in no installed package")
+
+
 def _evaluate(rest: list[str]) -> int:
     parser = _parser("evaluate")
     parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model folder")
@@ -154,10 +165,15 @@ def _evaluate(rest: list[str]) -> int:
     parser.add_argument("--split", default="validation", help="validation or test")
     parser.add_argument("--batch_size", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
-    options = parser.parse_args(rest)
+    _add_trust(parser)
+    parser.usage = "accel-train evaluate RUN [OPTION ...] [--task.init_args.NAME=VALUE ...]"
+    options, others = parser.parse_known_args(rest)
+    for other in others:
+        if not other.startswith("--task.init_args."):
+            parser.error(f"unrecognized arguments: {other}")
     from accel_train.inspection import evaluate_saved, find_saved
 
-    saved = find_saved(options.run, options.checkpoint)
+    saved = find_saved(options.run, options.checkpoint, others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
     if os.environ.get("RANK", "0") == "0":
         summary = saved.task.summary(metrics)
@@ -177,10 +193,11 @@ def _export(rest: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
     parser.add_argument("--out", type=Path, required=True)
+    _add_trust(parser)
     options = parser.parse_args(rest)
     from accel_train.inspection import export_run
 
-    print(f"exported to {export_run(options.run, options.checkpoint, options.out)}")
+    print(f"exported to {export_run(options.run, options.checkpoint, options.out, options.trust)}")
     return 0
 
 
@@ -189,11 +206,12 @@ def _inspect(rest: list[str]) -> int:
     parser.add_argument(
         "what", help="a run folder, a checkpoint, a config file, a task's name, or data: a file, a pattern, a URL"
     )
+    _add_trust(parser)
     parser.usage = "accel-train inspect WHAT [OTHERS ...]"
     options, others = parser.parse_known_args(rest)
     from accel_train.inspection import inspect
 
-    print(inspect(options.what, others))
+    print(inspect(os.path.expanduser(options.what), others, trust=options.trust))
     return 0
 
 
@@ -207,13 +225,16 @@ def _synth(rest: list[str]) -> int:
     options, others = parser.parse_known_args(rest)
     from accel_train.tasks import find
     from accel_train.values import further_options
+    from accel_train.writing import refuse_unwritable, writing
 
     task = find(options.task)
     if not hasattr(task, "synth"):
         raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
-    if options.out.exists() and any(options.out.iterdir()):
+    refuse_unwritable("--out", options.out)
+    if options.out.is_dir() and any(options.out.iterdir()):
         raise UserError(f"synth: {options.out} is not empty")
-    print(task.synth(options.out, seed=options.seed, size=options.size, **further_options(others, task.synth)))
+    with writing("--out", options.out):
+        print(task.synth(options.out, seed=options.seed, size=options.size, **further_options(others, task.synth)))
     return 0
 
 
@@ -230,8 +251,10 @@ def _runs(rest: list[str]) -> int:
     merge.add_argument("--glob", metavar="PATTERN", help="only runs whose name fits this")
     options = parser.parse_args(rest)
     from accel_train.tracking.merge import merge as merge_runs
+    from accel_train.writing import writing
 
-    done = merge_runs(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
+    with writing("--dst", options.dst):
+        done = merge_runs(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
     width = max(len(each.log.name) for each in done)
     for each in done:
         print(f"{each.log.name:<{width}}  started {each.log.started:%Y-%m-%d %H:%M:%S}  {each.action}")
@@ -257,6 +280,7 @@ def _ask(command: str, rest: list[str]) -> int:
     parser.add_argument("run", type=Path)
     options = parser.parse_args(rest)
     from accel_train.control import request
+    from accel_train.writing import writing
 
     if not (options.run / "config.yaml").is_file():
         raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
@@ -265,7 +289,8 @@ def _ask(command: str, rest: list[str]) -> int:
     if state != "running":
         print(f"{options.run} is not running ({state}): nothing to {command}")
         return 0
-    request(options.run, command)
+    with writing(command, options.run):
+        request(options.run, command)
     print(f"asked {options.run} to {command}; accel-train status {options.run} tells when it has")
     return 0
 

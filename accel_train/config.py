@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import attrgetter
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from accel_train.errors import UserError
+from accel_train.expansion import Expanded, expand, refuse_incomplete
 from accel_train.progress import Duration
+from accel_train.secrets import scrub_tree
 from accel_train.tasks import TASKS, find
 from accel_train.values import (
     LARGE,
@@ -42,7 +44,7 @@ class _Checked:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for name, value in vars(self).items():
-            setattr(self, name, build(hints[name], value, name))
+            setattr(self, name, build(hints[name], expand(value), name))
 
 
 @dataclass
@@ -250,10 +252,18 @@ MAY_CHANGE = {
 
 
 def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
-    """Plain data from which the run can be rebuilt: what ``config.yaml`` holds."""
+    """Plain data from which the run can be rebuilt: what ``config.yaml`` holds. ``***`` stands where secrets were."""
+    return scrub_tree({"task": _task_node(task), **_plain(dataclasses.asdict(config))})
+
+
+def refuse_unusable(task: Any, config: TrainConfig | None = None) -> None:
+    """A UserError if a secret was taken out of these settings and not given again, or a variable in them is not set."""
+    refuse_incomplete({"task": _task_node(task), **(_plain(dataclasses.asdict(config)) if config else {})})
+
+
+def _task_node(task: Any) -> dict[str, Any]:
     cls = type(task)
-    task_config = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": _plain(task.init_args)}
-    return {"task": task_config, **_plain(dataclasses.asdict(config))}
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": _plain(task.init_args)}
 
 
 def _plain(value: Any) -> Any:
@@ -266,6 +276,8 @@ def _plain(value: Any) -> Any:
         return [_plain(sub) for sub in value]
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, Expanded):
+        return value.written
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
 
 
@@ -280,7 +292,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
     before, after = flatten(old), flatten(new)
     free, identity = [], []
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
+        if expand(before.get(name)) != expand(after.get(name)):
             line = f"{name}: {before.get(name)} -> {after.get(name)}"
             first, *rest = name.split(".")
             may = first in MAY_CHANGE or (rest[:1] == ["init_args"] and rest[1:2] and rest[1] in movable)
@@ -294,6 +306,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
 def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
     """The task and config that a command line describes. Raises UserError with one line on anything wrong."""
     tree = read(arguments)
+    refuse_incomplete(tree)
+    return _made_of(tree)
+
+
+def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
@@ -305,17 +322,15 @@ def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
 
 def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
     """What was given, and for the rest what the task recommends."""
-    tree = copy.deepcopy(task.recommended)
-    _merge(tree, given)
-    return build(TrainConfig, tree)
+    return build(TrainConfig, expand(merged(task.recommended, given)))
 
 
-def load(folder: Path) -> tuple[Any, TrainConfig]:
-    """The task and config of a run folder or checkpoint."""
+def load(folder: Path, given: Sequence[str] = ()) -> tuple[Any, TrainConfig]:
+    """The task and config of a run folder or checkpoint, with options over them. Secrets in it may be missing."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: no config.yaml there; is it a run folder?")
-    return parse(["--config", str(path)])
+    return _made_of(read(["--config", str(path), *given]))
 
 
 def read(arguments: list[str]) -> dict[str, Any]:
@@ -327,7 +342,7 @@ def read(arguments: list[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, path in given:
         if key == "config":
-            _merge(tree, _read_file(Path(path)))
+            _merge(tree, _read_file(Path(path).expanduser()))
     for key, text in sorted(given, key=lambda pair: pair[0] != "task" and not pair[0].endswith("class_path")):
         if key != "config":
             value = loads_or_text(text)
@@ -367,6 +382,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     return tree
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A tree of settings with another one over it."""
+    tree = copy.deepcopy(old)
+    _merge(tree, new)
+    return tree
+
+
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
     _drop_stale(old, new)
     for name, value in new.items():
@@ -390,7 +412,7 @@ def build_task(node: dict[str, Any]) -> Any:
     """A task from its ``class_path`` and ``init_args``."""
     cls = _task_class(node)
     known, open_ended = _arguments(cls)
-    given = node.get("init_args") or {}
+    given = expand(node.get("init_args") or {})
     if not isinstance(given, dict):
         raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
     if not open_ended:
@@ -443,7 +465,8 @@ def help_text(arguments: list[str]) -> str:
     shown = argparse.ArgumentParser(
         prog="accel-train train",
         usage="accel-train train --config FILE [--KEY=VALUE ...]",
-        epilog="A dot in a name is a level in YAML; values are written as there: --report_to='[tensorboard, wandb]'.",
+        epilog="A dot in a name is a level in YAML; values are written as there: --report_to='[tensorboard, wandb]'. "
+        "~ is the home folder and ${NAME} an environment variable.",
         add_help=False,
     )
     group = shown.add_argument_group("what to train")

@@ -6,15 +6,20 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, files_in, read_progress, verify, whole
-from accel_train.config import TrainConfig, build_task, load, parse, to_dict
+from accel_train.config import TrainConfig, build_task, load, merged, parse, read, refuse_unusable, to_dict
 from accel_train.errors import UserError
+from accel_train.run_folder import read_described
+from accel_train.secrets import scrub_tree
 from accel_train.tracking.records import number, plain, show_terms
+from accel_train.trust import imports_for
+from accel_train.values import load_mapping
+from accel_train.writing import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +52,13 @@ class Saved:
         return models
 
 
-def find_saved(run: Path, checkpoint: str | None = None) -> Saved:
-    """What ``run`` (a run folder, a checkpoint, an exported model) and ``--checkpoint`` mean; says what is missing."""
+def find_saved(run: Path, checkpoint: str | None = None, given: Sequence[str] = (), trust: bool = False) -> Saved:
+    """What ``run`` (a run folder, a checkpoint, an exported model) and ``--checkpoint`` mean; says what is missing.
+
+    Args:
+        given: options over its config, as for ``train``.
+        trust: also import code that is in no installed package.
+    """
     run = Path(run)
     kind = kind_of_folder(run)
     if kind == "":
@@ -56,13 +66,14 @@ def find_saved(run: Path, checkpoint: str | None = None) -> Saved:
     if kind != "run":
         if checkpoint is not None:
             raise UserError(f"--checkpoint {checkpoint}: {run} is a {kind} itself; give the run folder to choose")
-        return _from_model(run) if kind == "model" else _from_checkpoint(run)
+        with imports_for(run, trust):
+            return _from_model(run, given) if kind == "model" else _from_checkpoint(run, given)
     best = run / "best"
     if checkpoint in (None, "best") and kind_of_folder(best) == "model":
-        return _from_model(best)
+        return find_saved(best, None, given, trust)
     if checkpoint is not None and not checkpoint.isdecimal() and checkpoint not in ("best", "latest"):
-        return find_saved(Path(checkpoint))
-    return _from_checkpoint(CheckpointFolder(run / "checkpoints").find(checkpoint or "latest"))
+        return find_saved(Path(checkpoint), None, given, trust)
+    return find_saved(CheckpointFolder(run / "checkpoints").find(checkpoint or "latest"), None, given, trust)
 
 
 def kind_of_folder(path: Path) -> str:
@@ -74,9 +85,9 @@ def kind_of_folder(path: Path) -> str:
     return "model" if (path / "config.json").is_file() else ""
 
 
-def _from_checkpoint(path: Path) -> Saved:
+def _from_checkpoint(path: Path, given: Sequence[str]) -> Saved:
     path = whole(path.resolve())
-    task, config = load(path)
+    task, config = load(path, given)
     progress = read_progress(path)
     position, evaluations = progress["position"], progress["selection"]["evaluations"]
     evaluated = evaluations[-1] if evaluations else {}
@@ -87,15 +98,14 @@ def _from_checkpoint(path: Path) -> Saved:
     return Saved(path, task, config, info, home)
 
 
-def _from_model(path: Path) -> Saved:
-    described = _read_json(path / "config.json")
+def _from_model(path: Path, given: Sequence[str]) -> Saved:
+    described = read_described(path)
     info = {key: described.get(key) for key in ("step", "epoch", "metrics", "seed")}
     run = path.resolve().parent
     if kind_of_folder(run) == "run":  # the batch and the precision that the metrics of training were made with
-        task, config = load(run)
-        if to_dict(task, config)["task"] == described["task"]:
-            return Saved(path, task, config, info, run)
-    task = build_task(described["task"])
+        if to_dict(*load(run))["task"] == described["task"]:
+            return Saved(path, *load(run, given), info, run)
+    task = build_task(merged({"task": described["task"]}, read(list(given)))["task"])
     return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
 
 
@@ -110,14 +120,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def evaluate_run(
-    run: Path, checkpoint: str | None, split: str, batch_size: int | None, out: Path | None
+    run: Path, checkpoint: str | None, split: str, batch_size: int | None, out: Path | None, trust: bool = False
 ) -> dict[str, float]:
     """``evaluate_saved`` of a run folder, a checkpoint, or an exported model.
 
     Args:
         checkpoint: of a run folder: best (the default where there is one), latest, a step, or a path.
+        trust: also import a task that is in no installed package, and not imported yet.
     """
-    return evaluate_saved(find_saved(run, checkpoint), split, batch_size, out)
+    return evaluate_saved(find_saved(run, checkpoint, trust=trust), split, batch_size, out)
 
 
 def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
@@ -133,11 +144,14 @@ def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path |
         raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size: {batch_size} is out of range, must be at least 1")
-    with _accelerate_as_it_was():
+    refuse_unusable(saved.task)
+    out = Path(out) if out is not None else saved.home / "evaluation"
+    refuse_unwritable("--out", out)
+    with _accelerate_as_it_was(), writing("--out", out):
         return _evaluate(saved, split, batch_size, out)
 
 
-def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
+def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> dict[str, float]:
     from accel_train import keyed, run_folder
     from accel_train.data.draws import generators
     from accel_train.data.loader import Loader
@@ -160,7 +174,6 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None
     reading = (config.num_workers, config.worker_type, 2, config.seed)
     loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
     metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
-    out = Path(out) if out is not None else saved.home / "evaluation"
     ordered = task.predict_data(split, batch_size)
     if ordered is not None:
         loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
@@ -168,7 +181,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None
     if ranks.is_main:
         if ordered is not None:
             about = {"split": split, "weights": str(saved.weights), **task.describe_predictions(split)}
-            run_folder.write_json(out / "predictions" / "predictions.json", plain(about))
+            run_folder.write_json(out / "predictions" / "predictions.json", scrub_tree(plain(about)))
         record = {
             "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,
             "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": task.baselines(),
@@ -177,34 +190,41 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path | None
             record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
         except ImportError as error:  # matplotlib is an extra
             record["figures"] = f"none: {error} (pip install -e '.[plots]')"
-        run_folder.write_json(out / "evaluation.json", plain(record))
+        run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
     ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
     return metrics
 
 
-def export_run(run: Path, checkpoint: str | None, out: Path) -> Path:
-    """Weights as safetensors with what is needed to rebuild the models, for ``accel_train.load_exported``."""
+def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False) -> Path:
+    """Weights as safetensors with what is needed to rebuild the models, for ``accel_train.load_exported``.
+
+    Args:
+        trust: also import a task that is in no installed package, and not imported yet.
+    """
     from accel_train.run_folder import export_models, whole_state
 
+    refuse_unwritable("--out", Path(out))
     target = Path(out).resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--out {out}: there is something there; give an empty or new folder")
-    saved = find_saved(run, checkpoint)
+    saved = find_saved(run, checkpoint, trust=trust)
     models = saved.load_models()
     states = {name: whole_state(model) for name, model in models.items()}
-    export_models(target, saved.task, states, to_dict(saved.task, saved.config), saved.info)
-    saved.task.export_programs(models, target)
+    with writing("--out", target):
+        export_models(target, saved.task, states, to_dict(saved.task, saved.config), saved.info)
+        saved.task.export_programs(models, target)
     return Path(out)
 
 
 # -- inspect ---------------------------------------------------------------------------------------------------------
 
 
-def inspect(what: str, others: list[str]) -> str:
+def inspect(what: str, others: list[str], trust: bool = False) -> str:
     """What is in a run folder, a checkpoint, an exported model, a config file or a task's data, for a person to read.
 
     Args:
         others: further options as for ``train``, where ``what`` is a config file or a task.
+        trust: also import what a config file names and no installed package has.
     """
     from accel_train.tasks import TASKS
 
@@ -221,7 +241,8 @@ def inspect(what: str, others: list[str]) -> str:
     if what not in TASKS and (described := _describe_files(what, others)) is not None:
         return described
     if what not in TASKS and path.is_file():
-        return _show_plan(*parse(["--config", what, *others]))
+        with imports_for(path, trust):
+            return _show_plan(*parse(["--config", what, *others]))
     if path.suffix in (".yaml", ".yml") or "/" in what:
         raise UserError(f"{what}: no such file or folder")
     return _show_data(*parse(["--task", what, *others]))
@@ -247,16 +268,15 @@ def _holds(folder: Path, name: str) -> bool:
 
 
 def _show_run(folder: Path) -> str:
-    import yaml
-
     from accel_train.tracking.status import describe
 
     status_file = folder / "status.json"
     if status_file.is_file():
         lines = describe(_read_json(status_file)).splitlines()
     else:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        lines = [f"{config['task']['class_path'].rpartition('.')[2]}: no status.json, so it never began or was moved"]
+        task = load_mapping(folder / "config.yaml", "inspect:").get("task")
+        name = str(task.get("class_path") if isinstance(task, dict) else task).rpartition(".")[2]
+        lines = [f"{name}: no status.json, so it never began or was moved"]
     checkpoints = CheckpointFolder(folder / "checkpoints")
     steps, marks = checkpoints.steps(), {checkpoints.linked("best"): "best"}
     lines += ["", f"checkpoints in {checkpoints.root}" + ("" if steps else ": none")]
@@ -270,7 +290,7 @@ def _show_run(folder: Path) -> str:
         lines.append(f"  unfinished, removed when the run goes on: {', '.join(half)}")
     for name, text in (("best", "the best weights"), ("model", "the last weights")):
         if kind_of_folder(folder / name) == "model":
-            described = _read_json(folder / name / "config.json")
+            described = read_described(folder / name)
             lines.append(f"{text}: {folder / name}, step {described.get('step') or 0:,}")
             if described.get("metrics"):
                 lines.append(f"  {_metrics(described['metrics'])}")
@@ -296,7 +316,7 @@ def _show_checkpoint(path: Path) -> str:
 
 
 def _show_model(path: Path) -> str:
-    described = _read_json(path / "config.json")
+    described = scrub_tree(read_described(path))
     task = described["task"]
     lines = [f"model folder {path}", f"task         {task['class_path']}"]
     lines += [f"  {name} = {value}" for name, value in task["init_args"].items()]
@@ -365,7 +385,7 @@ def _show_data(task: Task, config: TrainConfig) -> str:
     batch = next(share for _, _, share in batches if share is not None)
     in_epoch = source.steps(0)
     lines = [f"{task.task_name()}: {' '.join((type(task).__doc__ or '').strip().splitlines()[:1])}"]
-    lines += [f"  {name} = {value}" for name, value in plain(task.init_args).items()]
+    lines += [f"  {name} = {value}" for name, value in scrub_tree(plain(task.init_args)).items()]
     lines.append(f"data         {'without an end' if in_epoch is None else f'{in_epoch:,} batches in the first epoch'}")
     lines.append(f"first batch  {task.size(batch):,} items (global_batch_size {config.global_batch_size})")
     lines += [f"  {name:<16} {_shape(value)}" for name, value in batch.items()]

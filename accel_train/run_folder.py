@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -14,21 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.checkpoint import MANIFEST, replace_folder, whole
 from accel_train.errors import UserError
+from accel_train.secrets import scrub
+from accel_train.trust import imports_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.task import Task
-
-_NAMES = r"(?:token|secret|password|passwd|api[_-]?key)(?![A-Za-z])[\w.-]*"
-_SECRETS = [
-    re.compile(rf"""([\w.-]*{_NAMES}["']?\s*[=:]\s*["']?)[^\s"',}}&]+""", re.I),  # token=x, "api_key": "x"
-    re.compile(rf"(--[\w.-]*{_NAMES}\s+)\S+", re.I),  # --token x
-    re.compile(r"(\bBearer\s+)\S+", re.I),
-    re.compile(r"(\w+://)[^\s/]+(?=@)"),  # https://user:x@host
-    re.compile(r"(https?://\S*/(?:webhooks|services)/)\S+", re.I),
-    re.compile(r"(\b(?:hf|ghp|gho|ghs|github_pat|glpat|xox[abp])[_-])\w{10,}"),  # tokens that say what they are
-]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,13 +37,6 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(dumps(config))
     os.replace(temporary, path)
-
-
-def scrub(text: str) -> str:
-    """Without what looks like a token, a password or a webhook address."""
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text
 
 
 def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
@@ -126,21 +110,34 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).contiguous() for name, t in state.items()}  # type: ignore[operator]
 
 
-def load_exported(folder: Path) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
-    """Rebuild the task and its models from an exported folder; nothing else is needed."""
+def load_exported(folder: Path, trust: bool = False) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
+    """Rebuild the task and its models from an exported folder; nothing else is needed.
+
+    Args:
+        trust: also import a task that is in no installed package, and not imported yet.
+    """
     from accel_train.config import build_task
 
-    path = Path(folder) / "config.json"
+    described = read_described(Path(folder))
+    with imports_for(folder, trust):
+        task = build_task(described["task"])
+    models = as_dict(task.build_model())
+    load_weights(models, Path(folder))
+    return task, models, described
+
+
+def read_described(folder: Path) -> dict[str, Any]:
+    """The config.json of an exported folder."""
+    path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json there; is it an exported model folder?")
     try:
         described = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    task = build_task(described["task"])
-    models = as_dict(task.build_model())
-    load_weights(models, Path(folder))
-    return task, models, described
+    if not (isinstance(described, dict) and {"task", "models"} <= described.keys()):
+        raise UserError(f"{path}: it names no task and models, so accel_train has not written it")
+    return described
 
 
 def as_dict(models: Any) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from accel_train import keyed, run_folder
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
-from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, to_dict
+from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
 from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
@@ -29,6 +29,7 @@ from accel_train.step import Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
 from accel_train.values import build
+from accel_train.writing import writing
 
 Tell = Callable[[Event], None]
 
@@ -38,10 +39,8 @@ class Session:
 
     def __init__(self, task: Task, config: TrainConfig) -> None:
         self.task, self.config = task, config
-        self.output_dir = Path(config.output_dir or Path("runs") / task.task_name())
-        for folder in (self.output_dir, *self.output_dir.parents):
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"output_dir: {self.output_dir} cannot be made: {folder} is a file")
+        refuse_unusable(task, config)
+        self.output_dir = run_dir(task, config)
         self.accelerator = start_accelerate(config)
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
@@ -231,6 +230,10 @@ class Session:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def write_about(self) -> None:
+        with writing("output_dir", self.output_dir):
+            self._write_about()
+
+    def _write_about(self) -> None:
         run_folder.write_config(self.output_dir / "config.yaml", self.described)
         about = run_folder.environment(self.config.seed, self.ranks.world_size, str(self.device))
         path = self.output_dir / "environment.json"
@@ -384,6 +387,10 @@ class Session:
         """Finish the trackers; the process group stays, for a further run in this process."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def run_dir(task: Task, config: TrainConfig) -> Path:
+    return Path(config.output_dir or Path("runs") / task.task_name())
 
 
 def start_accelerate(config: TrainConfig) -> Accelerator:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from accel_train.secrets import scrub, scrub_tree
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -58,6 +60,11 @@ class Event:
     kind: str
     title: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """It goes to logs, screens and chats, where no secret belongs."""
+        object.__setattr__(self, "title", scrub(self.title))
+        object.__setattr__(self, "fields", scrub_tree(self.fields))
 
 
 class Task:

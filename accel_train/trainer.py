@@ -30,12 +30,14 @@ from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
 from accel_train.looks import Looks
 from accel_train.progress import Duration, Every, Position
+from accel_train.secrets import scrub
 from accel_train.selection import Selection
-from accel_train.session import Session
+from accel_train.session import Session, run_dir
 from accel_train.skips import Skips
 from accel_train.task import Event, Task
 from accel_train.tracking import Observer, Observers, Record, Run
 from accel_train.tracking.jsonl import histories
+from accel_train.writing import refuse_unwritable
 
 ATTENTION_SECONDS = 0.5
 
@@ -266,6 +268,7 @@ class Trainer:
 
     def _prepare(self) -> None:
         config = self.config
+        refuse_unwritable("output_dir", run_dir(self.task, config))
         self.session = Session(self.task, config)
         self.models, self.ranks = self.session.models, self.session.ranks
         self.plan = self.session.plan
@@ -351,7 +354,7 @@ class Trainer:
 
     def _crashed(self, error: BaseException) -> None:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.observers.tell("on_end", "crashed", self._status() | {"reason": run_folder.scrub(text)})
+        self.observers.tell("on_end", "crashed", self._status() | {"reason": scrub(text)})
 
     def tell(self, event: Event) -> None:
         """An event to the observers; while the run is being set up, kept until they are there."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import difflib
+import errno
 import inspect
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from accel_train.errors import UserError
+from accel_train.expansion import Expanded
 from accel_train.optim import suggest
 
 LARGE = sys.float_info.max  # so that inf and nan are out of range
@@ -36,6 +41,8 @@ def build(hint: Any, value: Any, key: str = "") -> Any:
     """``value`` as the type ``hint``; dictionaries become dataclasses, and lists and dictionaries are looked into."""
     origin, inner = get_origin(hint), get_args(hint)
     prefix = f"{key}." if key else ""
+    if isinstance(value, Typed) and value[:1] + value[-1:] == "[]" and list in [get_origin(h) for h in (hint, *inner)]:
+        _refuse_half_a_list(value, key)
     if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
         refuse_unknown(value, hints, prefix)
@@ -50,7 +57,8 @@ def build(hint: Any, value: Any, key: str = "") -> Any:
             return tuple(build(h, sub, f"{key}[{i}]") for i, (h, sub) in enumerate(zip(of, value, strict=True)))
     why = ""
     for attempt in _readings(hint, value):
-        if hint is Any or type(attempt) in (inner if origin in (Union, UnionType) else (hint,)):
+        found = str if isinstance(attempt, Expanded) else type(attempt)
+        if hint is Any or found in (inner if origin in (Union, UnionType) else (hint,)):
             return attempt
         if origin is Literal and any(type(attempt) is type(choice) and attempt == choice for choice in inner):
             return attempt
@@ -60,6 +68,15 @@ def build(hint: Any, value: Any, key: str = "") -> Any:
             why = f": {' '.join(str(error).split())}" if isinstance(attempt, dict) else ""
     near = suggest(str(value), get_args(hint)) if origin is Literal else ""
     raise UserError(f"{key}: expected {kind(hint, ' or ')}, got {value!r}{near}{why}")
+
+
+def _refuse_half_a_list(text: str, key: str) -> None:
+    """[https://host/x?sig=y] is no list to YAML, and surely no name of a file either."""
+    try:
+        loads(text)
+    except yaml.YAMLError as error:
+        why = f"this is no list ({_what_is_wrong(error)}); quote what is in it, as in ['a', 'b']"
+        raise UserError(f"{key}: {text}: {why}") from None
 
 
 def refuse_unknown(
@@ -116,6 +133,8 @@ def kind(hint: Any, separator: str = "|") -> str:
 
 def _readings(hint: Any, value: Any) -> list[Any]:
     """What a value may mean, likeliest first: 1e5 may be a whole number, and what looks like a number may be text."""
+    if isinstance(value, Expanded):  # text where that may be
+        return [value] if hint is Any or str in (hint, *get_args(hint)) else _readings(hint, Typed(value))
     if isinstance(value, Typed):
         text, loaded = str(value), loads_or_text(value)
         return [text] if hint is str else [*_readings(hint, loaded), text]
@@ -141,13 +160,44 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _weigh(node, {})
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                why = "a key must be a name (is {{ }} a template that was not filled in?)"
+                raise yaml.MarkedYAMLError(problem=why, problem_mark=name.start_mark)
             if name.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{name.value} is given twice", problem_mark=name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, KeyError, AttributeError):  # !!int abc
+            tag, shown = node.tag.rpartition(":")[2], str(node.value)[:40]
+            raise yaml.MarkedYAMLError(problem=f"{shown!r} is no {tag}", problem_mark=node.start_mark) from None
+
+
+_MANY = 1_000_000
+
+
+def _weigh(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node means with its aliases written out: a few lines can mean billions, or hold themselves."""
+    if id(node) not in known:
+        known[id(node)] = _MANY  # until it is known, so that one which holds itself is too many
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        nodes = [n for pair in inner for n in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_weigh(n, known) for n in nodes)
+    if known[id(node)] >= _MANY:
+        raise yaml.MarkedYAMLError(problem="this means far too many values", problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 _DIGITS, _EXPONENT = "[0-9][0-9_]*", "(?:[eE][-+]?[0-9]+)"
@@ -170,22 +220,61 @@ for _class in (_Loader, _Dumper):
 
 
 def loads(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """Raises yaml.YAMLError for everything that cannot be used."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="nested too deeply") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise yaml.MarkedYAMLError(problem=f"not YAML: line {line} has {error.reason}") from None
 
 
 def load_mapping(path: Path, name: str, mend: Callable[[str], str] = str) -> dict[str, Any]:
     """The YAML mapping in a file, after ``mend`` has gone over its text; ``name`` begins a line about what is wrong."""
     try:
-        tree = loads(mend(path.read_text()))
+        tree = loads(mend(_read_text(path)))
     except OSError as error:
         raise UserError(f"{name} {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{name} {path}: {where}{getattr(error, 'problem', None) or 'not YAML'}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{name} {path}: {_what_is_wrong(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{name} {path}: expected lines of KEY: VALUE")
     return tree
+
+
+_LARGEST = 16 << 20
+
+
+def _read_text(path: Path) -> str:
+    """A file as text; ValueError says why it is none. Nothing that blocks or never ends is opened."""
+    about = path.stat()
+    piped = stat.S_ISFIFO(about.st_mode) and str(path).startswith(("/dev/", "/proc/"))  # <(...) of a shell
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not (stat.S_ISREG(about.st_mode) or piped):
+        raise ValueError("neither a file nor a folder; nothing is read from a pipe or device")
+    if about.st_size > _LARGEST:
+        raise ValueError(f"not YAML: it has {about.st_size:,} bytes")
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("not YAML in UTF-8: it begins like UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"not YAML: line {line} has the byte 0x{data[error.start]:02x}, which is not UTF-8") from None
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """In one line, which one it is first."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    problem = str(error.problem)
+    if problem.startswith("but "):
+        problem = f"{error.context}, {problem}"
+    where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    return " ".join(f"{where}{problem}".split())
 
 
 def loads_or_text(text: str) -> Any:

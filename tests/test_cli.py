@@ -207,6 +207,27 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["train", "--config=binary.yaml"], "--config binary.yaml: not YAML"),
         (["train", "--config=list.yaml"], "--config list.yaml: expected lines of KEY: VALUE"),
         (["train", "--config=empty.yaml"], "--config empty.yaml: expected lines of KEY: VALUE"),
+        (["train", "--config=braces.yaml"], "--config braces.yaml: line 2: a key must be a name (is {{ }} a template"),
+        (["train", "--config=utf16.yaml"], "--config utf16.yaml: not YAML in UTF-8: it begins like UTF-16"),
+        (["train", "--config=latin1.yaml"], "--config latin1.yaml: not YAML: line 2 has the byte 0xe9"),
+        (["train", "--config=control.yaml"], "--config control.yaml: not YAML: line 2 has special characters"),
+        (["train", "--config=bom.yaml"], "seed: expected int, got 'x'"),
+        (["train", "--config=tag.yaml"], "--config tag.yaml: line 1: could not determine a constructor for the tag"),
+        (["train", "--config=int.yaml"], "--config int.yaml: line 1: 'abc' is no int"),
+        (["train", "--config=tab.yaml"], "--config tab.yaml: line 2: found character"),
+        (["train", "--config=merge.yaml"], "--config merge.yaml: line 1: expected a mapping or list of mappings"),
+        (["train", "--config=two.yaml"], "--config two.yaml: line 2: expected a single document in the stream"),
+        (["train", "--config=deep.yaml"], "--config deep.yaml: nested too deeply"),
+        (["train", "--config=laughs.yaml"], "--config laughs.yaml: line "),
+        (["train", "--config=itself.yaml"], "--config itself.yaml: line 1: this means far too many values"),
+        (["train", "--config=number.yaml"], "1: no such option"),
+        (["train", "--config=null.yaml"], "task: missing; give --task=NAME"),
+        (["train", "--config=pipe"], "--config pipe: neither a file nor a folder"),
+        (["train", "--config=/dev/zero"], "--config /dev/zero: neither a file nor a folder"),
+        (["train", "--config=loop"], "--config loop: Too many levels of symbolic links"),
+        (["train", "--task=own_toy.ToyTask", "--seed={{x}}"], "seed: expected int, got '{{x}}'"),
+        (["train", "--task=own_toy.ToyTask", "--optimizer={"], "optimizer: expected {...}, got '{'"),
+        (["train", "--task=own_toy.ToyTask", "--task.init_args.betas=["], "task.init_args.betas: expected [...], got"),
         (["train", "--task=own_toy.ToyTask", "--seed"], "--seed: expected a value, as in --seed=VALUE"),
         (["train", "--seed", "--task=own_toy.ToyTask"], "--seed: expected a value, as in --seed=VALUE"),
         (["train", "some.yaml"], "some.yaml: expected --KEY=VALUE (a YAML file is given as --config FILE)"),
@@ -236,7 +257,49 @@ def test_refused_commands(here, capsys, arguments, says):
     Path("list.yaml").write_text("- seed\n")
     Path("empty.yaml").write_text("")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    for name, text in ODD_YAML.items():
+        Path(f"{name}.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
     assert refused(capsys, *arguments).startswith(says)
+
+
+ODD_YAML = {
+    "braces": "max_steps: 3\noutput_dir: {{ run_dir }}\n",
+    "utf16": "seed: 1\n".encode("utf-16"),
+    "latin1": b"seed: 1\noutput_dir: caf\xe9\n",
+    "control": b'seed: 1\noutput_dir: "\x00"\n',
+    "bom": b"\xef\xbb\xbftask: collatz\nseed: x\n",
+    "tag": "seed: !!python/object/apply:os.system [ls]\n",
+    "int": "seed: !!int abc\n",
+    "tab": "task: collatz\n\tseed: 1\n",
+    "merge": "<<: 3\n",
+    "two": "seed: 1\n---\nseed: 2\n",
+    "deep": f"a: {'[' * 3000}{']' * 3000}\n",
+    "laughs": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+    "itself": "a: &a [*a]\n",
+    "number": "task: collatz\n1: 2\n",
+    "null": "task:\n",
+}
+
+
+@pytest.mark.parametrize(
+    "folder", ["a" * 300, "x/" + "a" * 300 + "/x", "/proc/x/y", "nul\0byte", "dangling/x", "loop", "~/file"]
+)
+@pytest.mark.parametrize("command", ["train", "export", "synth"])
+def test_an_impossible_folder_is_refused_before_the_work(here, capsys, monkeypatch, folder, command):
+    monkeypatch.setenv("HOME", str(here))
+    Path("file").write_text("")
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    arguments = {
+        "train": ["--task=own_toy.ToyTask", "--max_steps=2", f"--output_dir={folder}"],
+        "export": ["run", f"--out={folder}"],
+        "synth": ["muon", f"--out={folder}"],
+    }
+    name = "output_dir" if command == "train" else "--out"
+    line = refused(capsys, command, *arguments[command])
+    assert line.startswith(f"{name}: ") and "cannot be made: " in line and len(line) < 300
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(here, capsys):
@@ -306,7 +369,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize("what", ["a b.parquet", "data/*.parquet", "pelican://federation.org/x/*.parquet"])
 def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what):
     asked = []
-    monkeypatch.setattr("accel_train.inspection.inspect", lambda *given: asked.append(given) or "shown")
+    monkeypatch.setattr("accel_train.inspection.inspect", lambda *given, trust: asked.append(given) or "shown")
     assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
     assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
-from accel_train.run_folder import scrub
+from accel_train.secrets import scrub
 from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
 

@@ -42,6 +42,22 @@ def batches(task: MuonTask, epoch=0, batch_size=64, **named):
     return [share for _, _, share in loader.batches(Position(epoch=epoch), last_epoch=epoch + 1)]
 
 
+def test_no_files_and_an_outliers_folder_that_cannot_be_made(folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"task.init_args.files: \[\] names no files"):
+        MuonTask([]).build_data("train", 64, 1)
+    (tmp_path / "file").write_text("")
+    few = {"max_muons_per_event": 1, "files": f"{folder}/*.parquet"}
+    with pytest.raises(UserError, match=r"task.init_args.outliers_dir: .*file is a file"):
+        MuonTask(**few, outliers_dir=str(tmp_path / "file")).build_data("train", 64, 1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accel_train.tasks.muon.data.pq.write_table", full)
+    with pytest.raises(UserError, match=r"task.init_args.outliers_dir: .*out cannot be written to: No space left"):
+        batches(MuonTask(**few, outliers_dir=str(tmp_path / "out")))
+
+
 # -- readers ---------------------------------------------------------------------------------------------------------
 
 

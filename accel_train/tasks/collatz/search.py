@@ -21,6 +21,7 @@ from accel_train.arguments import Parser
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.collatz.cycles import Cycle, find_cycle, step
 from accel_train.tasks.collatz.trajectory import JUMP, PATIENCE, jump
+from accel_train.writing import writing
 
 DEFAULT_START = 1 << 71
 MAPS = {"3n+1": (3, 1), "3n-1": (3, -1), "5n+1": (5, 1)}
@@ -221,15 +222,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.progress and Path(options.progress).exists():
         before = _read(Path(options.progress), Search(start, multiplier, offset, options.negative)).done
         print(f"going on after {before:,} numbers")
-    result = search(
-        start,
-        count,
-        progress_file=options.progress,
-        multiplier=multiplier,
-        offset=offset,
-        negative=options.negative,
-        on_cycle=lambda cycle: print(f"found a {cycle}"),
-    )
+    with writing("--progress", Path(options.progress or ".")):
+        result = search(
+            start,
+            count,
+            progress_file=options.progress,
+            multiplier=multiplier,
+            offset=offset,
+            negative=options.negative,
+            on_cycle=lambda cycle: print(f"found a {cycle}"),
+        )
     rate = (result.done - before) / max(time.perf_counter() - begun, 1e-9)
     sign = "-" if options.negative else ""
     print(f"{options.map}: covered {result.done:,} numbers from {sign}{start}, followed {result.tested:,}")

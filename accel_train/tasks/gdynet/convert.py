@@ -16,6 +16,7 @@ from accel_train.errors import UserError
 from accel_train.optim import suggest
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.values import build, dumps, in_range, load_mapping, loads
+from accel_train.writing import writing
 
 KEYS: dict[str, Any] = {
     "model_type": Literal["gdynet_vanilla", "gdynet_ferro"],
@@ -87,8 +88,11 @@ def main(argv: list[str]) -> int:
     if options.out.exists():
         raise UserError(f"convert: {options.out} exists; give another --out, or remove it")
     changes = convert(read(options.config))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(f"# Converted from {options.config} by accel-train gdynet convert.\n{dumps(tree(changes))}")
+    with writing("--out", options.out):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(
+            f"# Converted from {options.config} by accel-train gdynet convert.\n{dumps(tree(changes))}"
+        )
     print(f"{options.config} -> {options.out}", *changes, NOT_IN_THEIRS, sep="\n")
     print("Instead of --mode=train, --resume and --output, it goes on where it stopped; instead of --mode=evaluate:")
     print(f"  accel-train train --config {shlex.quote(str(options.out))} [--output_dir=DIR]")

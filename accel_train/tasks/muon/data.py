@@ -17,6 +17,7 @@ from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch
+from accel_train.writing import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from accel_train.tasks.muon.metrics import Sample
@@ -69,6 +70,8 @@ class Outliers:
 
     def __init__(self, max_muons: int, folder: str | None, tell: Callable[[str], None]) -> None:
         self.max_muons, self.folder, self.tell = max_muons, Path(folder) if folder else None, tell
+        if self.folder:
+            refuse_unwritable("task.init_args.outliers_dir", self.folder)
 
     def remove(self, ragged: Ragged, place: Place) -> Ragged:
         large = ragged.counts > self.max_muons
@@ -96,10 +99,11 @@ class Outliers:
             ("source_row", found.rows["row"]),
         ):
             written = written.append_column(column, pa.array(values))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        pq.write_table(written, temporary)
-        temporary.replace(self.folder / name)
+        with writing("task.init_args.outliers_dir", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".{name}.{os.getpid()}"
+            pq.write_table(written, temporary)
+            temporary.replace(self.folder / name)
 
 
 class HeldOut:

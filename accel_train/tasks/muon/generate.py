@@ -18,6 +18,7 @@ from accel_train.data.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.muon.data import SCHEMA, table
+from accel_train.writing import refuse_unwritable, writing
 
 ROWS = 10_000
 """Events generated at once and rows of a row group."""
@@ -41,20 +42,22 @@ def main(argv: list[str]) -> int:
     targets = [options.out / f"{Path(path).stem}.generated.parquet" for path in sources]
     if len(set(targets)) < len(targets):
         raise UserError("generate: two inputs have the same name; generate them into folders of their own")
+    refuse_unwritable("--out", options.out)
     for target in targets:
         if target.exists():
             raise UserError(f"generate: {target} exists; give another --out, or remove it")
     from accel_train.inspection import find_saved
 
-    saved = find_saved(options.run, options.checkpoint)
+    saved = find_saved(options.run, options.checkpoint, trust=options.trust)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models = {name: model.eval().to(device) for name, model in saved.load_models().items()}
-    options.out.mkdir(parents=True, exist_ok=True)
     first = 0
-    for path, target in zip(sources, targets, strict=True):
-        rows, muons = _generate_file(path, target, models, options, saved.task.init_args["max_count"], first)
-        print(f"{target}  {rows:,} events, {muons:,} muons")
-        first += rows
+    with writing("--out", options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        for path, target in zip(sources, targets, strict=True):
+            rows, muons = _generate_file(path, target, models, options, saved.task.init_args["max_count"], first)
+            print(f"{target}  {rows:,} events, {muons:,} muons")
+            first += rows
     return 0
 
 
@@ -69,6 +72,7 @@ def _parser() -> Parser:
     parser.add_argument("--counts_column", help="integers, or 'muons' for as many as the input has")
     parser.add_argument("--count_constant", type=int)
     parser.add_argument("--max_muons_per_event", type=int, help="no bundle has more (default: the task's max_count)")
+    parser.add_argument("--trust", action="store_true", help="run code of a task that is in no installed package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: a GPU where there is one")
     return parser

@@ -75,9 +75,11 @@ class Critic(nn.Module):
             nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2),
         )  # fmt: skip
         self.empty = nn.Parameter(torch.zeros(2 * width))
+        # Only differences of scores count. The gradient by a constant would be zero but for rounding, of which Adam
+        # makes whole steps, and the logged loss of the generator would wander with it.
         self.decide = nn.Sequential(
             nn.Linear(2 * width + conditions + 1, width), nn.LeakyReLU(0.2),
-            nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1),
+            nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1, bias=False),
         )  # fmt: skip
 
     def forward(self, muons: Tensor, conditions: Tensor, counts: Tensor, event: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from accel_train.data.bad import Bad
 from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
 from accel_train.data.storage import expand, open_file
+from accel_train.errors import UserError
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
 
@@ -85,6 +86,8 @@ class Sources:
         key = tuple(patterns)
         if key not in self._scanned:
             files = expand(patterns)
+            if not files:
+                raise UserError("task.init_args.files: [] names no files")
             format = make_format(kind_of(files, self.task.reader), self.layout, self.bad)
             self._scanned[key] = (files, format, read_groups(files, format))
         return self._scanned[key]

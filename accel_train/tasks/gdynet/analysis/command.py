@@ -11,15 +11,19 @@ from accel_train.arguments import Parser
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
 from accel_train.tasks.gdynet.analysis.predictions import Loaded
+from accel_train.writing import refuse_unwritable, writing
 
 
 def main(argv: list[str]) -> int:
     """Run the command: a table on the terminal, analysis.json and figures in a folder."""
     options = _parser().parse_args(argv)
+    out = options.out or _beside(options.what[0])
+    refuse_unwritable("--out", out)
     loaded = load(options.what, options.states, options.coords)
     found = analyse(loaded, options.lag, options.lags, options.steps, options.splits, options.split_by, options.dt_ns)
     print(summary(found))
-    write(options.out or _beside(options.what[0]), found, loaded)
+    with writing("--out", out):
+        write(out, found, loaded)
     return 0
 
 

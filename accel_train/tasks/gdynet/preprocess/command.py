@@ -21,6 +21,7 @@ from accel_train.arguments import Parser
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.preprocess import blocks, work_folder
 from accel_train.tasks.gdynet.preprocess.frames import element
+from accel_train.writing import refuse_unwritable, writing
 
 CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""
@@ -30,7 +31,14 @@ def main(argv: list[str]) -> int:
     """Run the command; prints a summary, and warnings to stderr."""
     options = _parser().parse_args(argv)
     plan = _plan(options)
-    files = work_folder.Files(Path(os.path.abspath(options.out)), options.source, options.topology, options.targets)
+    out = Path(os.path.abspath(options.out))
+    files = work_folder.Files(out, options.source, options.topology, options.targets)
+    refuse_unwritable("--out", out.parent)
+    with writing("--out", files.work):
+        return _run(options, plan, files)
+
+
+def _run(options: argparse.Namespace, plan: dict[str, Any], files: work_folder.Files) -> int:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     prepared = work_folder.is_prepared(files, plan)  # asked first: when the work folder is gone, OUT is there
     if work_folder.is_finished(files, plan):

@@ -1,0 +1,84 @@
+"""Folders that a command writes to: whether it can, before the work is done; and if it could not, why, in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from accel_train.errors import UserError
+
+
+def refuse_unwritable(name: str, folder: Path) -> None:
+    """A UserError unless a small file can be written into ``folder``. What is made to find out is removed again, so one
+    rank alone does it.
+
+    Args:
+        name: the option that gave the folder, for the message.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    made: list[Path] = []
+    try:
+        for path in reversed((folder, *folder.parents)):
+            if not os.path.lexists(path):
+                path.mkdir(exist_ok=True)
+                made.append(path)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        verb = "written to" if os.path.isdir(folder) else "made"
+        raise UserError(f"{name}: {_shown(folder)} cannot be {verb}: {_why(error, folder)}") from None
+    finally:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def writing(name: str, folder: Path) -> Iterator[None]:
+    """Within it, what goes wrong with files below ``folder``, or with a full disk, is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (_full(error) or (isinstance(error, OSError) and _is_below(error.filename, folder))):
+            raise
+        raise UserError(f"{name}: {_shown(folder)} cannot be written to: {_why(error, folder)}") from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _full(error: Exception) -> bool:
+    """Libraries hide the number in their own errors' text."""
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def _is_below(filename: object, folder: Path) -> bool:
+    """Or one of the folders above it, which could not be made either."""
+    if not isinstance(filename, (str, bytes)):
+        return False
+    path, folder = Path(os.path.abspath(os.fsdecode(filename))), Path(os.path.abspath(folder))
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+def _why(error: Exception, folder: Path) -> str:
+    if not isinstance(error, OSError):
+        return " ".join(str(error).split())[:200]
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not os.path.isdir(path):
+                kind = "a link that leads nowhere" if os.path.islink(path) else "a file"
+                return f"{path} is {kind}"
+            break
+    return error.strerror or str(error)
+
+
+def _shown(path: Path) -> str:
+    text = str(path).replace("\0", "\\0")
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
