@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accel_train import keyed
+from accel_train.data.draws import generators
 from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Loss, Objective, Task
@@ -37,7 +39,9 @@ def instance(task: Any) -> Task:
 def source_of(task: Task, split: str, batch_size: int, seed: int) -> BatchSource | None:
     """What ``build_data`` returns for this split."""
     require(task, "build_data")
-    source, method = task.build_data(split, batch_size, seed), f"build_data({split!r})"
+    with generators(keyed.key(seed, "data")):  # one key for all splits, if items are divided by drawing
+        source = task.build_data(split, batch_size, seed)
+    method = f"build_data({split!r})"
     if source is not None and not isinstance(source, BatchSource):
         raise _wrong(task, method, source, "a BatchSource: IndexedSource(data, batch_size, seed) makes one of anything "
                      "that has a length and read(indices)")  # fmt: skip

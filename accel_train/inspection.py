@@ -173,11 +173,12 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     for model in models.values():
         model.to(accelerator.device)
     device = accelerator.device
-    loader = Loader(source, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+    reading = (config.num_workers, config.worker_type, 2, config.seed)
+    loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
     metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
     ordered = task.predict_data(split, batch_size)
     if ordered is not None:
-        loader = Loader(ordered, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+        loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
         predict(task, models, loader, accelerator, ranks, config.micro_batch_size, out / "predictions")
     if ranks.is_main:
         if ordered is not None:

@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accel_train import contract, keyed, run_folder, run_lock
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
+from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import LockLostError, NonFiniteError, UserError
@@ -56,7 +57,8 @@ class Session:
         self.source = self._source("train")
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
-        self.models = contract.models_of(task)
+        with generators(keyed.key(config.seed, "weights")):  # those of numpy and Python too
+            self.models = contract.models_of(task)
         contract.refuse_sparse(self.models)
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
@@ -66,7 +68,7 @@ class Session:
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
             contract.require(task, "eval_step", "eval_metrics")
-            self.eval_loader = self._loader(eval_source)
+            self.eval_loader = self._loader(eval_source, "the validation data")
         self._check_evaluations()
 
         self.checkpoints = CheckpointFolder(
@@ -84,9 +86,17 @@ class Session:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source
 
-    def _loader(self, source: BatchSource) -> Loader:
+    def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
         config, ranks = self.config, self.ranks
-        return Loader(source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type)
+        return Loader(
+            source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
+            seed=config.seed, all_agree=ranks.all_agree, name=name,
+        )  # fmt: skip
+
+    def news(self) -> list[Event]:
+        """What readers found, since the last call, that whoever watches the run should hear of."""
+        loaders = [self.loader, *([self.eval_loader] if self.eval_loader is not None else [])]
+        return [event for loader in loaders for event in loader.events()]
 
     def _plan(self) -> Plan:
         phases = []

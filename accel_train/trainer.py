@@ -151,7 +151,7 @@ class Trainer:
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
         main = self.ranks.is_main
-        news = [*self.session.source.events(), *self.session.stepper.take_news()]
+        news = [*self.session.news(), *self.session.stepper.take_news()]
         votes, bad = self.interval.exchange([
             float(bool(news)),
             float(self.control.stop_reason is not None),

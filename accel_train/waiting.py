@@ -7,19 +7,39 @@ so neither a stop nor the end of the interpreter waits for them.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 SLICE_S = 0.1
 """A wait looks up so often."""
 
-_given_up = threading.Event()
+
+class _Flag:
+    """Has no lock, unlike an ``Event``: a signal handler may set it at any moment."""
+
+    def __init__(self) -> None:
+        self._up = False
+
+    def set(self) -> None:
+        self._up = True
+
+    def clear(self) -> None:
+        self._up = False
+
+    def is_set(self) -> bool:
+        return self._up
+
+
+_given_up = _Flag()
+_exposed = False  # the main thread is where it may be interrupted
+_armed = False  # the signal that does it has its handler; nobody else uses it, and by default it is ignored
 
 
 class StoppedError(RuntimeError):
@@ -29,6 +49,8 @@ class StoppedError(RuntimeError):
 def give_up() -> None:
     """From now on nobody waits."""
     _given_up.set()
+    if _exposed:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
 def begin() -> None:
@@ -41,8 +63,13 @@ def given_up() -> bool:
 
 
 def sleep(seconds: float) -> None:
-    if _given_up.wait(seconds):
-        raise StoppedError("stopped in a pause")
+    ends = time.monotonic() + seconds
+    while not _given_up.is_set():
+        left = ends - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, SLICE_S))
+    raise StoppedError("stopped in a pause")
 
 
 def result(future: Future[T]) -> T:
@@ -55,6 +82,29 @@ def result(future: Future[T]) -> T:
                 return future.result()
             if _given_up.is_set():
                 raise StoppedError("stopped while waiting") from None
+
+
+def interruptibly(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)`` in this thread, where another would cost too much. If this is the main one, ``give_up``
+    interrupts it wherever Python can be: at a lock, a pause, a socket, a pipe."""
+    global _exposed, _armed
+    if threading.get_ident() != threading.main_thread().ident:
+        return function(*arguments)
+    if not _armed:
+        signal.signal(signal.SIGURG, _interrupt)
+        _armed = True
+    _exposed = True
+    try:
+        if _given_up.is_set():
+            raise StoppedError("stopped before reading")
+        return function(*arguments)
+    finally:
+        _exposed = False
+
+
+def _interrupt(*_: object) -> None:
+    if _exposed:
+        raise StoppedError("stopped while reading")
 
 
 def call(function: Callable[[], T], seconds: float | None = None) -> T:

@@ -35,6 +35,7 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed
 from accel_train.checkpoint import CheckpointFolder, verify
+from accel_train.data.source import BatchSource
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
@@ -210,6 +211,97 @@ class Statistics(Ragged):
     def _error(self, models, batch, power: int = 2):
         mean = next(models["model"].buffers())
         return super()._error(models, batch | {"y": batch["y"] - mean}, power)
+
+
+class Drawing(Toy):
+    """A data set that draws from a global generator, and adds it to the targets if ``used``; also in validation."""
+
+    def __init__(self, draws: str = "torch", used: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.draws, self.used = draws, used
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        source = super().build_data(split, batch_size, seed)
+        if source is not None and self.draws:
+            source.data = Augmented(source.data, self.draws, self.used)
+        return source
+
+
+class Augmented:
+    def __init__(self, data: Numbers, draws: str, used: bool) -> None:
+        self.data, self.draws, self.used = data, draws, used
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        batch, shape = self.data.read(indices), (len(indices), 1)
+        if self.draws == "torch":
+            drawn = torch.randn(shape).numpy()
+        elif self.draws == "numpy":
+            drawn = np.random.normal(size=shape)
+        else:
+            drawn = np.array([[random.gauss(0, 1)] for _ in indices])
+        return batch | {"y": (batch["y"] + drawn * self.used).astype(self.data.dtype)}
+
+
+class Divided(Toy):
+    """Draws which items are for training and which for validation, and the first weights, with numpy."""
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        order = np.random.permutation(70)
+        items = order[:50] if split == "train" else order[50:]
+        source = super().build_data("train", batch_size, seed)
+        source.data = Chosen(source.data, items)
+        return source if split != "test" else None
+
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        with torch.no_grad():
+            model[0].weight += torch.from_numpy(np.random.normal(size=(self.width, 4)))
+        return model
+
+    def eval_step(self, models, batch):
+        FAULTS.setdefault("evaluated", set()).update(batch["index"].tolist())
+        return super().eval_step(models, batch)
+
+
+class Chosen:
+    def __init__(self, data: Numbers, items: np.ndarray) -> None:
+        self.data, self.items = data, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        return self.data.read(self.items[indices])
+
+
+class Streams(Toy):
+    """Every rank has a stream of its own, of ``lengths[rank]`` batches in each epoch; they know it (``announced``
+    batches) or not."""
+
+    def __init__(self, lengths: list[int], announced: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.lengths, self.announced = lengths, announced
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        source = super().build_data(split, batch_size, seed)
+        return Stream(source.data, self.lengths, self.announced) if source and split == "train" else source
+
+
+class Stream(BatchSource):
+    def __init__(self, data: Numbers, lengths: list[int], announced: int | None) -> None:
+        self.data, self.lengths, self.announced = data, lengths, announced
+
+    def steps(self, epoch: int) -> int | None:
+        return self.announced
+
+    def iterate(
+        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
+    ) -> Iterator[dict[str, Any] | None]:
+        for number in range(step, self.lengths[rank]):
+            yield self.data.read(np.arange(4) + 1000 * epoch + 10 * number + 4 * rank)
 
 
 class TwoLosses(Toy):

@@ -15,7 +15,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
 from accel_train.data.remote import is_remote
 from accel_train.data.source import IndexedSource
+from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch, Event
 
@@ -187,14 +187,15 @@ def _origin(source: LanesSource, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the content, as JSON gives it back: per file its rows, bytes and (if local) time of change."""
     rows = np.bincount(source.group_file, source.group_rows, len(source.files)).astype(int).tolist()
 
-    def identity(path: str, rows: int) -> list[int]:
+    def identity(path_and_rows: tuple[str, int]) -> list[int]:
+        path, rows = path_and_rows
         if rows == 0 or is_remote(path):  # 0: also what cannot be read and is left out
             return [rows, storage.size(path) if rows else 0]
         stat = os.stat(storage.local_path(path))
         return [rows, stat.st_size, stat.st_mtime_ns]
 
-    with ThreadPoolExecutor(16, thread_name_prefix="sizes") as pool:
-        files = dict(zip(source.files, pool.map(identity, source.files, rows), strict=True))
+    sizes = Threads(16, "sizes").map(identity, zip(source.files, rows, strict=True))
+    files = dict(zip(source.files, sizes, strict=True))
     return json.loads(json.dumps({"settings": {**settings, "version": VERSION}, "files": files}))
 
 

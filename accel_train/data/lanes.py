@@ -13,15 +13,16 @@ import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from accel_train import keyed
+from accel_train import keyed, waiting
 from accel_train.data.bad import Bad
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.source import BatchSource
+from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch, Event
 
@@ -193,16 +194,16 @@ class LanesSource(BatchSource):
         if self.staging is not None:
             self.staging.schedule(self._paths_ahead(lanes, given, mine))
         readers: dict[int, _Lane] = {}
-        with ThreadPoolExecutor(max(num_workers, 1), thread_name_prefix="lanes") as pool:
-            try:
-                readers |= {lane: _Lane(self, epoch, lanes[lane], int(given[lane]), pool) for lane in mine}
-                while given.sum() < self.total_rows:
-                    share = quotas(rows - given, self.batch_size)
-                    given += share
-                    parts = [part for lane in mine for part in readers[lane].read(int(share[lane]))]
-                    yield concatenate(parts) if parts else None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        pool, ahead = Threads(max(num_workers, 1), "lanes"), num_workers > 0
+        try:
+            readers |= {lane: _Lane(self, epoch, lanes[lane], int(given[lane]), pool, ahead) for lane in mine}
+            while given.sum() < self.total_rows:
+                share = quotas(rows - given, self.batch_size)
+                given += share
+                parts = [part for lane in mine for part in readers[lane].read(int(share[lane]))]
+                yield concatenate(parts) if parts else None
+        finally:
+            if pool.close():
                 for reader in readers.values():
                     reader.close()
 
@@ -304,25 +305,28 @@ class _Block(NamedTuple):
 
 
 class _Lane:
-    """Reads one lane: the block that is used now, and the next one on its way in the pool."""
+    """Reads one lane: the block that is used now, and (``ahead``) the next one on its way in the pool."""
 
     def __init__(
-        self, source: LanesSource, epoch: int, groups: np.ndarray, skip: int, pool: ThreadPoolExecutor
+        self, source: LanesSource, epoch: int, groups: np.ndarray, skip: int, pool: Threads, ahead: bool
     ) -> None:
-        self._pool = pool
+        self._pool, self._ahead = pool, ahead
         self._blocks = source.blocks(epoch, groups, skip)
         self._block: _Block | None = None
         self._used = 0
-        self._next: Future[_Block | None] = pool.submit(next, self._blocks, None)
+        self._next = self._request() if ahead else None
+
+    def _request(self) -> Future[_Block | None]:
+        return self._pool.submit(lambda: next(self._blocks, None))
 
     def read(self, rows: int) -> list[Ragged]:
         parts = []
         while rows > 0:
             if self._block is None or self._used == self._block.rows:
-                self._block = self._next.result()
+                self._block = waiting.result(self._next or self._request())
                 assert self._block is not None, "a lane gave fewer rows than its files announced"
                 self._used = self._block.given
-                self._next = self._pool.submit(next, self._blocks, None)
+                self._next = self._request() if self._ahead else None
             n = min(rows, self._block.rows - self._used)
             part = self._block.cut(self._used, self._used + n)
             if part is not None:
@@ -358,5 +362,4 @@ def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
 
 def read_groups(files: Sequence[str], format: Format) -> list[list[int]]:
     """Rows of all row groups of all files; many at once, since remote files answer slowly."""
-    with ThreadPoolExecutor(16, thread_name_prefix="footers") as pool:
-        return list(pool.map(format.groups, files))
+    return Threads(16, "footers").map(format.groups, files)

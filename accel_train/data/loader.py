@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from accel_train.contract import described
+from accel_train import waiting
+from accel_train.data.draws import Draws
+from accel_train.data.processes import Processes, result_of, to_tensors
 from accel_train.data.source import BatchSource
+from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.progress import Position
-from accel_train.task import Batch
+from accel_train.task import Batch, Event
 
 CHEAP_SECONDS = 0.0002
 """A batch that is read faster than this is read in the loop: handing it over between threads would cost more."""
 
+_END: Any = object()
+
+Workers = Threads | Processes | None
+Place = tuple[int, int, int, int]  # epoch, batch number, rank, world size
+
 
 class Loader:
     """This rank's shares of all global batches from a position on, epoch after epoch.
+
+    A data set that draws from global generators is read in the loop too, see ``Draws``. Waiting ends with
+    ``StoppedError`` when the run is given up.
 
     Args:
         num_workers: batches are read by so many threads or processes ahead of the step; 0 reads in the loop itself, as
             do threads until three batches in a row took more than ``CHEAP_SECONDS``.
         worker_type: "thread" for readers that release the GIL (numpy, Arrow, h5py), "process" for Python-heavy ones.
         prefetch: finished batches kept waiting per worker.
+        seed: what the data set draws from global generators follows from it.
+        all_agree: does every rank say so? Where an epoch ends that does not know its length must be agreed.
+        name: of the source, for what is said of it.
     """
 
     def __init__(
@@ -42,107 +54,197 @@ class Loader:
         num_workers: int = 1,
         worker_type: Literal["thread", "process"] = "thread",
         prefetch: int = 2,
+        seed: int = 0,
+        all_agree: Callable[[bool], bool] = bool,
+        name: str = "the data set",
     ) -> None:
         self.source, self.device, self.rank, self.world_size = source, device, rank, world_size
         self.num_workers, self.worker_type, self.prefetch = num_workers, worker_type, prefetch
+        self.seed, self.all_agree = seed, all_agree
+        self._draws = Draws(seed, rank, name, NOT_AHEAD if num_workers else "")
         self._slow_reads = 0  # in a row, in the loop
+        self._handed_out = 0  # to threads
 
     def batches(self, start: Position, last_epoch: int | None = None) -> Iterator[tuple[int, int, Batch | None]]:
         """(epoch, batch number, share) from ``start`` on; without end unless ``last_epoch`` (exclusive) is given."""
         ahead = max(self.num_workers, 1) * self.prefetch
         pending: deque[tuple[int, int, Callable[[], Batch | None]]] = deque()
-        with self._workers() as workers:
-            try:
-                for epoch, number, get, in_loop in self._jobs(workers, start.epoch, start.batch, last_epoch):
-                    pending.append((epoch, number, get))
-                    if in_loop or len(pending) > ahead:
-                        yield self._finish(*pending.popleft())
-                while pending:
+        workers = self._workers()
+        try:
+            for epoch, number, get, in_loop in self._jobs(workers, start.epoch, start.batch, last_epoch):
+                pending.append((epoch, number, get))
+                if in_loop or len(pending) > ahead:
                     yield self._finish(*pending.popleft())
-            finally:
-                if workers is not None:
-                    workers.shutdown(wait=True, cancel_futures=True)
+            while pending:
+                yield self._finish(*pending.popleft())
+        finally:
+            if workers is not None:
+                workers.close()
 
-    def _workers(self) -> Any:
+    def events(self) -> list[Event]:
+        """What reading found, since the last call, that whoever watches the run should hear of."""
+        return self.source.events() + self._draws.events()
+
+    def _workers(self) -> Workers:
         if self.num_workers == 0:
-            return _NoWorkers()
+            return None
         if self.worker_type == "thread":
-            return ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
-        # The source travels once, when a worker starts. Signals are for the loop: a worker must not die of them.
-        return ProcessPoolExecutor(
-            self.num_workers, get_context("spawn"), initializer=_start_worker, initargs=(self.source,)
-        )
+            return Threads(self.num_workers, "loader")
+        return Processes(self.num_workers, self.source, self.seed)
 
     def _jobs(
-        self, workers: Executor | None, epoch: int, number: int, last_epoch: int | None
+        self, workers: Workers, epoch: int, number: int, last_epoch: int | None
     ) -> Iterator[tuple[int, int, Callable[[], Batch | None], bool]]:
         """(epoch, batch number, how to get it, whether that is work for the loop itself)."""
         while last_epoch is None or epoch < last_epoch:
-            scan = self.source.iterate(epoch, number, self.rank, self.world_size, self.num_workers)
-            steps = self.source.steps(epoch)
             first = number
-            if scan is not None:
-                in_loop = self.num_workers == 0 or steps is None
-                for get in self._scan_in_loop(scan, epoch, number) if in_loop else self._scan(scan, number, steps):
-                    yield epoch, number, get, in_loop
-                    number += 1
-            else:
-                while steps is None or number < steps:
-                    yield epoch, number, self._submit(workers, epoch, number), self._in_loop
-                    number += 1
+            scan = self._open(epoch, number)
+            for get, in_loop in (
+                self._indexed(workers, epoch, number) if scan is None else self._scan(scan, epoch, number)
+            ):
+                yield epoch, number, get, in_loop
+                number += 1
             if number == first == 0:
                 raise DataError(f"epoch {epoch} has no batches: the data is empty")
             epoch, number = epoch + 1, 0
 
-    def _scan_in_loop(
-        self, scan: Iterator[Batch | None], epoch: int, number: int
-    ) -> Iterator[Callable[[], Batch | None]]:
-        while True:
-            try:
-                share = next(scan)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._with_place(error, epoch, number) from None
-            yield lambda share=share: _to_tensors(share)
-            number += 1
+    # -- random access -------------------------------------------------------------------------------------------------
 
-    def _scan(
-        self, scan: Iterator[Batch | None], number: int, steps: int | None
-    ) -> Iterator[Callable[[], Batch | None]]:
-        """The shares from ``number`` to ``steps``, put together and pinned by a thread of their own, in order."""
-        fetcher, wanted = ThreadPoolExecutor(1, thread_name_prefix="scan"), False
-        try:
-            for _ in range(number, steps or 0):
-                yield fetcher.submit(lambda: self._pin(_to_tensors(next(scan)))).result
-            wanted = True  # the last ones may still be on their way
-        finally:
-            fetcher.shutdown(wait=True, cancel_futures=not wanted)
-            close = getattr(scan, "close", None)
-            if close is not None:  # a generator with threads of its own
-                close()
+    def _indexed(self, workers: Workers, epoch: int, number: int) -> Iterator[tuple[Callable[[], Batch | None], bool]]:
+        steps = self.source.steps(epoch)
+        while steps is None or number < steps:
+            yield self._submit(workers, (epoch, number, self.rank, self.world_size)), self._in_loop
+            number += 1
 
     @property
     def _in_loop(self) -> bool:
-        return self.num_workers == 0 or (self.worker_type == "thread" and self._slow_reads < 3)
+        if self.num_workers == 0:
+            return True
+        return self.worker_type == "thread" and (self._slow_reads < 3 or bool(self._draws.found))
 
-    def _submit(self, workers: Executor | None, epoch: int, number: int) -> Callable[[], Batch | None]:
-        place = (epoch, number, self.rank, self.world_size)
+    def _submit(self, workers: Workers, place: Place) -> Callable[[], Batch | None]:
         if workers is None or self._in_loop:
-            return lambda: self._read_in_loop(place)
-        job: Future[Batch | None]
-        if self.worker_type == "thread":
-            job = workers.submit(lambda: self._pin(_to_tensors(self.source.batch(*place))))
-        else:
-            job = workers.submit(_read_in_worker, *place)
-        return job.result
+            return partial(waiting.interruptibly, self._read_in_loop, place)
+        if isinstance(workers, Processes):
+            return partial(result_of, workers.submit(*place))
+        read = lambda: self._pin(self._read(place))  # noqa: E731
+        self._handed_out += 1
+        if self._handed_out >= 16 and self._handed_out & (self._handed_out - 1) == 0:  # does it draw by now?
+            return lambda: self._draws.read(*place[:2], lambda: waiting.result(workers.submit(read)), look=True)
+        return partial(self._wait, workers.submit(read))
 
-    def _read_in_loop(self, place: tuple[int, int, int, int]) -> Batch | None:
+    def _read(self, place: Place) -> Batch | None:
+        return to_tensors(self.source.batch(*place))
+
+    def _read_in_loop(self, place: Place) -> Batch | None:
+        draws = self._draws
+        if draws.due():
+            return draws.read(*place[:2], partial(self._timed, place))
+        return self._timed(place)
+
+    def _timed(self, place: Place) -> Batch | None:
         started = time.perf_counter()
-        batch = _to_tensors(self.source.batch(*place))
+        batch = to_tensors(self.source.batch(*place))
         slow = time.perf_counter() - started > CHEAP_SECONDS
         self._slow_reads = self._slow_reads + 1 if slow else 0
         return batch
+
+    # -- in sequence ---------------------------------------------------------------------------------------------------
+
+    def _open(self, epoch: int, number: int) -> Iterator[Batch | None] | None:
+        ahead = 0 if self._draws.found else self.num_workers
+        return self.source.iterate(epoch, number, self.rank, self.world_size, ahead)
+
+    def _scan(
+        self, scan: Iterator[Batch | None], epoch: int, number: int
+    ) -> Iterator[tuple[Callable[[], Batch | None], bool]]:
+        steps = self.source.steps(epoch)
+        if steps is not None and self.num_workers > 0 and not self._draws.found:
+            for get in self._scan_ahead(scan, epoch, number, steps):
+                yield get, False
+                number += 1
+            if number >= steps:
+                return
+            again = self._open(epoch, number)
+            assert again is not None
+            scan = again
+        for get in self._scan_in_loop(scan, epoch, number, steps):
+            yield get, True
+
+    def _scan_in_loop(
+        self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None
+    ) -> Iterator[Callable[[], Batch | None]]:
+        share, first = None, number
+        try:
+            while steps is None or number < steps:
+                if share is not _END:  # a rank whose data have ended has empty shares until all have
+                    share = self._take_in_loop(scan, epoch, number, steps)
+                if number == first > 0 and self._draws.found:
+                    self._draws.resumed(epoch)
+                if steps is None and self.all_agree(share is _END):
+                    return
+                yield partial(to_tensors, None if share is _END else share)
+                number += 1
+        finally:
+            _close(scan)
+
+    def _take_in_loop(self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None) -> Batch | None:
+        take = partial(self._take, scan, number, steps)
+        try:
+            return waiting.interruptibly(self._draws.read, epoch, number, take)
+        except Exception as error:
+            raise self._with_place(error, epoch, number) from None
+
+    def _scan_ahead(
+        self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int
+    ) -> Iterator[Callable[[], Batch | None]]:
+        """The shares from ``number`` on, put together and pinned by a thread of their own, in order; all of them, or
+        those until they were seen to draw."""
+        fetcher = Threads(1, "scan")
+
+        def fetch(n: int) -> Future[Batch | None]:
+            return fetcher.submit(lambda: self._pin(to_tensors(self._take(scan, n, steps))))
+
+        def close(cancel: bool = True) -> None:
+            if fetcher.close(cancel):
+                _close(scan)
+
+        try:
+            if self._draws.reads == 0 and number < steps:
+                job = self._draws.read(epoch, number, lambda: _settled(fetch(number)), look=True, end=close)
+                if self._draws.found:  # read it again, with nothing beside it
+                    return
+                yield partial(self._wait, job)
+                number += 1
+            while number < steps and not self._draws.found:
+                yield partial(self._wait, fetch(number))
+                number += 1
+            close(cancel=False)  # the last ones may still be on their way
+        finally:
+            close()
+
+    def _take(self, scan: Iterator[Batch | None], number: int, steps: int | None) -> Batch | None:
+        """The next share of a scan, or ``_END`` if nobody knows where that is.
+
+        Raises:
+            DataError: it is not as long as announced.
+        """
+        share = next(scan, _END)
+        if steps is not None:
+            where = f" on rank {self.rank}" if self.world_size > 1 else ""
+            if share is _END:
+                raise DataError(f"the data end{where} after {number} of the {steps} batches that steps() announces")
+            if number == steps - 1 and next(scan, _END) is not _END:
+                raise DataError(f"the data go on{where} after the {steps} batches that steps() announces")
+        return share
+
+    # -- handing over --------------------------------------------------------------------------------------------------
+
+    def _wait(self, job: Future[Batch | None]) -> Batch | None:
+        """For a thread. Nothing else runs meanwhile, so that it can be seen to draw."""
+        if job.done():
+            return job.result()
+        return self._draws.watch(lambda: waiting.result(job))
 
     def _pin(self, batch: Batch | None) -> Batch | None:
         if batch is None or self.device.type != "cuda":
@@ -162,38 +264,32 @@ class Loader:
 
     def _with_place(self, error: Exception, epoch: int, number: int) -> Exception:
         """The same error, saying which batch it was."""
+        if isinstance(error, waiting.StoppedError):
+            return error
         if isinstance(error, UserError):
             return DataError(f"{error} (while reading epoch {epoch}, batch {number})")
         error.add_note(f"while reading {self.source.describe(epoch, number)}")
         return error
 
 
-class _NoWorkers:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
+NOT_AHEAD = (
+    ", and not read ahead by threads (worker_type: process can; one np.random.default_rng((seed, item)) for each item "
+    "needs none of this)"
+)
 
 
-def _to_tensors(batch: Batch | None) -> Batch | None:
-    if batch is None:
-        return None
-    if not isinstance(batch, Mapping):
-        raise DataError(f"a batch must be a dict of names to arrays or tensors, not {described(batch)}")
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+def _settled(job: Future[Any]) -> Future[Any]:
+    """The same, once it is done, well or badly."""
+    try:
+        waiting.result(job)
+    except waiting.StoppedError:
+        raise
+    except Exception:
+        pass  # whoever asks for the result gets it
+    return job
 
 
-_worker_source: BatchSource | None = None
-
-
-def _start_worker(source: BatchSource) -> None:
-    global _worker_source
-    _worker_source = source
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _read_in_worker(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
-    assert _worker_source is not None
-    return _to_tensors(_worker_source.batch(epoch, number, rank, world_size))
+def _close(scan: Iterator[Any]) -> None:
+    close = getattr(scan, "close", None)
+    if close is not None:  # a generator, with threads of its own perhaps
+        close()

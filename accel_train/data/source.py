@@ -26,7 +26,9 @@ class BatchSource:
         self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
     ) -> Iterator[Batch | None] | None:
         """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``. It may
-        read ahead with ``num_workers`` threads of its own; closing it must end them."""
+        read ahead with ``num_workers`` threads of its own (0: not ahead); closing it must end them. There are as many
+        as ``steps`` says. If that is None the epoch ends when the data of all ranks have ended, and a rank that ends
+        before has empty shares: from a ``step`` beyond its end there is nothing."""
         return None
 
     def events(self) -> list[Event]:

@@ -216,3 +216,13 @@ def test_an_error_in_a_scan_names_its_place():
     with pytest.raises(OSError, match="torn") as error:
         list(Loader(Torn(), CPU, num_workers=0).batches(Position(), last_epoch=1))
     assert error.value.__notes__ == ["while reading epoch 0, batch 1"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_scan_of_no_batches_is_said_to_be_empty(num_workers):
+    class Nothing(Scan):
+        def steps(self, epoch: int) -> int:
+            return 0
+
+    with pytest.raises(DataError, match="epoch 0 has no batches: the data is empty"):
+        list(Loader(Nothing(), CPU, num_workers=num_workers).batches(Position(), last_epoch=1))

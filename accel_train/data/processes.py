@@ -1,0 +1,137 @@
+"""Processes that read batches. They end with the run, whatever ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from accel_train import waiting
+from accel_train.contract import described
+from accel_train.data.draws import place_key, seed_generators
+from accel_train.data.source import BatchSource
+from accel_train.errors import DataError, UserError
+from accel_train.task import Batch
+
+T = TypeVar("T")
+
+
+class Processes:
+    """So many processes that read batches of one source. It travels once, when a process starts."""
+
+    def __init__(self, count: int, source: BatchSource, seed: int) -> None:
+        try:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(source, seed))
+        except OSError as error:  # semaphores live in /dev/shm
+            raise UserError(f"{_CANNOT_START}: {_brief(error)}") from None
+
+    def submit(self, epoch: int, number: int, rank: int, world_size: int) -> Future[Batch | None]:
+        """The share of one batch, as ``BatchSource.batch`` gives it, in shared memory.
+
+        Raises:
+            UserError: the source cannot be sent to a process, or none can be started.
+        """
+        try:
+            return self._pool.submit(_read, epoch, number, rank, world_size)
+        except BrokenProcessPool:
+            raise UserError(_DIED) from None
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"worker_type: process sends the data set to other processes, and this one cannot be pickled "
+                f"({_brief(error)}); open what cannot travel in `read`, or set worker_type: thread"
+            ) from None
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{_CANNOT_START}: {_brief(error)}") from None
+
+    def close(self) -> None:
+        """Wait for what has begun, but kill it in a run that is given up."""
+        manager: Any = self._pool._executor_manager_thread
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        while manager is not None and manager.is_alive():
+            manager.join(waiting.SLICE_S)
+            if waiting.given_up():
+                for process in processes:
+                    process.kill()
+                manager.join(1.0)
+                return
+
+
+def result_of(job: Future[T]) -> T:
+    """What ``submit`` promised, or its error.
+
+    Raises:
+        StoppedError: the run is given up.
+        UserError: the process that was to read it has died.
+    """
+    try:
+        return waiting.result(job)
+    except BrokenProcessPool:
+        raise UserError(_DIED) from None
+
+
+_CANNOT_START = "worker_type: process cannot start its processes (is /dev/shm full? worker_type: thread needs none)"
+_DIED = (
+    "a worker process died: killed for want of memory, or it could not import the task or the data set "
+    "(then its error is above); fewer num_workers, or worker_type: thread"
+)
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def to_tensors(batch: Batch | None) -> Batch | None:
+    if batch is None:
+        return None
+    if not isinstance(batch, Mapping):
+        raise DataError(f"a batch must be a dict of names to arrays or tensors, not {described(batch)}")
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+
+
+# -- in a worker process ----------------------------------------------------------------------------------------------
+
+_source: BatchSource | None = None
+_seed = 0
+
+
+def _start(source: BatchSource, seed: int) -> None:
+    global _source, _seed
+    _source, _seed = source, seed
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # are for the loop: a worker must not die of them
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that outlives its run would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
+    assert _source is not None
+    seed_generators(place_key(_seed, epoch, number, rank))
+    batch = to_tensors(_source.batch(epoch, number, rank, world_size))
+    try:
+        for value in (batch or {}).values():
+            if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                value.share_memory_()
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"worker_type: process hands batches over in shared memory, and there is not enough of it in /dev/shm "
+            f"({_brief(error)}); fewer num_workers, or worker_type: thread"
+        ) from None
+    return batch
