@@ -57,8 +57,10 @@ def result(future: Future[T]) -> T:
                 raise StoppedError("stopped while waiting") from None
 
 
-def call(function: Callable[[], T], seconds: float | None = None) -> T:
+def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Callable[[], object] | None = None) -> T:
     """``function()`` in a thread of its own, which is left behind by a stop or after so many ``seconds``.
+
+    ``meanwhile`` is called in every slice.
 
     Raises:
         TimeoutError: after ``seconds``.
@@ -81,5 +83,6 @@ def call(function: Callable[[], T], seconds: float | None = None) -> T:
         try:
             return future.result(SLICE_S)
         except FutureTimeoutError:
-            continue
+            if meanwhile is not None:
+                meanwhile()
     return future.result()

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from accel_train import waiting
 from accel_train.data import storage
 from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
-from accel_train.data.remote import is_remote
+from accel_train.data.remote import SAY_S, is_remote
 from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch, Event
@@ -221,7 +222,7 @@ def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
     """No other process has this folder meanwhile."""
-    end = time.monotonic() + timeout_s
+    end, say = time.monotonic() + timeout_s, time.monotonic() + SAY_S
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +230,10 @@ def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
             while not _locked(lock.fileno()):
                 if time.monotonic() > end:
                     raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
-                time.sleep(POLL_S)
+                if time.monotonic() > say:
+                    say = end
+                    log.warning("waiting for another process, which is building %s; at most %g s", folder, timeout_s)
+                waiting.sleep(POLL_S)
         except OSError as error:  # also a disk that knows no locks
             raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
         yield

@@ -84,7 +84,10 @@ def _generate_file(
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     events = muons = 0
     try:
-        with pq.ParquetFile(open_file(path)) as source, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        with (
+            pq.ParquetFile(open_file(path), page_checksum_verification=True) as source,
+            pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+        ):
             for batch in source.iter_batches(ROWS):
                 primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
                 number = np.arange(first + events, first + events + len(batch))
