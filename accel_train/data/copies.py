@@ -23,7 +23,7 @@ from fsspec.callbacks import Callback
 
 from accel_train import waiting
 from accel_train.data.identity import Identity
-from accel_train.data.remote import SAY_AGAIN_S, SAY_S, Access, attempt, current, path_of, shown, split
+from accel_train.data.remote import LOCAL_TROUBLE, SAY_AGAIN_S, SAY_S, Access, attempt, current, path_of, shown, split
 from accel_train.data.storage import identity
 from accel_train.data.transfers import last_answer
 from accel_train.errors import AccessError, UserError
@@ -86,8 +86,10 @@ class Copies:
         try:
             return self._bring(url, target, expected, make_room)
         except OSError as error:
-            cause = error.strerror or str(error)
-            raise AccessError(f"{shown(url)}: cannot be staged to {self.folder}: {cause}") from None
+            raise self._unusable(url, error) from None
+
+    def _unusable(self, url: str, error: OSError) -> AccessError:
+        return AccessError(f"{shown(url)}: cannot be staged to {self.folder}: {error.strerror or error}")
 
     def _bring(self, url: str, target: Path, expected: Identity, make_room: Callable[[int], None]) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,11 @@ class Copies:
         def once(fs: Any, path: str) -> None:
             try:
                 fs.get_file(path, str(part), callback=_StopCallback(self._stop))
+            except OSError as error:
+                here = type(error).__module__ == "builtins" and error.errno in LOCAL_TROUBLE
+                if here or not part.parent.is_dir():
+                    raise self._unusable(url, error) from None
+                raise
             finally:
                 if (now := last_answer().identity()) is not None:
                     current(self.access).seen.check(url, now, shown(url))

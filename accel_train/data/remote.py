@@ -313,7 +313,7 @@ def _is_outage(error: Exception, answer: Answer, known: bool) -> bool:
 
 
 _REMOTE_LIBRARIES = ("aiohttp", "aiowebdav2", "pelicanfs", "fsspec", "s3fs", "botocore", "gcsfs")
-_LOCAL_TROUBLE = (
+LOCAL_TROUBLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 )  # fmt: skip
 
@@ -334,7 +334,7 @@ def _judge(error: Exception, url: str) -> str:
         raise AccessError(f"{shown(url)}: a server's certificate is not trusted; {where} ({reason})") from None
     if type(error).__name__ == "NoCollectionsUrl":
         raise UserError(f"{shown(url)}: the federation cannot list this; name the files without wildcards") from None
-    if isinstance(error, OSError) and error.errno in _LOCAL_TROUBLE:  # of this machine: it does not pass
+    if isinstance(error, OSError) and error.errno in LOCAL_TROUBLE:  # of this machine: it does not pass
         raise AccessError(f"{shown(url)}: {reason}") from None
     if (
         isinstance(error, OSError | EOFError | json.JSONDecodeError)
