@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accel_train import keyed, run_folder
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, to_dict
+from accel_train.data.fingerprint import changed
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError, UserError
@@ -53,6 +54,7 @@ class Session:
         }
 
         self.source = self._source("train")
+        self.data = self.source.fingerprint() if self.ranks.is_main else {}
         eval_source = task.build_data("validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
         self.models = run_folder.as_dict(task.build_model())
@@ -364,7 +366,14 @@ class Session:
                 f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
                 "or --allow_changed_config=true"
             )
-        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "init_from")
+        if what := changed(read_progress(path).get("data", {}), self.data):
+            if not self.config.allow_changed_data:
+                raise UserError(
+                    f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
+                    "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
+                )
+            tell(Event("warning", f"resuming with changed data: {what}"))
+        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
         for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
             tell(Event("warning", f"resuming with a changed config: {line}"))
 

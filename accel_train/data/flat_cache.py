@@ -71,7 +71,7 @@ def cached(
     elif cache.left_out:
         left_out = ", ".join(f"{number:,} {what}" for what, number in cache.left_out.items())
         news.append(Event("warning", f"{folder}: was built without {left_out} that could not be used"))
-    return CachedSource(cache, batch_size, seed, shuffle, news)
+    return CachedSource(cache, batch_size, seed, shuffle, news, source.fingerprint())
 
 
 def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) -> None:
@@ -161,11 +161,16 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``."""
+    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``; ``origin`` is the fingerprint."""
 
-    def __init__(self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event]) -> None:
+    def __init__(
+        self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event], origin: dict[str, Any]
+    ) -> None:
         super().__init__(cache, batch_size, seed, shuffle)
-        self._news = news
+        self._news, self._origin = news, origin
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), **self._origin}
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
         batch = super().batch(epoch, step, rank, world_size)
@@ -185,17 +190,20 @@ class CachedSource(IndexedSource):
 
 
 def _origin(source: LanesSource, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content, as JSON gives it back: per file its rows, bytes and (if local) time of change."""
-    rows = np.bincount(source.group_file, source.group_rows, len(source.files)).astype(int).tolist()
+    """What decides the content, as JSON gives it back: per file its rows, bytes and time of change, or what its
+    server says of it."""
 
-    def identity(path: str, rows: int) -> list[int]:
-        if rows == 0 or is_remote(path):  # 0: also what cannot be read and is left out
-            return [rows, storage.size(path) if rows else 0]
+    def identity(path: str, rows: int) -> list[Any]:
+        if rows == 0:  # also what cannot be read and is left out
+            return [rows, 0]
+        if is_remote(path):
+            known = storage.known(path)
+            return [rows, known.size, known.server, known.tag, known.time]
         stat = os.stat(storage.local_path(path))
         return [rows, stat.st_size, stat.st_mtime_ns]
 
     with ThreadPoolExecutor(16, thread_name_prefix="sizes") as pool:
-        files = dict(zip(source.files, pool.map(identity, source.files, rows), strict=True))
+        files = dict(zip(source.files, pool.map(identity, source.files, source.rows_of_files()), strict=True))
     return json.loads(json.dumps({"settings": {**settings, "version": VERSION}, "files": files}))
 
 
@@ -209,11 +217,18 @@ def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
         return str(error).removeprefix(f"{folder}: ")
     for what, there in wanted.items():
         before = origin.get(what, {})
-        other = sorted(name for name in {**there, **before} if there.get(name) != before.get(name))
+        other = sorted(name for name in {**there, **before} if _differ(there.get(name), before.get(name)))
         if other:
             return f"the flat cache was made with other {what} ({', '.join(other[:3])}{', ...' * (len(other) > 3)})"
     # The order of the files numbers the events.
     return "" if list(origin["files"]) == list(wanted["files"]) else "the flat cache has the files in another order"
+
+
+def _differ(now: Any, before: Any) -> bool:
+    of_remote = isinstance(now, list) and isinstance(before, list) and len(now) == len(before) == 5
+    if of_remote and now[2] != before[2]:  # another server may have tags and times of its own
+        return now[:2] != before[:2]
+    return now != before
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

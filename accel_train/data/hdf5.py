@@ -47,7 +47,7 @@ class Hdf5:
 
     def groups(self, path: str) -> list[int]:
         with self.bad.file(path):
-            return np.diff(self._starts(path)[0]).tolist()
+            return self.bad.counted(path, np.diff(self._starts(path)[0]).tolist())
         return []
 
     def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:

@@ -44,7 +44,7 @@ class Parquet:
         with self.bad.file(path):
             metadata = self._metadata(path)
             self._check_columns(metadata)
-            return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            return self.bad.counted(path, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
         return []
 
     def _check_columns(self, metadata: pq.FileMetaData) -> None:

@@ -123,6 +123,14 @@ def _readable(name: str) -> str:
     return unquote(name).replace("%", "%25").replace("?", "%3F")
 
 
+def place(path: str) -> Any:
+    """The same for all names of one file."""
+    if is_remote(path):
+        return path
+    found = os.stat(local_path(path))
+    return found.st_dev, found.st_ino
+
+
 def open_file(path: str, access: Access | None = None) -> str | RemoteFile:
     """What ``pyarrow.parquet.ParquetFile`` takes: the path itself if local, else a file that is read by ranges."""
     return RemoteFile(path, access) if is_remote(path) else local_path(path)

@@ -51,7 +51,7 @@ class Streaming:
 
     def groups(self, path: str) -> list[int]:
         with self.bad.file(path):
-            return [self._count(path)]
+            return self.bad.counted(path, [self._count(path)])
         return []
 
     def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
