@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from accel_train.data.remote import path_of
 
 def of_files(paths: Sequence[str], identities: Sequence[Identity], rows: Sequence[int]) -> dict[str, Any]:
     """Files in order. They are named relative to the folder that holds them all: data that were moved are the same."""
-    parts = [path_of(path)[0].split("/") for path in paths]
+    # What stands before a host or after a name may be a secret.
+    parts = [re.sub(r"//[^/@]*@", "//", path_of(path)[0]).split("/") for path in paths]
     shared = len(os.path.commonprefix([names[:-1] for names in parts]))
     return {
         "files": [

@@ -246,11 +246,8 @@ def attempt(
         work = partial(noting, answer, lambda: do(*filesystem(url, access)))
         try:
             token = holder.value() if holder else ""
-            done = (
-                waiting.call(work, meanwhile=partial(_say_if_slow, url, answer, time.monotonic()))
-                if stoppable
-                else work()
-            )
+            say = partial(_say_if_slow, url, answer, time.monotonic())
+            done = waiting.call(work, meanwhile=say) if stoppable else work()
             access.answered.add(host)
             return done
         except (UserError, waiting.StoppedError):
