@@ -15,7 +15,8 @@ import pyarrow as pa
 from accel_train.data.bad import Bad
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
-from accel_train.errors import DataError
+from accel_train.data.remote import is_remote, shown
+from accel_train.errors import AccessError, DataError
 
 GROUP_ROWS = 10_000
 """Rows of a row group. The file has none; this is what the same data in Parquet usually has."""
@@ -101,6 +102,8 @@ class Hdf5:
 
 
 def _open(path: str) -> h5py.File:
+    if is_remote(path):
+        raise AccessError(f"{shown(path)}: HDF5 files are not read from URLs; copy them to a disk first")
     return h5py.File(path, "r", locking="best-effort")  # shared file systems may have no locks
 
 

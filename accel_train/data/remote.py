@@ -311,7 +311,8 @@ def _is_outage(error: Exception, answer: Answer, known: bool) -> bool:
 
 _REMOTE_LIBRARIES = ("aiohttp", "aiowebdav2", "pelicanfs", "fsspec", "s3fs", "botocore", "gcsfs")
 LOCAL_TROUBLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 )  # fmt: skip
 
 

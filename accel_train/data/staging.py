@@ -18,6 +18,9 @@ from accel_train.data.storage import local_path
 from accel_train.errors import AccessError
 from accel_train.waiting import StoppedError
 
+CLOSE_S = 5.0
+"""Threads that wait for a server for longer than this are left behind."""
+
 log = logging.getLogger(__name__)
 
 
@@ -144,8 +147,9 @@ class Staging:
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+        end = time.monotonic() + CLOSE_S
         for thread in self._threads:
-            thread.join(timeout=5.0)
+            thread.join(max(end - time.monotonic(), 0.0))
         with self._changed:
             for url in list(self._files):
                 self._let_go(url)

@@ -12,7 +12,7 @@ from accel_train.data.arrow import column, nested, vectors
 from accel_train.data.bad import Bad, BadRows
 from accel_train.data.hdf5 import Hdf5
 from accel_train.data.ragged import Ragged, concatenate
-from accel_train.errors import DataError
+from accel_train.errors import AccessError, DataError
 
 N = 57
 GROUP = 20
@@ -250,3 +250,8 @@ def test_what_leads_somewhere_is_read_until_it_is_gone(tmp_path, make):
     (tmp_path / "whole.h5").unlink()
     with pytest.raises(DataError, match="row group 0: dataset 'muons'.*'whole.h5', and there is no such file"):
         next(format.blocks(path, 0, 7))  # HDF5 itself would give zeros
+
+
+def test_a_url_is_refused_whatever_is_to_be_done_about_bad_files():
+    with pytest.raises(AccessError, match="https://host/a.h5: HDF5 files are not read from URLs; copy them"):
+        Hdf5(decode, Bad("skip")).groups("https://host/a.h5?signature=secret")
