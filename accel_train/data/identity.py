@@ -49,7 +49,7 @@ class Identity:
         return cls(**{name: known[name] for name in ("size", "server", "tag", "time") if name in known})
 
 
-_TAGS = ("etag", "content-md5", "md5hash", "checksum")
+_TAGS = ("etag", "md5hash", "checksum")
 _TIMES = ("last-modified", "lastmodified", "last_modified", "mtime", "updated", "modified")
 
 

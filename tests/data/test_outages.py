@@ -1,17 +1,22 @@
 """What remote files do to a run when their servers are slow, away or change: waited for, said, stopped, refused."""
 
+import io
 import logging
 import shutil
 import threading
 import time
 from email.utils import formatdate
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from federation import Federation
 
 from accel_train import waiting
 from accel_train.data import remote, storage, transfers
+from accel_train.data.bad import Bad
 from accel_train.data.identity import ChangedError
+from accel_train.data.parquet import Parquet
 from accel_train.data.remote import Access
 from accel_train.data.staging import Staging
 from accel_train.errors import AccessError, UserError
@@ -70,6 +75,18 @@ def test_a_read_that_hangs_obeys_a_stop(federation, url, method):
     federation.fail("hang", "cache", method, times=10**9)
     error = stopped_at_once(lambda: storage.open_file(url, access).read(10))
     assert isinstance(error, waiting.StoppedError)
+
+
+def test_rows_that_hang_obey_a_stop_whatever_is_to_be_done_about_bad_data(federation, url):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"x": range(1000)}), buffer)
+    federation.objects["/ns/a.bin"] = buffer.getvalue()
+    access, bad = fast(), Bad("skip")
+    format = Parquet(["x"], decode=lambda batch: None, bad=bad, open=lambda path: storage.open_file(path, access))
+    assert format.groups(url) == [1000]
+    federation.fail("hang", "cache", times=10**9)
+    assert isinstance(stopped_at_once(lambda: next(format.blocks(url, 0, 100))), waiting.StoppedError)
+    assert not bad.left_out
 
 
 def test_the_pause_between_two_requests_obeys_a_stop(federation, url):

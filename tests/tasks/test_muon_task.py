@@ -21,7 +21,7 @@ from accel_train.config import parse
 from accel_train.data.loader import Loader
 from accel_train.errors import DataError, UserError
 from accel_train.progress import Position
-from accel_train.tasks.muon import synth
+from accel_train.tasks.muon import generate, synth
 from accel_train.tasks.muon.data import in_split, shower_number
 from accel_train.tasks.muon.task import MuonTask
 
@@ -307,8 +307,6 @@ def test_generated_bundles_can_be_read_by_training(trained, tmp_path, capsys):
 
 
 def test_a_bundle_does_not_depend_on_its_neighbours(trained, tmp_path, monkeypatch):
-    from accel_train.tasks.muon import generate
-
     whole = generated(trained, tmp_path, "whole")
     monkeypatch.setattr(generate, "ROWS", 7)
     monkeypatch.setattr(generate, "MUONS", 3)
@@ -393,6 +391,8 @@ def test_a_flipped_bit_is_noticed_by_every_reader(folder, tmp_path):
         with pytest.raises(DataError, match="a.parquet.*CRC checksum") as caught:
             batches(MuonTask(str(path), reader=reader))
         assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="a.parquet: cannot be read: .*CRC checksum"):
+        list(generate._rows(str(path)))
 
 
 def test_odd_lists_of_files_are_said(folder, tmp_path):
