@@ -114,6 +114,8 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         broken = _broken_link(file, name)
         if broken:
             raise DataError(f"dataset {name!r} is not there: {broken}")
+        if isinstance(found, h5py.Group):
+            raise DataError(f"{name!r} must be a dataset, but is a group of {', '.join(map(repr, found)) or 'nothing'}")
         raise DataError(f"needs a dataset {name!r}; there are {', '.join(map(repr, file)) or 'none'}")
     if missing := _missing_source(found):
         raise DataError(f"dataset {name!r} {missing}")

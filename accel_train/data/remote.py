@@ -31,6 +31,8 @@ STALL_S = 60.0
 """A server that sends nothing for so long has failed."""
 SOON = 5
 """So often is repeated what does not look like an outage: broken answers, a host that has never answered."""
+PATIENCE_S = 600.0
+"""Requests that take long to fail are not repeated for longer, unless their pauses alone take longer."""
 SAY_S, SAY_AGAIN_S = 10.0, 60.0
 """What a request waits for is said after so many seconds, and again."""
 
@@ -45,7 +47,7 @@ class Access:
         token: sent to federations (pelican://, osdf://) only.
         federation_url: the federation that serves all pelican:// URLs; None: the host of each URL.
         retries: how often a request is repeated during an outage (429, 5xx, a host that answered before and is gone
-            now), in all no longer than their pauses take: ten minutes. Other failures are repeated ``SOON`` times.
+            now); 25 times take ten minutes. Other failures are repeated ``SOON`` times.
         backoff_s: the pause before the first repetition; it doubles up to 32 times that, and is longer where a server
             asks for it (Retry-After).
         seen: what is known of files; one that changes is refused.
@@ -240,13 +242,13 @@ def attempt(
     access = current(access)
     scheme, host, _ = split(url)
     holder = access.token if scheme == "pelican" else None
-    began, hint = time.monotonic(), ""
+    waited, hint = 0.0, ""  # for nothing: a long download that breaks off has not been waited for
     for trial in itertools.count(1):
-        token, answer = "", Answer()
+        token, answer, began = "", Answer(), time.monotonic()
         work = partial(noting, answer, lambda: do(*filesystem(url, access)))
         try:
             token = holder.value() if holder else ""
-            say = partial(_say_if_slow, url, answer, time.monotonic())
+            say = partial(_say_if_slow, url, answer, began)
             done = waiting.call(work, meanwhile=say) if stoppable else work()
             access.answered.add(host)
             return done
@@ -271,15 +273,17 @@ def attempt(
             raise AccessError(f"{shown(url)}: {'the token' if holder else 'access'} was refused: {reason}{hint}")
         if unreachable:
             _filesystems.pop((os.getpid(), f"{scheme}://{host}"), None)
-        waited = time.monotonic() - began
+        if answer.requests and answer.received() < RATE * (time.monotonic() - began):
+            waited += time.monotonic() - began
         often = access.retries if outage else min(access.retries, SOON)
-        if trial > often or (trial > SOON and waited > access.patience_s()):
+        if trial > often or waited > max(access.patience_s(), PATIENCE_S):
             break
         seconds = max(access.pause(trial) * random.uniform(0.7, 1.3), answer.retry_after())
         if waited + seconds > SAY_S:
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + max(access.patience_s() - waited, seconds)))
             _say(url, f"{reason} (trying again until {until})")
         pause(seconds)
+        waited += seconds
     raise AccessError(f"{shown(url)}: failed {trial} times: {reason}{hint}")
 
 

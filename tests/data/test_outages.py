@@ -107,8 +107,8 @@ def test_a_staged_file_that_hangs_obeys_a_stop(federation, url, tmp_path, ahead)
 
 def test_a_copy_that_another_process_makes_obeys_a_stop(federation, url, tmp_path, monkeypatch):
     monkeypatch.setattr("accel_train.data.copies._is_locked", lambda path: True)
-    stage = Staging(tmp_path, access=fast())
-    assert isinstance(stopped_at_once(lambda: stage.acquire(url)), waiting.StoppedError)
+    with Staging(tmp_path, access=fast()) as stage:
+        assert isinstance(stopped_at_once(lambda: stage.acquire(url)), waiting.StoppedError)
 
 
 # -- changes ---------------------------------------------------------------------------------------------------------
@@ -197,6 +197,24 @@ def test_an_outage_is_waited_for(federation, url, status):
 def test_the_default_patience_is_minutes():
     assert 300 < Access().patience_s() < 900
     assert Access().pause(100) < 30
+
+
+def test_requests_that_take_long_to_fail_are_not_repeated_for_ever(federation, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
+    url, access = f"{federation.address('cache0')}/ns/a.bin", fast(backoff_s=1e-9, retries=10**3)
+    storage.size(url, access)
+    remote._filesystems.clear()
+    monkeypatch.setattr(remote, "STALL_S", 0.1)
+    federation.fail("hang", "cache", times=10**9)
+    with pytest.raises(AccessError, match="failed 1 times: .*[Tt]imeout"):
+        remote.attempt(lambda fs, path: fs.cat_file(path), url, access)
+
+
+def test_what_comes_well_and_breaks_off_is_tried_again_however_long_it_took(federation, url, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(remote, "RATE", 0)
+    federation.fail("truncate", "cache", times=3)
+    assert storage.open_file(url, fast(backoff_s=1e-9)).read() == DATA
 
 
 def test_what_does_not_look_like_an_outage_ends_soon(federation, url):
