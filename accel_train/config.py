@@ -142,6 +142,7 @@ class TrainConfig(_Checked):
         requeue_exit_code: exit code after a stop by signal, for schedulers that requeue on it.
         resume_from_checkpoint: auto (the newest whole checkpoint of output_dir), never, or a path.
         allow_changed_config: resume even if the config says that it is another run.
+        allow_changed_data: resume even if files or items are not those of before.
         init_from: take only the weights from this checkpoint or model folder.
         report_to: tensorboard, and what accelerate knows (wandb, ...).
         histogram_steps: TensorBoard histograms of the weights, and of what the task shows of a training batch, every so
@@ -193,6 +194,7 @@ class TrainConfig(_Checked):
     requeue_exit_code: int = 0
     resume_from_checkpoint: str = "auto"
     allow_changed_config: bool = False
+    allow_changed_data: bool = False
     init_from: str | None = None
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
     histogram_steps: int = 0
@@ -245,8 +247,9 @@ MAY_CHANGE = {
     "output_dir", "max_steps", "num_train_epochs", "micro_batch_size", "memory_guard", "num_workers", "worker_type",
     "logging_steps", "eval_steps", "save_steps", "save_total_limit", "save_keep_every", "early_stopping_patience",
     "early_stopping_threshold", "early_stopping_target", "max_time", "requeue_exit_code", "resume_from_checkpoint",
-    "allow_changed_config", "init_from", "report_to", "histogram_steps", "monitor_steps", "webhook", "torch_compile",
-    "non_finite", "max_skipped_steps", "deterministic", "metric_for_best_model", "greater_is_better", "phases",
+    "allow_changed_config", "allow_changed_data", "init_from", "report_to", "histogram_steps", "monitor_steps",
+    "webhook", "torch_compile", "non_finite", "max_skipped_steps", "deterministic", "metric_for_best_model",
+    "greater_is_better", "phases",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor", "max_grad_norm",
     "mixed_precision", "optimizer", "optimizers", "report_first_batch", "tb_sync_to", "tb_sync_interval",
     "check_contract",

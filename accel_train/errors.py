@@ -9,6 +9,10 @@ class DataError(UserError):
     """A file or record cannot be read as it should. The message names the file and the place in it."""
 
 
+class AccessError(DataError):
+    """Data cannot be reached or have changed: nothing is wrong with their content, so leaving them out is no answer."""
+
+
 class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""
 

@@ -19,6 +19,7 @@ from accel_train import contract, keyed, run_folder, run_lock
 from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
 from accel_train.data.draws import generators
+from accel_train.data.fingerprint import changed
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import LockLostError, NonFiniteError, UserError
@@ -55,6 +56,7 @@ class Session:
 
         contract.require(task, "build_data", "build_model", "loss_step")
         self.source = self._source("train")
+        self.data = self.source.fingerprint() if self.ranks.is_main else {}
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
         with generators(keyed.key(config.seed, "weights")):  # those of numpy and Python too
@@ -420,7 +422,14 @@ class Session:
                 f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
                 "or --allow_changed_config=true"
             )
-        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "init_from")
+        if what := changed(read_progress(path).get("data", {}), self.data):
+            if not self.config.allow_changed_data:
+                raise UserError(
+                    f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
+                    "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
+                )
+            tell(Event("warning", f"resuming with changed data: {what}"))
+        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
         for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
             tell(Event("warning", f"resuming with a changed config: {line}"))
 

@@ -402,6 +402,7 @@ class Trainer:
             "stepper": self.session.stepper.state(),
             "phases": self._phases_so_far(),
             "world_size": self.ranks.world_size,
+            "data": self.session.data,
         }
 
     def _take_progress(self, progress: dict[str, Any]) -> None:

@@ -107,8 +107,10 @@ def _interrupt(*_: object) -> None:
         raise StoppedError("stopped while reading")
 
 
-def call(function: Callable[[], T], seconds: float | None = None) -> T:
+def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Callable[[], object] | None = None) -> T:
     """``function()`` in a thread of its own, which is left behind by a stop or after so many ``seconds``.
+
+    ``meanwhile`` is called in every slice.
 
     Raises:
         TimeoutError: after ``seconds``.
@@ -131,5 +133,6 @@ def call(function: Callable[[], T], seconds: float | None = None) -> T:
         try:
             return future.result(SLICE_S)
         except FutureTimeoutError:
-            continue
+            if meanwhile is not None:
+                meanwhile()
     return future.result()

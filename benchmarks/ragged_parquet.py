@@ -48,7 +48,7 @@ def write(path: Path, events: int, seed: int, row_group: int) -> None:
     muon = [10 ** draw.uniform(0, 4, muons), draw.normal(0, 20, muons), draw.normal(0, 20, muons)]
     rows, flat = (np.stack(columns, 1).astype(np.float32) for columns in (primary, muon))
     content = table(Ragged({"primary": rows}, counts, {"muons": flat}))
-    pq.write_table(content, path, compression="zstd", row_group_size=row_group)
+    pq.write_table(content, path, compression="zstd", row_group_size=row_group, write_page_checksum=True)
 
 
 def generate(folder: Path, events: int) -> None:

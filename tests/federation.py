@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import socket
@@ -30,11 +31,13 @@ class Request:
     path: str
     range: str | None
     token: str | None
+    query: str = ""
 
 
 @dataclass
 class Fault:
-    """``kind``: an HTTP status, or "truncate" (half of the body), "slow", "drop" (closes the connection)."""
+    """``kind``: an HTTP status, or "truncate" (half of the body), "slow" (a pause before the head), "drop" (closes the
+    connection), "drip" (a byte of the body at a time, with pauses), "hang" (no answer until ``Federation.heal``)."""
 
     kind: int | str
     server: str
@@ -42,6 +45,7 @@ class Fault:
     times: int
     seconds: float
     path: str
+    headers: dict[str, str]
 
 
 @dataclass
@@ -55,6 +59,9 @@ class Federation:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    etags: bool = False  # caches and origin tell one, from the content
+    times: dict[str, str] = field(default_factory=dict)  # Last-Modified by path
+    heal: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Federation:
         self._stack = contextlib.ExitStack()
@@ -69,6 +76,7 @@ class Federation:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.heal.set()
         self._stack.close()
 
     @contextlib.contextmanager
@@ -106,9 +114,11 @@ class Federation:
         times: int = 1,
         seconds: float = 0.0,
         path: str = "",
+        headers: dict[str, str] | None = None,
     ) -> None:
-        """The next so many requests to servers whose names begin so, for paths that begin so."""
-        self.faults.append(Fault(kind, server, method, times, seconds, path))
+        """The next so many requests to servers whose names begin so, for paths that begin so. ``headers``: of an
+        answer with a status."""
+        self.faults.append(Fault(kind, server, method, times, seconds, path, headers or {}))
 
     def fault(self, server: str, method: str, path: str) -> Fault | None:
         with self._lock:
@@ -154,14 +164,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.query = urlsplit(self.path).query
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         body = self._body()
-        self.federation.requests.append(Request(self.name, self.command, path, self.headers.get("Range"), token))
+        self.federation.requests.append(
+            Request(self.name, self.command, path, self.headers.get("Range"), token, self.query)
+        )
         fault = self.federation.fault(self.name, self.command, path)
         if fault is not None and fault.kind == "drop":
             self.close_connection = True
         elif fault is not None and isinstance(fault.kind, int):
-            self._send(fault.kind, b"injected")
+            self._send(fault.kind, b"injected", fault.headers)
         elif self.name == "discovery":
             self._send(200, json.dumps({"director_endpoint": self.federation.address("director")}).encode())
         elif self.name == "director":
@@ -210,13 +223,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"")
             return
         status, headers = 200, {"Accept-Ranges": "bytes"}
+        if self.federation.etags:
+            headers["ETag"] = f'"{hashlib.md5(data).hexdigest()}"'
+        if path in self.federation.times:
+            headers["Last-Modified"] = self.federation.times[path]
         if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
             start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
             status, data = 206, data[start:end]
         if fault is not None and fault.kind == "slow":
             time.sleep(fault.seconds)
-        self._send(status, data, headers, half=fault is not None and fault.kind == "truncate")
+        if fault is not None and fault.kind == "hang":
+            self.federation.heal.wait(30.0)
+        if fault is not None and fault.kind == "drip":
+            self._send(status, data, headers, pause=fault.seconds)
+        else:
+            self._send(status, data, headers, half=fault is not None and fault.kind == "truncate")
 
     def _list(self, path: str) -> None:
         """WebDAV: the resource and, at depth 1, what is in it. A file with a slash at its end is answered with 500."""
@@ -247,12 +269,20 @@ class _Handler(BaseHTTPRequestHandler):
         xml = f'<?xml version="1.0"?><D:multistatus xmlns:D="DAV:">{entries}</D:multistatus>'
         self._send(207, xml.encode(), {"Content-Type": "application/xml"})
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, half: bool = False) -> None:
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, half: bool = False, pause: float = 0.0
+    ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and pause:
+            for i in range(len(body)):
+                self.wfile.write(body[i : i + 1])
+                self.wfile.flush()
+                if self.federation.heal.wait(pause):
+                    break
+        elif self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if half else body)
         self.close_connection = self.close_connection or half

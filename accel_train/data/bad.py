@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train.data.ragged import Ragged
-from accel_train.errors import DataError
+from accel_train.errors import AccessError, DataError
 from accel_train.task import Event
+from accel_train.waiting import StoppedError
 
 
 class BadRows(DataError):
@@ -37,7 +40,8 @@ class Bad:
 
     Args:
         policy: "raise" stops with one line that says file, row group and row; "skip" leaves out what cannot be used:
-            the rows, the rest of the row group, or the file.
+            the rows, the rest of the row group, or the file. What is wrong with the machine or on the way to the file
+            (network, rights, descriptors, memory) stops either way: ``AccessError``.
     """
 
     def __init__(self, policy: Literal["raise", "skip"] = "raise") -> None:
@@ -58,6 +62,12 @@ class Bad:
         with self._lock:
             self._news.append(line)
 
+    def counted(self, path: str, rows: list[int]) -> list[int]:
+        """The rows of a file's row groups, as they are."""
+        if sum(rows) == 0:
+            self.tell(f"{path}: there are no rows in it")
+        return rows
+
     def events(self) -> list[Event]:
         """What was left out since the last call."""
         with self._lock:
@@ -69,27 +79,26 @@ class Bad:
             ]
         return [Event("warning", line) for line in news]
 
-    @contextlib.contextmanager
-    def file(self, path: str) -> Iterator[None]:
+    def file(self, path: str) -> contextlib.AbstractContextManager[None]:
         """A whole file is at stake: nothing of it is read if this fails."""
-        try:
-            yield
-        except DataError as error:
-            self._note("files", 1, f"{path}: {error}")
-        except _UNREADABLE as error:
-            self._note("files", 1, f"{path}: cannot be read: {_brief(error)}")
+        return self._at_stake("files", path)
+
+    def rest_of(self, place: Any) -> contextlib.AbstractContextManager[None]:
+        """The rest of a row group is at stake."""
+        return self._at_stake("row groups", place)
 
     @contextlib.contextmanager
-    def rest_of(self, place: Any) -> Iterator[None]:
-        """The rest of a row group is at stake."""
+    def _at_stake(self, what: str, where: Any) -> Iterator[None]:
         try:
             yield
-        except _Placed:
+        except (_Placed, AccessError, StoppedError):
             raise
         except DataError as error:
-            self._note("row groups", 1, f"{place}: {error}")
-        except _UNREADABLE as error:
-            self._note("row groups", 1, f"{place}: cannot be read: {_brief(error)}")
+            self._note(what, 1, f"{where}: {error}")
+        except (*_UNREADABLE, MemoryError) as error:
+            if trouble := _trouble(error):
+                raise AccessError(f"{where}: cannot be read: {trouble}") from None
+            self._note(what, 1, f"{where}: cannot be read: {_brief(error)}")
 
     def decode(self, decode: Callable[[Any], Ragged], batch: Any, place: Any, start: int) -> Ragged:
         """Decode one block (anything with ``len``, ``take`` and columns) of which some rows may have to be left out.
@@ -115,3 +124,14 @@ _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what pyarrow, h5p
 
 def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def _trouble(error: BaseException) -> str:
+    """What is wrong with this machine or on the way to the file; "" if it is the content."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    told = re.search(r"errno = (\d+)", str(error))  # HDF5 has it in its text only
+    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files ({_brief(error)}); raise the limit (ulimit -n), or give fewer lanes or num_workers"
+    return _brief(error) if number or isinstance(error, ConnectionError | TimeoutError) else ""

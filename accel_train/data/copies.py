@@ -2,13 +2,16 @@
 
 What they must know of each other is a kernel lock (``flock``) on the file itself: exclusive on its temporary sibling
 while that is downloaded, shared on the copy while it is in use. The locks of a process that dies are gone with it, so
-none is ever stale.
+none is ever stale. ``.NAME.about`` beside a copy is what its source was known by then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
+import logging
 import os
 import threading
 import time
@@ -18,16 +21,19 @@ from typing import Any
 
 from fsspec.callbacks import Callback
 
-from accel_train.data.remote import Access, attempt, shown, split
-from accel_train.errors import DataError, UserError
+from accel_train import waiting
+from accel_train.data.identity import Identity
+from accel_train.data.remote import LOCAL_TROUBLE, SAY_AGAIN_S, SAY_S, Access, attempt, current, path_of, shown, split
+from accel_train.data.storage import identity
+from accel_train.data.transfers import last_answer
+from accel_train.errors import AccessError, UserError
+from accel_train.waiting import StoppedError
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MARK = ".accel_train-staging"
 """Says that what is in this folder may be deleted."""
-
-
-class StoppedError(Exception):
-    """The folder is no longer needed."""
 
 
 class Copies:
@@ -59,8 +65,8 @@ class Copies:
 
     def path(self, url: str) -> Path:
         """Where the copy of a remote file is, or would be."""
-        scheme, host, path = split(url)
-        path, _, query = path.partition("?")
+        whole, query = path_of(url)
+        scheme, host, path = split(whole)
         host, parts = host.rpartition("@")[2] or "_", [part for part in path.split("/") if part]
         if not parts or {".", ".."} & {host, *parts}:
             raise UserError(f"{shown(url)}: not a name that can be staged")
@@ -69,64 +75,102 @@ class Copies:
         return self.folder.joinpath(scheme, host, *parts)
 
     def bring(self, url: str, make_room: Callable[[int], None]) -> int:
-        """A descriptor of the copy. One that is there is trusted if it has the size that the source says.
+        """A descriptor of the copy. One that is there is trusted if its source says what it said then: the size, and
+        the ETag or the time of its last change.
 
         ``make_room``: called with the bytes before they are downloaded; returns when ``self.make_room`` has reserved
-        them. Raises ``DataError`` if the copy cannot be had.
+        them. Raises ``AccessError`` if the copy cannot be had.
         """
         target = self.path(url)
+        expected = identity(url, self.access, self._pause)
+        try:
+            return self._bring(url, target, expected, make_room)
+        except OSError as error:
+            raise self._unusable(url, error) from None
+
+    def _unusable(self, url: str, error: OSError) -> AccessError:
+        return AccessError(f"{shown(url)}: cannot be staged to {self.folder}: {error.strerror or error}")
+
+    def _bring(self, url: str, target: Path, expected: Identity, make_room: Callable[[int], None]) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         part, marker = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.failed")
-        expected = attempt(lambda fs, path: fs.size(path), url, self.access, self._pause)
-        if expected is None:
-            raise DataError(f"{shown(url)}: the server does not say how large it is")
-        before, deadline = _identity(marker), time.monotonic() + self.timeout_s
+        size = expected.size or 0
+        before, began, said = _inode(marker), time.monotonic(), SAY_S - SAY_AGAIN_S
         while True:
             if (handle := _share(target, expected)) is not None:
                 self._count("found", 1)
                 return handle
-            if _identity(marker) not in (None, before):  # another process had it, and gave up
-                raise DataError(f"{shown(url)}: another process could not stage it: {marker.read_text()}")
+            if _inode(marker) not in (None, before):  # another process had it, and gave up
+                raise AccessError(f"{shown(url)}: another process could not stage it: {marker.read_text()}")
             if not _is_locked(part):
-                make_room(expected)
+                make_room(size)
                 try:
                     handle = self._download(url, part, target, marker, expected)
                 finally:
-                    self._release_room(expected)
+                    self._release_room(size)
                 if handle is not None:
                     return handle
-            if time.monotonic() > deadline:
-                raise DataError(f"{shown(url)}: another process has not staged it within {self.timeout_s:g} s")
-            if self._stop.wait(POLL_S):
-                raise StoppedError
+            waited = time.monotonic() - began
+            if waited > self.timeout_s:
+                raise AccessError(f"{shown(url)}: another process has not staged it within {self.timeout_s:g} s")
+            if waited > said + SAY_AGAIN_S:
+                said = waited
+                log.warning(
+                    "waiting for another process, which has been bringing %s to %s for %.0f s; at most %g s",
+                    shown(url), self.folder, waited, self.timeout_s,
+                )  # fmt: skip
+            self._rest(POLL_S)
 
-    def _download(self, url: str, part: Path, target: Path, marker: Path, expected: int) -> int | None:
+    def _rest(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._stop.wait(min(left, POLL_S)) or waiting.given_up():
+                raise StoppedError("the staging folder is no longer needed")
+
+    def _download(self, url: str, part: Path, target: Path, marker: Path, expected: Identity) -> int | None:
         """A descriptor of the new copy; None if another process is at it, or was just before."""
         handle = _lock(part)
         if handle is None:
             return None
-        if _is_whole(target, expected):
+        if _is_copy(target, expected):
             _discard(part, handle)
             return None
+        size = expected.size or 0
 
         def once(fs: Any, path: str) -> None:
-            fs.get_file(path, str(part), callback=_StopCallback(self._stop))
-            size = os.fstat(handle).st_size
-            if size != expected:
-                raise OSError(f"{size} bytes came instead of {expected}")
+            try:
+                fs.get_file(path, str(part), callback=_StopCallback(self._stop))
+            except OSError as error:
+                here = type(error).__module__ == "builtins" and error.errno in LOCAL_TROUBLE
+                if here or not part.parent.is_dir():
+                    raise self._unusable(url, error) from None
+                raise
+            finally:
+                if (now := last_answer().identity()) is not None:
+                    current(self.access).seen.check(url, now, shown(url))
+            came = os.fstat(handle).st_size
+            if came != size:
+                raise OSError(f"{came} bytes came instead of {size}")
 
         try:
             attempt(once, url, self.access, self._pause)
+            if target.exists() and not _delete(target):
+                raise AccessError(
+                    f"{shown(url)}: another run uses the copy in {self.folder}, and it is of another version; wait for "
+                    "its end or give another staging_dir"
+                )
+            _write(_about(target), json.dumps(expected.as_json()))
             os.replace(part, target)
             marker.unlink(missing_ok=True)
             fcntl.flock(handle, fcntl.LOCK_SH)
         except BaseException as error:
-            if not isinstance(error, StoppedError):
-                _write(marker, str(error))
+            with contextlib.suppress(OSError):  # the cause counts, and not that it cannot be written down
+                if not isinstance(error, StoppedError):
+                    _write(marker, str(error))
             _discard(part, handle)
             raise
         self._count("files", 1)
-        self._count("bytes", expected)
+        self._count("bytes", size)
         if _same(handle, target):
             return handle
         os.close(handle)  # between the two locks it was open to deletion
@@ -134,8 +178,7 @@ class Copies:
 
     def _pause(self, seconds: float) -> None:
         self._count("retries", 1)
-        if self._stop.wait(seconds):
-            raise StoppedError
+        self._rest(seconds)
 
     def make_room(self, expected: int, anyway: bool = False) -> bool:
         """Delete copies that nobody uses, the longest unused first. If there is room for so many bytes then, or
@@ -162,7 +205,8 @@ class Copies:
         if delete and _delete(self.path(url), handle):
             self._count("deleted", 1)
         elif os.fstat(handle).st_nlink:
-            os.utime(handle)  # the clock of "longest unused"
+            with contextlib.suppress(OSError):  # a disk that has become read-only
+                os.utime(handle)  # the clock of "longest unused"
         os.close(handle)
 
 
@@ -174,8 +218,8 @@ class _StopCallback(Callback):
         self._stop = stop
 
     def relative_update(self, inc: int = 1) -> None:
-        if self._stop.is_set():
-            raise StoppedError
+        if self._stop.is_set() or waiting.given_up():
+            raise StoppedError("stopped in a transfer")
 
 
 # -- files and locks -------------------------------------------------------------------------------------------------
@@ -183,11 +227,15 @@ class _StopCallback(Callback):
 
 def _claim(folder: Path) -> None:
     """Raises ``UserError`` if this is no folder for copies."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MARK
-    if any(folder.iterdir()) and not mark.exists():
-        raise UserError(f"{folder} has other files in it, and a staging folder deletes files: give an empty one")
-    handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not mark.exists():
+            raise UserError(f"{folder} has other files in it, and a staging folder deletes files: give an empty one")
+        handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise UserError(f"staging_dir: {folder} cannot be used: {why}; give another, with room") from None
     try:
         _try_lock(handle, fcntl.LOCK_SH)
     except OSError as error:
@@ -233,24 +281,33 @@ def _lock(path: Path) -> int | None:
     return None
 
 
-def _share(path: Path, size: int) -> int | None:
-    """A descriptor with a shared lock if the file is there and whole."""
+def _share(path: Path, expected: Identity) -> int | None:
+    """A descriptor with a shared lock if the copy is there, whole and of this version."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    if _try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and os.fstat(handle).st_size == size:
+    if _try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and _is_copy(path, expected):
         return handle
     os.close(handle)
     return None
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _about(path: Path) -> Path:
+    return path.with_name(f".{path.name}.about")
+
+
+def _is_copy(path: Path, expected: Identity) -> bool:
+    try:
+        known = Identity.from_json(json.loads(_about(path).read_text()))
+        return path.stat().st_size == expected.size and not known.differs(expected)
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _discard(part: Path, handle: int) -> None:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
     os.close(handle)
 
 
@@ -264,7 +321,10 @@ def _delete(path: Path, held: int | None = None) -> bool:
         gone = _try_lock(handle, fcntl.LOCK_EX) and _same(handle, path)
         if gone:
             path.unlink()
+            _about(path).unlink(missing_ok=True)
         return gone
+    except OSError:  # a disk that has become read-only
+        return False
     finally:
         if held is None:
             os.close(handle)
@@ -285,7 +345,7 @@ def _copies(folder: Path) -> list[tuple[float, int, Path]]:
     return found
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _inode(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
     except FileNotFoundError:
@@ -295,5 +355,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
@@ -15,11 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accel_train import waiting
 from accel_train.errors import UserError
+
+log = logging.getLogger(__name__)
 
 ISSUER = "https://token-issuer.icecube.aq"
 CACHE = ".pelican_auth_cache"
 _TIMEOUT_S = 30.0
+_POLL_S, _SAY_S = 0.1, 10.0
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 
@@ -46,7 +51,7 @@ class DeviceFlow:
         # Several ranks ask at once: one talks to the person, and the others then find its refresh token.
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(f"{self.cache}.lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock(lock.fileno())
             saved = self._load()
             endpoints = self._get(f"{self.issuer}/.well-known/openid-configuration")
             answer = self._refresh(endpoints, saved) if saved else None
@@ -57,6 +62,18 @@ class DeviceFlow:
             if "refresh_token" in answer:  # they are used up at some issuers, and a new one comes each time
                 self._save({**saved, "refresh_token": answer["refresh_token"]})
             return answer["access_token"]
+
+    def _lock(self, descriptor: int) -> None:
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                waiting.sleep(_POLL_S)
+            if not told and time.monotonic() > began + _SAY_S:
+                told = True
+                log.warning("waiting for another process that asks for a token, and holds %s.lock", self.cache)
 
     def _load(self) -> dict[str, Any] | None:
         try:
@@ -113,7 +130,7 @@ class DeviceFlow:
         interval = float(device.get("interval", 5))
         deadline = time.monotonic() + float(device.get("expires_in", 600))
         while time.monotonic() < deadline:
-            time.sleep(interval)
+            waiting.sleep(interval)
             answer = self._post(endpoints, "token", client, grant_type=_DEVICE_GRANT, device_code=device["device_code"])
             if "access_token" in answer:
                 return answer
@@ -145,9 +162,13 @@ class DeviceFlow:
         if parsed.scheme != "https" and not (parsed.scheme == "http" and loopback):
             raise UserError(f"{url.partition('?')[0]}: a token is asked for over https only")
         request = urllib.request.Request(url, body, {"Accept": "application/json", **headers})
-        try:
+
+        def ask() -> Any:
             with _OPENER.open(request, timeout=_TIMEOUT_S) as response:
-                answer = json.load(response)
+                return json.load(response)
+
+        try:
+            answer = waiting.call(ask, 2 * _TIMEOUT_S)
         except urllib.error.HTTPError as error:
             with error:
                 try:

@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from accel_train import waiting
 from accel_train.data import storage
 from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
-from accel_train.data.remote import is_remote
+from accel_train.data.remote import SAY_S, is_remote
 from accel_train.data.source import IndexedSource
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
+from accel_train.secrets import scrub
 from accel_train.task import Batch, Event
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def cached(
     elif cache.left_out:
         left_out = ", ".join(f"{number:,} {what}" for what, number in cache.left_out.items())
         news.append(Event("warning", f"{folder}: was built without {left_out} that could not be used"))
-    return CachedSource(cache, batch_size, seed, shuffle, news)
+    return CachedSource(cache, batch_size, seed, shuffle, news, source.fingerprint())
 
 
 def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) -> None:
@@ -160,11 +162,16 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``."""
+    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``; ``origin`` is the fingerprint."""
 
-    def __init__(self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event]) -> None:
+    def __init__(
+        self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event], origin: dict[str, Any]
+    ) -> None:
         super().__init__(cache, batch_size, seed, shuffle)
-        self._news = news
+        self._news, self._origin = news, origin
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), **self._origin}
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
         batch = super().batch(epoch, step, rank, world_size)
@@ -184,18 +191,21 @@ class CachedSource(IndexedSource):
 
 
 def _origin(source: LanesSource, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content, as JSON gives it back: per file its rows, bytes and (if local) time of change."""
-    rows = np.bincount(source.group_file, source.group_rows, len(source.files)).astype(int).tolist()
+    """What decides the content, as JSON gives it back: per file its rows, bytes and time of change, or what its
+    server says of it."""
 
-    def identity(path_and_rows: tuple[str, int]) -> list[int]:
+    def identity(path_and_rows: tuple[str, int]) -> list[Any]:
         path, rows = path_and_rows
-        if rows == 0 or is_remote(path):  # 0: also what cannot be read and is left out
-            return [rows, storage.size(path) if rows else 0]
+        if rows == 0:  # also what cannot be read and is left out
+            return [rows, 0]
+        if is_remote(path):
+            known = storage.known(path)
+            return [rows, known.size, known.server, known.tag, known.time]
         stat = os.stat(storage.local_path(path))
         return [rows, stat.st_size, stat.st_mtime_ns]
 
-    sizes = Threads(16, "sizes").map(identity, zip(source.files, rows, strict=True))
-    files = dict(zip(source.files, sizes, strict=True))
+    found = Threads(16, "sizes").map(identity, zip(source.files, source.rows_of_files(), strict=True))
+    files = dict(zip(map(scrub, source.files), found, strict=True))
     return json.loads(json.dumps({"settings": {**settings, "version": VERSION}, "files": files}))
 
 
@@ -209,11 +219,18 @@ def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
         return str(error).removeprefix(f"{folder}: ")
     for what, there in wanted.items():
         before = origin.get(what, {})
-        other = sorted(name for name in {**there, **before} if there.get(name) != before.get(name))
+        other = sorted(name for name in {**there, **before} if _differ(there.get(name), before.get(name)))
         if other:
             return f"the flat cache was made with other {what} ({', '.join(other[:3])}{', ...' * (len(other) > 3)})"
     # The order of the files numbers the events.
     return "" if list(origin["files"]) == list(wanted["files"]) else "the flat cache has the files in another order"
+
+
+def _differ(now: Any, before: Any) -> bool:
+    of_remote = isinstance(now, list) and isinstance(before, list) and len(now) == len(before) == 5
+    if of_remote and now[2] != before[2]:  # another server may have tags and times of its own
+        return now[:2] != before[:2]
+    return now != before
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -222,7 +239,7 @@ def _unfit(folder: Path, wanted: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
     """No other process has this folder meanwhile."""
-    end = time.monotonic() + timeout_s
+    end, say = time.monotonic() + timeout_s, time.monotonic() + SAY_S
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +247,10 @@ def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
             while not _locked(lock.fileno()):
                 if time.monotonic() > end:
                     raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
-                time.sleep(POLL_S)
+                if time.monotonic() > say:
+                    say = end
+                    log.warning("waiting for another process, which is building %s; at most %g s", folder, timeout_s)
+                waiting.sleep(POLL_S)
         except OSError as error:  # also a disk that knows no locks
             raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
         yield

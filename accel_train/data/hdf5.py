@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,7 +15,8 @@ import pyarrow as pa
 from accel_train.data.bad import Bad
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
-from accel_train.errors import DataError
+from accel_train.data.remote import is_remote, shown
+from accel_train.errors import AccessError, DataError
 
 GROUP_ROWS = 10_000
 """Rows of a row group. The file has none; this is what the same data in Parquet usually has."""
@@ -45,7 +48,7 @@ class Hdf5:
 
     def groups(self, path: str) -> list[int]:
         with self.bad.file(path):
-            return np.diff(self._starts(path)[0]).tolist()
+            return self.bad.counted(path, np.diff(self._starts(path)[0]).tolist())
         return []
 
     def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
@@ -99,18 +102,92 @@ class Hdf5:
 
 
 def _open(path: str) -> h5py.File:
+    if is_remote(path):
+        raise AccessError(f"{shown(path)}: HDF5 files are not read from URLs; copy them to a disk first")
     return h5py.File(path, "r", locking="best-effort")  # shared file systems may have no locks
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    found = file.get(name)
+    """Raises ``DataError`` if it is not there, or leads to what is not there."""
+    found = _follow(file, name)
     if not isinstance(found, h5py.Dataset):
+        broken = _broken_link(file, name)
+        if broken:
+            raise DataError(f"dataset {name!r} is not there: {broken}")
+        if isinstance(found, h5py.Group):
+            raise DataError(f"{name!r} must be a dataset, but is a group of {', '.join(map(repr, found)) or 'nothing'}")
         raise DataError(f"needs a dataset {name!r}; there are {', '.join(map(repr, file)) or 'none'}")
+    if missing := _missing_source(found):
+        raise DataError(f"dataset {name!r} {missing}")
     return found
 
 
+def _follow(group: h5py.Group, name: str) -> Any:
+    try:
+        return group.get(name)
+    except (OSError, RuntimeError, ValueError):  # a link into a file that is no HDF5 file, links in a circle
+        return None
+
+
+def _broken_link(file: h5py.Group, name: str, seen: tuple[str, ...] = ()) -> str:
+    """The first link on the way to ``name`` that leads nowhere, in words; "" if there is none."""
+    group: Any = file
+    for part in filter(None, name.split("/")):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        there = _follow(group, part) if link is not None else None
+        if there is None and isinstance(link, h5py.ExternalLink):
+            return f"{part!r} is an external link to {link.path!r} in {link.filename!r}, {_state(group, link.filename)}"
+        if there is None and isinstance(link, h5py.SoftLink):
+            if link.path in seen:
+                return "soft links lead in a circle"
+            start = file if link.path.startswith("/") else group
+            further = _broken_link(start, link.path, (*seen, link.path))
+            return f"{part!r} is a soft link to {link.path!r}, " + (further or "which is not there")
+        group = there
+    return ""
+
+
+def _state(beside: h5py.Group | h5py.Dataset, name: str) -> str:
+    path = _find(beside, name)
+    if path is None:
+        return "and there is no such file"
+    return "where it is not" if h5py.is_hdf5(path) else "which is no HDF5 file or is damaged"
+
+
+def _find(beside: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    """The path of a file that this one names: beside it or, as HDF5 tries too, in the working directory."""
+    folder = os.path.dirname(os.path.abspath(beside.file.filename))
+    tried = (os.path.join(folder, name), os.path.join(folder, os.path.basename(name)), name)
+    return next((path for path in tried if os.path.isfile(path)), None)
+
+
+def _missing_source(data: h5py.Dataset) -> str:
+    """What a dataset is put together from and is not there; HDF5 would give zeros, in silence. "" if all is there."""
+    for name, *_ in data.external or ():
+        if _find(data, name) is None:
+            return f"has its content in {name!r}, and there is no such file"
+    for source in data.virtual_sources() if data.is_virtual else ():
+        here = source.file_name == "."
+        what = f"is put together from {source.dset_name!r} in {'this file' if here else repr(source.file_name)}"
+        if here:
+            if not isinstance(_follow(data.file, source.dset_name), h5py.Dataset):
+                return f"{what}, where it is not"
+        elif "%b" not in source.file_name:  # a pattern of names may end anywhere
+            path = _find(data, source.file_name)
+            if path is None or not h5py.is_hdf5(path):
+                return f"{what}, {_state(data, source.file_name)}"
+            with _open(path) as file:
+                found = _follow(file, source.dset_name)
+                if not isinstance(found, h5py.Dataset):
+                    return f"{what}, where it is not"
+                if missing := _missing_source(found):
+                    return f"{what}, which {missing}"
+    return ""
+
+
 def _shown(data: h5py.Dataset) -> str:
-    return f"{data.dtype} {list(data.shape)}"
+    kind = "references to other objects" if h5py.check_ref_dtype(data.dtype) else str(data.dtype)
+    return f"{kind} {list(data.shape) if data.shape is not None else '(empty)'}"
 
 
 def _vectors(data: h5py.Dataset, start: int, stop: int) -> pa.Array:

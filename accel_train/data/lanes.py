@@ -12,16 +12,21 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from accel_train import keyed, waiting
+from accel_train.data import fingerprint
 from accel_train.data.bad import Bad
+from accel_train.data.identity import Identity
 from accel_train.data.ragged import Ragged, concatenate
+from accel_train.data.remote import is_remote
 from accel_train.data.source import BatchSource
+from accel_train.data.storage import known, local_path
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch, Event
@@ -269,6 +274,12 @@ class LanesSource(BatchSource):
     def events(self) -> list[Event]:
         return self.bad.events() if self.bad else []
 
+    def rows_of_files(self) -> list[int]:
+        return np.bincount(self.group_file, self.group_rows, len(self.files)).astype(int).tolist()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return fingerprint.of_files(self.files, [_known(path) for path in self.files], self.rows_of_files())
+
     def describe(self, epoch: int, step: int) -> str:
         """The row groups that a global batch is taken from."""
         given, then = self.standing(epoch, step), self.standing(epoch, step + 1)
@@ -358,6 +369,16 @@ def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
         share[open_lanes] += more
         need -= int(more.sum())
     return share
+
+
+def _known(path: str) -> Identity:
+    """Of a local file its size alone: its time changes when it is copied."""
+    if is_remote(path):
+        return known(path)
+    try:
+        return Identity(os.path.getsize(local_path(path)))
+    except OSError:  # one that was left out
+        return Identity()
 
 
 def read_groups(files: Sequence[str], format: Format) -> list[list[int]]:

@@ -44,7 +44,7 @@ class Parquet:
         with self.bad.file(path):
             metadata = self._metadata(path)
             self._check_columns(metadata)
-            return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            return self.bad.counted(path, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
         return []
 
     def _check_columns(self, metadata: pq.FileMetaData) -> None:
@@ -57,7 +57,13 @@ class Parquet:
         place, start = Place(path, group), 0
         with self.bad.rest_of(place):
             source = self._open(path)
-            with pq.ParquetFile(source, metadata=self._metadata(path), memory_map=True, pre_buffer=False) as file:
+            with pq.ParquetFile(
+                source,
+                metadata=self._metadata(path),
+                memory_map=True,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            ) as file:
                 read = file.iter_batches(rows, row_groups=[group], columns=self.columns, use_threads=False)
                 for batch in _regular(read, rows):
                     yield self.bad.decode(self.decode, batch, place, start)

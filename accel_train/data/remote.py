@@ -1,8 +1,10 @@
-"""Remote files through fsspec: which filesystem serves a URL, and what happens when a request fails."""
+"""Remote files through fsspec: which filesystem serves a URL, and how long what fails is tried again."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -10,18 +12,33 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
+from accel_train import waiting
+from accel_train.data.identity import Seen
 from accel_train.data.tokens import Token
-from accel_train.errors import DataError, UserError
+from accel_train.data.transfers import RATE, Answer, client_settings, noting
+from accel_train.errors import AccessError, UserError
 
 T = TypeVar("T")
+
+_pauses = random.Random()  # of its own: a data set that draws from the global one is read otherwise
 
 OSDF = "osg-htc.org"
 STALL_S = 60.0
 """A server that sends nothing for so long has failed."""
+SOON = 5
+"""So often is repeated what does not look like an outage: broken answers, a host that has never answered."""
+PATIENCE_S = 600.0
+"""Requests that take long to fail are not repeated for longer, unless their pauses alone take longer."""
+SAY_S, SAY_AGAIN_S = 10.0, 60.0
+"""What a request waits for is said after so many seconds, and again."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,17 +48,30 @@ class Access:
     Args:
         token: sent to federations (pelican://, osdf://) only.
         federation_url: the federation that serves all pelican:// URLs; None: the host of each URL.
-        retries: how often a failed request is repeated.
-        backoff_s: the pause before the first repetition; it doubles from one to the next, up to 20 s.
+        retries: how often a request is repeated during an outage (429, 5xx, a host that answered before and is gone
+            now); 25 times take ten minutes. Other failures are repeated ``SOON`` times.
+        backoff_s: the pause before the first repetition; it doubles up to 32 times that, and is longer where a server
+            asks for it (Retry-After).
+        seen: what is known of files; one that changes is refused.
+        answered: hosts that have answered well.
     """
 
     token: Token | None = None
     federation_url: str | None = None
-    retries: int = 5
+    retries: int = 25
     backoff_s: float = 0.8
+    seen: Seen = field(default_factory=Seen, compare=False, repr=False)
+    answered: set[str] = field(default_factory=set, compare=False, repr=False)
+
+    def pause(self, trial: int) -> float:
+        """Seconds after failure ``trial`` (from 1)."""
+        return self.backoff_s * 2 ** min(trial - 1, 5)
+
+    def patience_s(self) -> float:
+        return sum(map(self.pause, range(1, self.retries + 1)))
 
 
-class MissingError(DataError):
+class MissingError(AccessError):
     """There is no such file."""
 
 
@@ -52,6 +82,10 @@ def use(access: Access) -> None:
     """From now on, this is how this process reaches remote files wherever it is not told otherwise."""
     global _access
     _access = access
+
+
+def current(access: Access | None) -> Access:
+    return access or _access
 
 
 # -- URLs -----------------------------------------------------------------------------------------------------------
@@ -75,6 +109,19 @@ def split(url: str) -> tuple[str, str, str]:
             raise UserError(f"{url}: a host is missing: pelican://HOST/PATH")
         path = re.sub("/+", "/", path)
     return scheme, host, f"/{path}"
+
+
+def path_of(path: str) -> tuple[str, str]:
+    """A path or URL without its query, and the query, which only http(s) has: elsewhere ``?`` is part of a name."""
+    if path.startswith(("http://", "https://")):
+        path, _, query = path.partition("?")
+        return path, query
+    return path, ""
+
+
+def _quoted(path: str) -> str:
+    """Of an http URL, path and query: what is quoted already stays, and a ``#`` is part of the name."""
+    return re.sub(r"%(?![0-9A-Fa-f]{2})|[^\x21-\x7e]|[#\"<>\\^`{|}]", lambda found: quote(found[0], safe=""), path)
 
 
 def shown(url: str) -> str:
@@ -105,13 +152,19 @@ def filesystem(url: str, access: Access | None = None) -> tuple[Any, str]:
         known = _filesystems[key] = (made_for, made)
     fs = known[1]
     # A federation gets the bare path: pelicanfs takes HOST:PORT/PATH for a URL with the scheme HOST.
-    return fs, path if federated else fs._strip_protocol(url)
+    if federated:
+        return fs, quote(path)
+    return fs, f"{scheme}://{host}{_quoted(path)}" if scheme in ("http", "https") else fs._strip_protocol(url)
 
 
 def _generic(url: str) -> Any:
     import fsspec
 
     try:
+        if url.startswith(("http://", "https://")):
+            from fsspec.implementations.http import HTTPFileSystem
+
+            return HTTPFileSystem(skip_instance_cache=True, encoded=True, client_kwargs=client_settings(STALL_S))
         return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
     except (ImportError, ValueError) as error:
         raise UserError(f"{shown(url)}: cannot be reached: {error}") from None
@@ -121,7 +174,7 @@ def _pelican(federation: str, token: str | None) -> Any:
     import aiohttp
 
     try:
-        from pelicanfs.core import PelicanFileSystem
+        from pelicanfs.core import PelicanFileSystem, get_webdav_client
     except ImportError:
         raise UserError("pelican:// needs another package: pip install 'accel_train[pelican]'") from None
     # It writes to the screen, line by line, what its error says once more.
@@ -137,35 +190,71 @@ def _pelican(federation: str, token: str | None) -> Any:
                 raise TimeoutError(str(error)) from None
             raise
 
-    # aiohttp would end any transfer after five minutes, however well it goes.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL_S)
-    client = {"timeout": timeout, "middlewares": (fall_through,)}
+    class Pelican(PelicanFileSystem):
+        @PelicanFileSystem._cache_dec
+        async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+            """By HEAD, since what comes by WebDAV has no ETag."""
+            try:
+                return await self.http_file_system._info(path)
+            except FileNotFoundError as error:
+                cause = _cause(error)
+                raise cause if _status(cause) != 404 else error from None
+
+    @contextlib.asynccontextmanager
+    async def webdav(options: dict[str, Any]) -> AsyncIterator[Any]:
+        async with get_webdav_client(options) as client:
+            yield _Unquoting(client)
+
+    client = client_settings(STALL_S)
+    client["middlewares"] = (fall_through, *client["middlewares"])
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     federation = f"pelican://{federation.partition('://')[2] or federation}".rstrip("/")
-    return PelicanFileSystem(federation, skip_instance_cache=True, client_kwargs=client, headers=headers)
+    return Pelican(
+        federation, skip_instance_cache=True, client_kwargs=client, headers=headers, get_webdav_client=webdav
+    )
+
+
+class _Unquoting:
+    """A WebDAV client for paths that are quoted already: it quotes them itself."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[[str], Any]:
+        return lambda path: getattr(self._client, name)(unquote(path))
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
 
 
 def attempt(
     do: Callable[[Any, str], T],
     url: str,
     access: Access | None = None,
-    pause: Callable[[float], Any] = time.sleep,
+    pause: Callable[[float], Any] = waiting.sleep,
+    stoppable: bool = True,
 ) -> T:
     """``do(filesystem, path)``, repeated after failures that may pass, with a pause that grows and is never the same.
 
-    Raises ``MissingError`` or ``DataError`` in one line. The errors of aiohttp are not handed on: they hold the headers
-    of the request, and so the token.
+    When the run is to stop it is left behind (``StoppedError``), unless it is not ``stoppable``.
+
+    Raises ``MissingError`` or ``AccessError`` in one line. The errors of aiohttp are not handed on: they hold the
+    headers of the request, and so the token.
     """
-    access = access or _access
+    access = current(access)
     scheme, host, _ = split(url)
     holder = access.token if scheme == "pelican" else None
-    reason, hint = "", ""
-    for trial in range(access.retries + 1):
-        token = ""
+    waited, hint = 0.0, ""  # for nothing: a long download that breaks off has not been waited for
+    for trial in itertools.count(1):
+        token, answer, began = "", Answer(), time.monotonic()
+        work = partial(noting, answer, lambda: do(*filesystem(url, access)))
         try:
             token = holder.value() if holder else ""
-            return do(*filesystem(url, access))
-        except UserError:
+            say = partial(_say_if_slow, url, answer, began)
+            done = waiting.call(work, meanwhile=say) if stoppable else work()
+            access.answered.add(host)
+            return done
+        except (UserError, waiting.StoppedError):
             raise
         except Exception as error:
             error = _cause(error)
@@ -175,6 +264,7 @@ def attempt(
             refused = _status(error) in (401, 403)
             # A cache that refuses the first contact is, to pelicanfs, one that is not there.
             unreachable = type(error).__module__.startswith("pelicanfs")
+            outage = _is_outage(error, answer, host in access.answered)
         hint = "" if holder or not (refused or unreachable) else "; is a token needed?"
         if (refused or unreachable) and holder:
             try:
@@ -182,16 +272,54 @@ def attempt(
             except OSError as error:  # the issuer may be back in a moment
                 reason, refused = f"{reason}; {error}", False
         if refused:
-            raise DataError(f"{shown(url)}: {'the token' if holder else 'access'} was refused: {reason}{hint}")
+            raise AccessError(f"{shown(url)}: {'the token' if holder else 'access'} was refused: {reason}{hint}")
         if unreachable:
             _filesystems.pop((os.getpid(), f"{scheme}://{host}"), None)
-        if trial < access.retries:
-            pause(min(20.0, access.backoff_s * 2**trial) * random.uniform(0.7, 1.3))
-    raise DataError(f"{shown(url)}: failed {access.retries + 1} times: {reason}{hint}")
+        if answer.requests and answer.received() < RATE * (time.monotonic() - began):
+            waited += time.monotonic() - began
+        often = access.retries if outage else min(access.retries, SOON)
+        if trial > often or waited > max(access.patience_s(), PATIENCE_S):
+            break
+        seconds = max(access.pause(trial) * _pauses.uniform(0.7, 1.3), answer.retry_after())
+        if waited + seconds > SAY_S:
+            until = time.strftime("%H:%M:%S", time.localtime(time.time() + max(access.patience_s() - waited, seconds)))
+            _say(url, f"{reason} (trying again until {until})")
+        pause(seconds)
+        waited += seconds
+    raise AccessError(f"{shown(url)}: failed {trial} times: {reason}{hint}")
+
+
+_said: dict[str, float] = {}
+
+
+def _say(url: str, text: str) -> None:
+    """Once a minute for each host, however many threads wait for it."""
+    host, now = shown(url).split("/")[2], time.monotonic()
+    if now - _said.get(host, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+        _said[host] = now
+        log.warning("waiting for %s: %s", host, text)
+
+
+def _say_if_slow(url: str, answer: Answer, began: float) -> None:
+    seconds, received = time.monotonic() - began, answer.received()
+    if seconds > SAY_S and answer.requests and received < RATE * seconds:
+        _say(url, f"{received:,} bytes of {shown(url)} in {seconds:.0f} s")
+
+
+def _is_outage(error: Exception, answer: Answer, known: bool) -> bool:
+    """Something that may last for minutes, and then passes. ``known``: the host has answered before."""
+    status = _status(error) or answer.status
+    if status == 429 or status >= 500:
+        return True
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return known and bool(kinds & {"ConnectionError", "TimeoutError", "ClientConnectionError", "NoAvailableSource"})
 
 
 _REMOTE_LIBRARIES = ("aiohttp", "aiowebdav2", "pelicanfs", "fsspec", "s3fs", "botocore", "gcsfs")
-_LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+LOCAL_TROUBLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 
 def _cause(error: Exception) -> Exception:
@@ -207,11 +335,11 @@ def _judge(error: Exception, url: str) -> str:
         raise MissingError(f"{shown(url)}: no such file") from None
     if isinstance(error, ssl.SSLCertVerificationError):
         where = "set SSL_CERT_FILE if the servers have a certificate authority of their own"
-        raise DataError(f"{shown(url)}: a server's certificate is not trusted; {where} ({reason})") from None
+        raise AccessError(f"{shown(url)}: a server's certificate is not trusted; {where} ({reason})") from None
     if type(error).__name__ == "NoCollectionsUrl":
         raise UserError(f"{shown(url)}: the federation cannot list this; name the files without wildcards") from None
-    if isinstance(error, OSError) and error.errno in _LOCAL_TROUBLE:
-        raise DataError(f"{shown(url)}: {reason}") from None
+    if isinstance(error, OSError) and error.errno in LOCAL_TROUBLE:  # of this machine: it does not pass
+        raise AccessError(f"{shown(url)}: {reason}") from None
     if (
         isinstance(error, OSError | EOFError | json.JSONDecodeError)
         or type(error).__module__.partition(".")[0] in _REMOTE_LIBRARIES

@@ -32,7 +32,8 @@ class RemoteFiles:
         max_bytes: staged files that nobody uses are deleted to stay below this.
         max_files: only so many files are staged; the others are read by ranges.
         delete_after_use: delete a staged file when it has been read.
-        retries: how often a failed request is repeated, with growing pauses.
+        retries: how often a failed request is repeated during an outage, with growing pauses: 25 times take ten
+            minutes. What does not look like an outage is repeated five times.
     """
 
     federation_url: str | None = None
@@ -49,7 +50,7 @@ class RemoteFiles:
     max_bytes: int | None = None
     max_files: int | None = None
     delete_after_use: bool = False
-    retries: int = 5
+    retries: int = 25
 
     def access(self, urls: Sequence[str]) -> Access:
         """For these URLs and patterns; from now on also for everything else in this process."""

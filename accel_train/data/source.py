@@ -35,6 +35,11 @@ class BatchSource:
         """What reading found, since the last call, that whoever watches the run should hear of."""
         return []
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON: a checkpoint keeps it, and a resume with other data is refused.
+        Empty: nobody knows."""
+        return {}
+
     def describe(self, epoch: int, step: int) -> str:
         """Which items global batch ``step`` holds, for error messages."""
         return f"epoch {epoch}, batch {step}"
@@ -85,6 +90,9 @@ class IndexedSource(BatchSource):
         """This rank's items of one global batch, in order."""
         indices = self.indices(epoch, step)
         return indices[len(indices) * rank // world_size : len(indices) * (rank + 1) // world_size]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {} if self.endless else {"items": len(self.data)}
 
     def _permutation(self, epoch: int) -> np.ndarray:
         cached = self._order  # one read: another thread may replace it

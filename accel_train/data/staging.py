@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from accel_train.data.copies import POLL_S, Copies, StoppedError
+from accel_train import waiting
+from accel_train.data.copies import POLL_S, Copies
 from accel_train.data.remote import Access, is_remote, shown
 from accel_train.data.storage import local_path
-from accel_train.errors import DataError
+from accel_train.errors import AccessError
+from accel_train.waiting import StoppedError
+
+CLOSE_S = 5.0
+"""Threads that wait for a server for longer than this are left behind."""
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +40,9 @@ class _PostponedError(Exception):
 class Staging:
     """A folder of copies of remote files, filled by threads in the order in which the files will be needed.
 
-    A copy is at ``folder/pelican/HOST/a/b.parquet``. It is trusted if it has the size that the source says. Ranks on a
-    node may share the folder: a file is downloaded by one of them, and if that fails, those that wait are told why.
+    A copy is at ``folder/pelican/HOST/a/b.parquet``. It is trusted if its source says what it said then (size,
+    ETag or time of the last change). Ranks on a node may share the folder: a file is downloaded by one of them, and if
+    that fails, those that wait are told why.
 
     Args:
         folder: on local disk; empty at first.
@@ -88,7 +94,7 @@ class Staging:
     def acquire(self, path: str) -> str:
         """Where to read this file, now that it is there; for each call there must be one ``release``.
 
-        Raises ``DataError`` with the cause if it cannot be had, or not in time.
+        Raises ``AccessError`` with the cause if it cannot be had, or not in time, and ``StoppedError``.
         """
         if not self._stages(path):
             return path if is_remote(path) else local_path(path)
@@ -109,9 +115,11 @@ class Staging:
                     if file is not None and file.error is not None:
                         del self._files[path]
                         raise file.error
-                    left = began + self.timeout_s - time.monotonic()
-                    if left <= 0 or not self._changed.wait(left):
-                        raise DataError(f"{shown(path)}: not staged to {self.folder} within {self.timeout_s:g} s")
+                    if time.monotonic() > began + self.timeout_s:
+                        raise AccessError(f"{shown(path)}: not staged to {self.folder} within {self.timeout_s:g} s")
+                    self._changed.wait(POLL_S)
+                    if waiting.given_up():
+                        raise StoppedError(f"stopped while {shown(path)} was on its way")
             finally:
                 self._waiting -= Counter({path: 1})  # which drops what is zero
                 self._changed.notify_all()
@@ -139,8 +147,9 @@ class Staging:
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+        end = time.monotonic() + CLOSE_S
         for thread in self._threads:
-            thread.join(timeout=5.0)
+            thread.join(max(end - time.monotonic(), 0.0))
         with self._changed:
             for url in list(self._files):
                 self._let_go(url)
@@ -217,8 +226,8 @@ class Staging:
                 if any(other not in self._files for other in self._waiting):
                     raise _PostponedError
                 self._changed.wait(POLL_S)
-            if self._stop.is_set():
-                raise StoppedError
+            if self._stop.is_set() or waiting.given_up():
+                raise StoppedError("stopped while there was no room")
 
     def _count(self, what: str, n: int) -> None:
         with self._changed:

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 from datasets import config, load_dataset
 from datasets.exceptions import DatasetsError
 
@@ -31,6 +32,7 @@ BUILDERS = {
 
 _opening = threading.Lock()  # load_dataset is not made for several threads at once: its progress bars share a lock
 COUNT_ROWS = 65_536
+CHECKED = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 class Streaming:
@@ -49,7 +51,7 @@ class Streaming:
 
     def groups(self, path: str) -> list[int]:
         with self.bad.file(path):
-            return [self._count(path)]
+            return self.bad.counted(path, [self._count(path)])
         return []
 
     def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
@@ -70,7 +72,7 @@ def _batches(path: str, rows: int) -> Iterator[pa.RecordBatch]:
     if not found:
         raise DataError(f"cannot tell its kind by the extension; there are {', '.join(BUILDERS)}")
     # Parquet would be read a row group at a time, and one without rows not at all.
-    options: dict[str, Any] = {"batch_size": rows} if found[-1] == "parquet" else {}
+    options: dict[str, Any] = {"batch_size": rows, "fragment_scan_options": CHECKED} if found[-1] == "parquet" else {}
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise opening a local file asks the network first
     try:
         with _opening, tempfile.TemporaryDirectory() as cache:  # streaming keeps nothing but wants a place for a lock
@@ -81,4 +83,6 @@ def _batches(path: str, rows: int) -> Iterator[pa.RecordBatch]:
             yield from table.combine_chunks().to_batches()
     except (DatasetsError, pa.ArrowException) as error:
         reason = error.__cause__ or error
+        if isinstance(reason, OSError) and reason.errno:  # not of the content
+            raise reason from None
         raise DataError(f"the datasets library cannot read it: {reason}".splitlines()[0]) from error

@@ -12,7 +12,7 @@ from accel_train.data.arrow import column, nested, vectors
 from accel_train.data.bad import Bad, BadRows
 from accel_train.data.hdf5 import Hdf5
 from accel_train.data.ragged import Ragged, concatenate
-from accel_train.errors import DataError
+from accel_train.errors import AccessError, DataError
 
 N = 57
 GROUP = 20
@@ -179,3 +179,83 @@ def test_a_block_without_entries_keeps_their_width(tmp_path):
 def test_a_file_that_is_gone(tmp_path):
     with pytest.raises(DataError, match="nowhere.h5: cannot be read: FileNotFoundError"):
         Hdf5(decode, Bad()).groups(str(tmp_path / "nowhere.h5"))
+
+
+# -- what a file leads to --------------------------------------------------------------------------------------------
+
+
+def external(name, path="/muons"):
+    return lambda file, data: file.__setitem__("muons", h5py.ExternalLink(name, path))
+
+
+def soft(path):
+    return lambda file, data: file.__setitem__("muons", h5py.SoftLink(path))
+
+
+def virtual(name, dataset="muons"):
+    def make(file, data):
+        layout = h5py.VirtualLayout(data["muons"].shape, "f4")
+        layout[:] = h5py.VirtualSource(name, dataset, data["muons"].shape)
+        file.create_virtual_dataset("muons", layout)
+
+    return make
+
+
+def references(file, data):
+    file.create_dataset("muons", data["muons"].shape, dtype=h5py.ref_dtype)
+
+
+def raw(file, data):
+    file.create_dataset("muons", data["muons"].shape, "f4", external=[("raw.bin", 0, data["muons"].size * 4)])
+
+
+LINKS = {
+    "external": (external("gone.h5"), "external link to '/muons' in 'gone.h5', and there is no such file"),
+    "no such object": (external("whole.h5", "/x"), "external link to '/x' in 'whole.h5', where it is not"),
+    "damaged": (external("junk.h5"), "in 'junk.h5', which is no HDF5 file or is damaged"),
+    "soft": (soft("/no/where"), "'muons' is a soft link to '/no/where', which is not there"),
+    "circle": (soft("/muons"), "soft links lead in a circle"),
+    "virtual": (virtual("gone.h5"), "is put together from 'muons' in 'gone.h5', and there is no such file"),
+    "virtual, no such object": (virtual("whole.h5", "x"), "is put together from 'x' in 'whole.h5', where it is not"),
+    "virtual, of itself": (virtual(".", "x"), "is put together from 'x' in this file, where it is not"),
+    "references": (references, "must be .* numbers, but is references to other objects"),
+    "group": (
+        lambda file, data: file.__setitem__("muons/E", data["counts"]),
+        "must be a dataset, but is a group of 'E'",
+    ),
+    "raw": (raw, "has its content in 'raw.bin', and there is no such file"),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_what_leads_nowhere_is_named(tmp_path, what):
+    make, says = LINKS[what]
+    data = make_data()
+    write(tmp_path / "whole.h5", data)
+    (tmp_path / "junk.h5").write_bytes(b"junk" * 1000)
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file["primaries"], file["counts"] = data["primaries"], data["counts"]
+        make(file, data)
+    with pytest.raises(DataError, match=says) as caught:
+        Hdf5(decode, Bad()).groups(str(tmp_path / "a.h5"))
+    assert str(caught.value).count("a.h5: ") == 1 and "'muons'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [external("whole.h5"), virtual("whole.h5")])
+def test_what_leads_somewhere_is_read_until_it_is_gone(tmp_path, make):
+    data = make_data()
+    write(tmp_path / "whole.h5", data)
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file["primaries"], file["counts"] = data["primaries"], data["counts"]
+        make(file, data)
+    format, path = Hdf5(decode, Bad()), str(tmp_path / "a.h5")
+    whole = concatenate([block for group in read(format, path) for block in group])
+    np.testing.assert_array_equal(whole.flat["muons"], data["muons"].astype(np.float32))
+    (tmp_path / "whole.h5").unlink()
+    with pytest.raises(DataError, match="row group 0: dataset 'muons'.*'whole.h5', and there is no such file"):
+        next(format.blocks(path, 0, 7))  # HDF5 itself would give zeros
+
+
+def test_a_url_is_refused_whatever_is_to_be_done_about_bad_files():
+    with pytest.raises(AccessError, match="https://host/a.h5: HDF5 files are not read from URLs; copy them"):
+        Hdf5(decode, Bad("skip")).groups("https://host/a.h5?signature=secret")

@@ -1,7 +1,9 @@
 """Every row once per epoch, for any number of ranks, workers and lanes, from any position on; the batch is the same."""
 
 import contextlib
+import errno
 import itertools
+import shutil
 import threading
 
 import numpy as np
@@ -12,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accel_train import waiting
 from accel_train.data import lanes as lanes_module
 from accel_train.data.bad import Bad, BadRows
+from accel_train.data.fingerprint import changed
 from accel_train.data.lanes import LanesSource, quotas
 from accel_train.data.loader import Loader
 from accel_train.data.parquet import Parquet
 from accel_train.data.ragged import Ragged, concatenate
-from accel_train.errors import DataError, UserError
+from accel_train.errors import AccessError, DataError, UserError
 from accel_train.progress import Position
 
 CPU = torch.device("cpu")
@@ -227,7 +231,8 @@ def test_bad_rows_are_named_or_left_out(files):
     made, bad = parquet(files, "skip")
     assert sorted(sum(read(made, world=2), [])) == [i for i in range(90) if i != 13]
     assert bad.left_out == {"rows": 1} and [e.title for e in bad.events()] == [
-        f"{files[0]}, row group 1, row 3: thirteen"
+        f"{files[1]}: there are no rows in it",
+        f"{files[0]}, row group 1, row 3: thirteen",
     ]
 
 
@@ -255,3 +260,101 @@ def test_a_missing_column_is_named_with_those_that_are_there(files, tmp_path):
     pq.write_table(pa.table({"id": [1]}), tmp_path / "1.parquet")
     with pytest.raises(DataError, match=r"1.parquet: no column 'entry'; there are id"):
         parquet(files)
+
+
+# -- what is not the content -----------------------------------------------------------------------------------------
+
+
+def opening_fails(made, error, after=4):
+    """From the so-many-th file on that is opened."""
+    opened = itertools.count()
+
+    def open(path):
+        if next(opened) >= after:
+            raise error
+        return path
+
+    made.format._open = open
+
+
+TROUBLE = {
+    "descriptors": (OSError(errno.EMFILE, "Too many open files"), "too many open files.*ulimit -n"),
+    "descriptors, as HDF5 says it": (OSError("unable to open file (errno = 24, error message = 'x')"), "ulimit -n"),
+    "rights": (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    "gone": (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file"),
+    "disk": (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    "memory": (MemoryError("malloc of size 10"), "not enough memory"),
+    "network": (ConnectionResetError("reset"), "reset"),
+    "time": (TimeoutError("too long"), "too long"),
+    "remote": (AccessError("https://host/0.parquet: failed 6 times: 503"), "failed 6 times"),
+}
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+@pytest.mark.parametrize("after", [0, 4])
+def test_what_is_not_the_content_is_never_left_out(files, what, after):
+    error, says = TROUBLE[what]
+    made, bad = parquet(files, "skip")
+    opening_fails(made, error, after)
+    with pytest.raises(AccessError, match=says) as caught:
+        if after:
+            read(made)
+        else:
+            made.format._metadata.cache_clear()
+            made.format.groups(files[0])
+    assert "skip" not in str(caught.value) and "\n" not in str(caught.value) and not bad.left_out
+
+
+def test_a_stop_is_not_taken_for_bad_data(files):
+    made, bad = parquet(files, "skip")
+    opening_fails(made, waiting.StoppedError("stopped"))
+    with pytest.raises(waiting.StoppedError):
+        read(made)
+    assert not bad.left_out
+
+
+def with_flipped_bit(path):
+    """A Parquet file without compression, one bit of whose content is another."""
+    rows = 200
+    entries = pa.array([[i] * (i % 4) for i in range(rows)], pa.list_(pa.int64()))
+    table = pa.table({"entry": entries, "id": range(rows)})
+    pq.write_table(table, path, row_group_size=100, compression="none", write_page_checksum=True, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    at = content.index(np.int64(150).tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    return [str(path)]
+
+
+def test_a_flipped_bit_is_named_or_its_row_group_left_out(tmp_path):
+    files = with_flipped_bit(tmp_path / "flipped.parquet")
+    with pytest.raises(DataError, match=r"flipped.parquet, row group 1: cannot be read: .*CRC checksum") as caught:
+        read(parquet(files)[0])
+    assert "\n" not in str(caught.value)
+    made, bad = parquet(files, "skip")
+    assert sorted(sum(read(made), [])) == [i for i in range(100) if i != 13]
+    assert bad.left_out == {"row groups": 1, "rows": 1}
+
+
+# -- is it the same data? --------------------------------------------------------------------------------------------
+
+
+def test_files_are_known_by_name_size_rows_and_order(files, tmp_path):
+    before = parquet(files)[0].fingerprint()
+    assert [file["name"] for file in before["files"]] == ["0.parquet", "1.parquet", "2.parquet", "3.parquet"]
+    assert [file["rows"] for file in before["files"]] == [50, 0, 33, 7]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    there = [shutil.copy(path, moved) for path in files]
+    assert changed(before, parquet(there)[0].fingerprint()) == "", "data that were moved are the same"
+    assert changed({}, before) == changed(before, {}) == ""
+    assert changed(before, parquet(files[::-1])[0].fingerprint()) == "the files are in another order, from 3.parquet on"
+    (moved / "00.parquet").symlink_to(files[0])
+    (moved / "0.parquet").unlink()
+    other = sorted([str(moved / "00.parquet"), *there[1:]])
+    assert changed(before, parquet(other)[0].fingerprint()) == "0.parquet is gone; 00.parquet is new"
+    pq.write_table(pq.read_table(files[3]).slice(1), files[3])
+    assert changed(before, parquet(files)[0].fingerprint()) == "3.parquet had 7 rows and has 6 now"
+    pq.write_table(pq.read_table(there[3]), files[3], compression="none")
+    assert "3.parquet: it had " in changed(before, parquet(files)[0].fingerprint())
+    assert changed({"items": 5}, {"items": 6}) == "there were 5 items and are 6 now"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accel_train import waiting
 from accel_train.data import tokens
 from accel_train.data.device_flow import DeviceFlow
 from accel_train.data.tokens import Token, auto_token, expiry, scope_path, scopes
@@ -325,3 +327,35 @@ def test_several_ranks_ask_once(issuer, tmp_path):
     for rank in ranks:
         rank.join()
     assert issuer.calls.count("device_authorization") == 1 and issuer.calls.count("refresh_token") == 2
+
+
+@pytest.mark.parametrize("what", ["a person", "another process", "the issuer"])
+def test_asking_for_a_token_obeys_a_stop(issuer, tmp_path, monkeypatch, what):
+    flow, caught, released = DeviceFlow(["s"], issuer.url, tmp_path / "auth"), [], threading.Event()
+    if what == "a person":
+        issuer.pending, issuer.patience = ["authorization_pending"] * 10**6, 600.0
+    elif what == "another process":
+        lock = open(tmp_path / "auth.lock", "w")  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    else:
+        monkeypatch.setattr("accel_train.data.device_flow._OPENER.open", lambda *_, **__: released.wait(30.0))
+
+    def ask():
+        try:
+            flow()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    try:
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        waiting.give_up()
+        thread.join(5.0)
+        assert isinstance(caught[0], waiting.StoppedError)
+    finally:
+        waiting.begin()
+        released.set()
+        if what == "another process":
+            lock.close()

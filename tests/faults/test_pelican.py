@@ -74,6 +74,15 @@ def test_the_same_weights(reference, federation, tmp_path, staged):
     assert not list(stage.rglob("*.parquet")), "deleted after use"
 
 
+def test_an_outage_is_not_bad_data(federation, tmp_path):
+    federation.fail(503, times=10**9, path="/ns/run/bundles-00002")
+    options = ["--task.init_args.remote.retries=1", "--task.init_args.on_bad_file=skip"]
+    files = federation.url("/ns/run/*.parquet")
+    done = train(tmp_path / "run", files, *options, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "bundles-00002.parquet: failed 2 times" in done.stderr and "skip" not in done.stderr
+
+
 def test_a_token_is_sent_and_never_written(local, tmp_path, reference):
     objects = {f"/ns/run/{path.name}": path.read_bytes() for path in sorted(local.glob("*.parquet"))}
     secret = "very-secret-token"

@@ -21,7 +21,7 @@ from accel_train.config import parse
 from accel_train.data.loader import Loader
 from accel_train.errors import DataError, UserError
 from accel_train.progress import Position
-from accel_train.tasks.muon import synth
+from accel_train.tasks.muon import generate, synth
 from accel_train.tasks.muon.data import in_split, shower_number
 from accel_train.tasks.muon.task import MuonTask
 
@@ -323,8 +323,6 @@ def test_generated_bundles_can_be_read_by_training(trained, tmp_path, capsys):
 
 
 def test_a_bundle_does_not_depend_on_its_neighbours(trained, tmp_path, monkeypatch):
-    from accel_train.tasks.muon import generate
-
     whole = generated(trained, tmp_path, "whole")
     monkeypatch.setattr(generate, "ROWS", 7)
     monkeypatch.setattr(generate, "MUONS", 3)
@@ -376,3 +374,54 @@ def test_epochs_see_other_noise(folder):
     task = MuonTask(f"{folder}/*.parquet", held_out=0.0)
     keys = [torch.cat([batch["key"] for batch in batches(task, epoch=epoch)]) for epoch in (0, 1)]
     assert len(set(itertools.chain(*(key.tolist() for key in keys)))) == 2 * 10 * SHOWERS
+
+
+# -- what is written and what is said --------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """One bit of the last page of the first column."""
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_is_written_has_checksums(folder, tmp_path):
+    written = tmp_path / "synth.parquet"
+    written.write_bytes(sorted(folder.glob("*.parquet"))[0].read_bytes())
+    batches(MuonTask(f"{folder}/*.parquet", held_out=0.0, max_muons_per_event=5, outliers_dir=str(tmp_path / "large")))
+    for path in (written, next((tmp_path / "large").glob("*.parquet"))):
+        flip(path)
+        with pytest.raises(OSError, match="CRC checksum"):
+            pq.read_table(path, page_checksum_verification=True)
+
+
+def test_a_flipped_bit_is_noticed_by_every_reader(folder, tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pq.read_table(sorted(folder.glob("*.parquet"))[0], columns=["primary", "muons"])
+    pq.write_table(table, path, compression="none", write_page_checksum=True)
+    flip(path)
+    for reader in ("auto", "hf"):
+        with pytest.raises(DataError, match="a.parquet.*CRC checksum") as caught:
+            batches(MuonTask(str(path), reader=reader))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="a.parquet: cannot be read: .*CRC checksum"):
+        list(generate._rows(str(path)))
+
+
+def test_odd_lists_of_files_are_said(folder, tmp_path):
+    one, two = sorted(folder.glob("*.parquet"))
+    (tmp_path / "link.parquet").symlink_to(one)
+    pq.write_table(pq.read_table(one).slice(0, 0), tmp_path / "none.parquet")
+    files = [str(one), str(tmp_path / "link.parquet"), str(tmp_path / "none.parquet")]
+    task = MuonTask(files, validation_files=[str(one), str(two)])
+    source = task.build_data("train", 64, seed=1)
+    for _ in range(2):
+        task.build_data("validation", 64, seed=1)
+    said = [event.title for event in source.events()]
+    assert len(said) == 3
+    assert any("link.parquet" in line and "are one file" in line for line in said)
+    assert any("none.parquet: there are no rows in it" in line for line in said)
+    assert any(f"validation_files: {one} is also trained on" in line for line in said)

@@ -75,5 +75,6 @@ def write_parquet(rows: Rows, out: Path, seed: int) -> str:
     })  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     path = out / "collatz.parquet"
-    pq.write_table(table.replace_schema_metadata({"seed": str(seed), "map": "3n+1"}), path)
+    table = table.replace_schema_metadata({"seed": str(seed), "map": "3n+1"})
+    pq.write_table(table, path, write_page_checksum=True)
     return f"{len(rows):,} rows with exact T in {path}"

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from accel_train import keyed
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
+from accel_train.data.remote import path_of
 from accel_train.errors import DataError, UserError
 from accel_train.task import Batch
 from accel_train.writing import refuse_unwritable, writing
@@ -102,7 +103,7 @@ class Outliers:
         with writing("task.init_args.outliers_dir", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / f".{name}.{os.getpid()}"
-            pq.write_table(written, temporary)
+            pq.write_table(written, temporary, write_page_checksum=True)
             temporary.replace(self.folder / name)
 
 
@@ -169,5 +170,5 @@ def kind_of(files: Sequence[str], reader: Literal["auto", "parquet", "hdf5", "hf
 
 
 def _kind(path: str) -> str:
-    suffix = os.path.splitext(path.split("?")[0])[1].lower()
+    suffix = os.path.splitext(path_of(path)[0])[1].lower()
     return "parquet" if suffix in PARQUET else "hdf5" if suffix in HDF5 else "hf"

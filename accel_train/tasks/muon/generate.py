@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +83,15 @@ def _generate_file(
     path: str, target: Path, models: dict, options: argparse.Namespace, max_count: int, first: int
 ) -> tuple[int, int]:
     """(events, muons) written; the file appears when it is whole. ``first`` is the number of its first event."""
-    from accel_train.data.storage import open_file
-
     cap = min(max_count, options.max_muons_per_event or max_count)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     events = muons = 0
     try:
-        with pq.ParquetFile(open_file(path)) as source, pq.ParquetWriter(temporary, SCHEMA) as writer:
-            for batch in source.iter_batches(ROWS):
+        with (
+            contextlib.closing(_rows(path)) as batches,
+            pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+        ):
+            for batch in batches:
                 primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
                 number = np.arange(first + events, first + events + len(batch))
                 key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
@@ -101,6 +103,16 @@ def _generate_file(
     finally:
         temporary.unlink(missing_ok=True)
     return events, muons
+
+
+def _rows(path: str) -> Generator[pa.RecordBatch, None, None]:
+    from accel_train.data.storage import open_file
+
+    try:
+        with pq.ParquetFile(open_file(path), page_checksum_verification=True) as source:
+            yield from source.iter_batches(ROWS)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {error}".splitlines()[0]) from None
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from accel_train.data.bad import Bad
 from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
-from accel_train.data.storage import expand, open_file
+from accel_train.data.storage import expand, open_file, place
 from accel_train.errors import UserError
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
@@ -35,6 +35,7 @@ class Sources:
         urls = [path for path in [*task.files, *task.validation_files] if "://" in path]
         self.access = task.remote.access(urls) if urls or task.remote.write_to else None
         self.staging = task.remote.staging(self.access) if urls and self.access else None
+        self._compared = False
         self._scanned: dict[tuple[str, ...], tuple[list[str], Format, list[list[int]]]] = {}
 
     def train(self, batch_size: int, seed: int) -> LanesSource:
@@ -75,6 +76,11 @@ class Sources:
             return ragged.take(in_split(ragged.rows["primary"], split, share))
 
         files, format, groups = self._scan(task.validation_files or task.files)
+        if task.validation_files and tuple(task.files) in self._scanned and not self._compared:
+            self._compared = True
+            trained = {place(path) for path in self._scan(task.files)[0]}
+            for path in (path for path in files if place(path) in trained):
+                self.bad.tell(f"validation_files: {path} is also trained on, so metrics will look better than they are")
         source = LanesSource(
             files, format, HELD_OUT_ROWS, lanes=task.lanes, shuffle="files", prepare=prepare,
             staging=self.staging, groups=groups,
@@ -88,6 +94,9 @@ class Sources:
             files = expand(patterns)
             if not files:
                 raise UserError("task.init_args.files: [] names no files")
+            names = {place(path): path for path in reversed(files)}
+            for path in (path for path in files if names[place(path)] != path):
+                self.bad.tell(f"{path} and {names[place(path)]} are one file, and what is in it is read twice")
             format = make_format(kind_of(files, self.task.reader), self.layout, self.bad)
             self._scanned[key] = (files, format, read_groups(files, format))
         return self._scanned[key]

@@ -233,7 +233,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _write_parquet(path: Path, parts: Iterator[Ragged], layout: Layout, row_group: int) -> None:
     held = _table(next(parts), layout)
-    with pq.ParquetWriter(path, held.schema) as writer:
+    with pq.ParquetWriter(path, held.schema, write_page_checksum=True) as writer:
         for part in parts:
             held = pa.concat_tables([held, _table(part, layout)])
             while len(held) > row_group:

@@ -1,0 +1,55 @@
+"""Files that are added, removed, cut or reordered between two sessions: the position would mean other rows."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from support import config, run, steps_saved, weights_files
+
+from accel_train.tasks.muon import synth
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("muons")
+    synth.write(folder, seed=3, primaries=60, files=3, row_group=100, log10_energy=(5.0, 6.5))
+    return sorted(folder.glob("*.parquet"))
+
+
+@pytest.fixture
+def data(made, tmp_path):
+    """Two of three files."""
+    (tmp_path / "data").mkdir()
+    for i, path in enumerate(made[:2]):
+        shutil.copy(path, tmp_path / "data" / f"{i}.parquet")
+    return tmp_path / "data"
+
+
+def job(data, folder, **settings):
+    options = {"files": f"{data}/*.parquet", "lanes": 2}
+    return {"task": "Muon", "task_args": options, "config": config(folder, max_steps=4, eval_steps=0, **settings)}
+
+
+def test_a_change_is_refused_unless_one_insists(data, made, tmp_path):
+    folder = tmp_path / "run"
+    run(job(data, folder) | {"stop_at": {"step": 2}})
+    shutil.move(data / "1.parquet", tmp_path / "1.parquet")
+    shutil.copy(made[2], data / "00.parquet")
+    (result,) = run(job(data, folder))
+    kind, text = result["error"]
+    assert kind == "UserError" and "1.parquet is gone; 00.parquet is new" in text and "allow_changed_data" in text
+    assert steps_saved(folder) == [2]
+    (result,) = run(job(data, folder, allow_changed_data=True))
+    assert (result["outcome"], result["step"]) == ("completed", 4)
+    assert any("changed data: 1.parquet is gone" in title for _, title in result["events"])
+
+
+def test_data_that_were_moved_are_the_same(data, tmp_path):
+    run(job(data, tmp_path / "whole"))
+    run(job(data, tmp_path / "run") | {"stop_at": {"step": 2}})
+    shutil.copytree(data, tmp_path / "other" / "place")
+    shutil.rmtree(data)
+    (result,) = run(job(tmp_path / "other" / "place", tmp_path / "run"))
+    assert (result["outcome"], result["step"]) == ("completed", 4)
+    assert weights_files(tmp_path / "run") == weights_files(tmp_path / "whole")
