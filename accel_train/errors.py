@@ -11,3 +11,20 @@ class DataError(UserError):
 
 class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""
+
+
+class LostRankError(RuntimeError):
+    """Another process of this run is not there any more."""
+
+
+class OtherRankError(RuntimeError):
+    """Another rank met an error, of which it tells itself. ``exit_code``: with which all of them end."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """2: a person can mend it."""
+    return 2 if isinstance(error, UserError) else 1

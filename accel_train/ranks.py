@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +46,13 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def all_agree(self, ok: bool) -> bool:
-        return ok if self.world_size == 1 else bool(self.host_sum(torch.tensor(0.0 if ok else 1.0)) == 0)
+        return self.count(not ok) == [0]
+
+    def count(self, *votes: bool) -> list[int]:
+        """How many ranks say so, for each of the votes."""
+        if self.world_size == 1:
+            return [int(vote) for vote in votes]
+        return [int(n) for n in self.host_sum(torch.tensor(votes, dtype=torch.float32)).tolist()]
 
     def gather(self, value: T) -> list[T]:
         """One picklable value of every rank, on every rank. For rare moments only."""
@@ -56,3 +65,27 @@ class Ranks:
     def from_main(self, value: T) -> T:
         """Rank 0's value on every rank."""
         return self.gather(value)[0]
+
+
+def is_loss_of_a_rank(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is not there: torch has no type for that where gloo is used."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and re.search("gloo|NCCL|closed by peer", str(error)) is not None
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other rank of this run has said so yet. True if they cannot be asked."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    try:
+        if dist.is_initialized():
+            store = dist.distributed_c10d._get_default_store()
+        elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # before they have met: the launcher's
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        else:
+            return True
+        return store.add(f"said: {text}", 1) == 1
+    except RuntimeError:  # it was with a rank that is not there any more
+        return True

@@ -16,6 +16,7 @@ import torch
 from accel_train.data.source import BatchSource
 from accel_train.errors import DataError, UserError
 from accel_train.progress import Position
+from accel_train.signals import SIGNALS
 from accel_train.task import Batch
 
 CHEAP_SECONDS = 0.0002
@@ -187,7 +188,7 @@ _worker_source: BatchSource | None = None
 def _start_worker(source: BatchSource) -> None:
     global _worker_source
     _worker_source = source
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
