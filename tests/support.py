@@ -141,6 +141,25 @@ class Toy(Task):
         return {"data/y": batch["y"], "data/error": models["model"](batch["x"])[..., 0] - batch["y"]}
 
 
+class SlowToPrepare(Toy):
+    """Looks through its data for a minute. ``mark``: a file that is there from then on."""
+
+    def __init__(self, mark: str = "") -> None:
+        super().__init__()
+        self.mark = mark
+
+    def build_data(self, split, batch_size, seed):
+        Path(self.mark).touch()
+        time.sleep(60)
+
+
+class WrongOnOneRank(Toy):
+    def build_data(self, split, batch_size, seed):
+        if os.environ.get("RANK") == "1":
+            raise DataError("only rank 1 cannot read this")
+        return super().build_data(split, batch_size, seed)
+
+
 class Ragged(Toy):
     """Items of several lengths: the loss is a mean over all valid elements of the global batch."""
 
@@ -675,9 +694,10 @@ def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
 
 def program(command: list[str], **named: Any) -> subprocess.Popen:
     environment = os.environ | ON_CPU | {"PYTHONPATH": _python_path()}
+    named = {"stdin": subprocess.DEVNULL, "start_new_session": True} | named
     return subprocess.Popen(
-        command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, text=True, start_new_session=True, **named,
+        command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **named,
     )  # fmt: skip
 
 

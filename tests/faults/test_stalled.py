@@ -1,4 +1,4 @@
-"""Data that do not come, or come to an error: whoever asks the run to stop is obeyed, and the last whole step is kept."""
+"""Data that do not come, or cannot be read: a stop is obeyed all the same, and the last whole step is kept."""
 
 from __future__ import annotations
 
