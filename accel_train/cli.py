@@ -144,9 +144,10 @@ def _train(rest: list[str]) -> int:
         print(dumps(config.to_dict(task, settings)), end="")
         return 0
 
-    if (signals := active()) is not None:
+    with caught() as signals:
         signals.exit_code = settings.requeue_exit_code
-    from accel_train.trainer import Trainer
+        with signals.preparing():
+            from accel_train.trainer import Trainer
 
     result = Trainer(task, settings).fit()
     if os.environ.get("RANK", "0") == "0":

@@ -69,9 +69,15 @@ class Ranks:
 
 def is_loss_of_a_rank(error: BaseException) -> bool:
     """Whether a collective failed because another rank is not there: torch has no type for that where gloo is used."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and re.search("gloo|NCCL|closed by peer", str(error)) is not None
+    if not isinstance(error, RuntimeError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
+
+
+def why_lost(error: BaseException) -> str:
+    """In a few words: the rest of what gloo and NCCL say is about themselves."""
+    found = re.search("connection [a-z]+ by peer|broken pipe|timed? ?out", str(error), re.IGNORECASE)
+    return found[0] if found else str(error).splitlines()[0][:200]
 
 
 def is_first_to_say(text: str) -> bool:
@@ -83,7 +89,9 @@ def is_first_to_say(text: str) -> bool:
             store = dist.distributed_c10d._get_default_store()
         elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # before they have met: the launcher's
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+            store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                address, port, is_master=False, timeout=timedelta(seconds=5)
+            )
         else:
             return True
         return store.add(f"said: {text}", 1) == 1

@@ -8,6 +8,7 @@ main thread hears nothing while it is inside a library: in a collective, or in t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -24,10 +25,15 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 STARTING, PREPARING, WORKING = "starting", "preparing", "working"
 
 TICK_S = 0.25
-PATIENCE_S = 5.0
-"""A program that is to stop while it prepares, and does not, is ended after so long."""
+PATIENCE_S = {STARTING: 5.0, PREPARING: 1.0}
+"""A program that is to stop while it prepares, and does not, is ended after so long. To start is to import, which ends
+by itself and finds out which exit code was asked for."""
 FORCED_S = 1.0
 """The same after a second SIGINT."""
+
+
+class _Interrupted(BaseException):
+    """No ``KeyboardInterrupt``, since Python would then choose the exit code if one passes through ``exec``."""
 
 
 class Signals:
@@ -99,7 +105,7 @@ class Signals:
                 raise KeyboardInterrupt
         self._note(number)
         if self.state == PREPARING:
-            raise KeyboardInterrupt
+            raise _Interrupted
 
     def _note(self, number: int) -> None:
         self.reason = self.reason or signal.Signals(number).name
@@ -115,7 +121,7 @@ class Signals:
         try:
             self.state = PREPARING
             if self.reason is not None:
-                raise KeyboardInterrupt
+                raise _Interrupted
             yield
             self.state = WORKING
         except BaseException:  # also an error that comes of other ranks having stopped already
@@ -148,7 +154,7 @@ class Signals:
                 since = since or now
                 if now - since > TICK_S and self.state == PREPARING:
                     waiting.give_up()
-                if now - since > PATIENCE_S and self.state in (STARTING, PREPARING):
+                if now - since > PATIENCE_S.get(self.state, math.inf):
                     number = signal.Signals[self.reason]
                     self._end(128 + number if self.exit_code is None else self.exit_code, self._stopped())
 

@@ -32,7 +32,7 @@ from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
 from accel_train.looks import Looks
 from accel_train.progress import Duration, Every, Position
-from accel_train.ranks import is_loss_of_a_rank
+from accel_train.ranks import is_loss_of_a_rank, why_lost
 from accel_train.selection import Selection
 from accel_train.session import Session
 from accel_train.signals import caught
@@ -428,7 +428,8 @@ class Trainer:
 
     def _crashed(self, error: BaseException) -> None:
         text, saved = f"{type(error).__name__}: {error}".splitlines()[0], self.session.last_saved
-        text += "; nothing is saved" if saved is None else f"; the last checkpoint is of step {saved}"
+        if not isinstance(error, LostRankError):  # which says so itself
+            text += "; nothing is saved" if saved is None else f"; the last checkpoint is of step {saved}"
         outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"
         self.observers.tell("on_end", outcome, self._status() | {"reason": run_folder.scrub(text)})
 
@@ -441,7 +442,7 @@ class Trainer:
                 raise
             saved = self.session.last_saved if hasattr(self, "session") else None
             kept = "nothing is saved" if saved is None else f"the last checkpoint is of step {saved}"
-            raise LostRankError(f"another rank has died or left ({_brief(error)}); {kept}") from None
+            raise LostRankError(f"another rank has died or left ({why_lost(error)}); {kept}") from None
 
     def tell(self, event: Event) -> None:
         """An event to the observers; while the run is being set up, kept until they are there."""
