@@ -75,7 +75,7 @@ def _told(arguments: list[str]) -> int:
 def _say_once(text: str) -> None:
     """On standard error, on the first of the ranks that have the same to say."""
     first = True
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "RANK" in os.environ:
         from accel_train.ranks import is_first_to_say
 
         first = is_first_to_say(text)

@@ -46,9 +46,8 @@ class Control:
     ) -> None:
         self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
         self.on_request, self.on_status = on_request, on_status
-        self.stop_reason: str | None = None
-        self.by_signal = False
         self.save_requested = False
+        self._asked: str | None = None
         self._asked_at = 0.0
         self._closing = threading.Event()
 
@@ -64,10 +63,10 @@ class Control:
         return self
 
     def begin(self) -> None:
-        """The loop begins: from now on requests are heard. Old files must be gone on all ranks."""
-        self.signals.on_signal, self.signals.on_tick = self._on_signal, self._on_tick
-        if self.signals.reason is not None:
-            self._on_signal()
+        """The loop begins: from now on requests are heard. Files of an earlier run must be gone by then."""
+        self.signals.on_signal, self.signals.on_tick = self.on_request, self._on_tick
+        if self.stop_reason is not None:
+            self.on_request()
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
@@ -77,17 +76,21 @@ class Control:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _on_signal(self) -> None:
-        self.by_signal = True
-        self._stop(self.signals.reason or "a signal")
+    @property
+    def stop_reason(self) -> str | None:
+        return self._asked or self.signals.reason
 
-    def _stop(self, who: str) -> None:
-        self.stop_reason = self.stop_reason or who
+    @property
+    def by_signal(self) -> bool:
+        return self.signals.reason is not None
+
+    def stop(self, who: str) -> None:
+        self._asked = self.stop_reason or who
         self.on_request()
 
     def _obey(self, word: str, who: str) -> None:
         if word in ("stop", "quit", "exit"):
-            self._stop(who)
+            self.stop(who)
         elif word == "save":
             self.save_requested = True
             self.on_request()

@@ -28,3 +28,12 @@ class OtherRankError(RuntimeError):
 def exit_code_of(error: BaseException) -> int:
     """2: a person can mend it."""
     return 2 if isinstance(error, UserError) else 1
+
+
+def brief(error: BaseException) -> str:
+    """Its type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def what_is_kept(last_saved: int | None) -> str:
+    return "nothing is saved" if last_saved is None else f"the last checkpoint is of step {last_saved}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+
+from accel_train.errors import LostRankError, brief, what_is_kept
 
 T = TypeVar("T")
 
@@ -67,23 +71,34 @@ class Ranks:
         return self.gather(value)[0]
 
 
-def is_loss_of_a_rank(error: BaseException) -> bool:
-    """Whether a collective failed because another rank is not there: torch has no type for that where gloo is used."""
-    if not isinstance(error, RuntimeError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+@contextlib.contextmanager
+def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+    """What gloo and NCCL say of a rank that is not there any more, in a line of ours.
+
+    Raises:
+        LostRankError: there is one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_loss_of_a_rank(error):
+            raise
+        found = re.search("connection [a-z]+ by peer|broken pipe|timed? ?out", str(error), re.IGNORECASE)
+        why, kept = found[0] if found else brief(error), what_is_kept(last_saved())
+        raise LostRankError(f"another rank has died or left ({why}); {kept}") from None
+
+
+def _is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """torch has no type for it where gloo is used."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
-
-
-def why_lost(error: BaseException) -> str:
-    """In a few words: the rest of what gloo and NCCL say is about themselves."""
-    found = re.search("connection [a-z]+ by peer|broken pipe|timed? ?out", str(error), re.IGNORECASE)
-    return found[0] if found else str(error).splitlines()[0][:200]
 
 
 def is_first_to_say(text: str) -> bool:
     """Whether no other rank of this run has said so yet. True if they cannot be asked."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
+        return os.environ.get("RANK", "0") == "0"
     try:
         if dist.is_initialized():
             store = dist.distributed_c10d._get_default_store()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from accel_train import run_folder, waiting
 from accel_train.clock import Clock, cuda_memory
 from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
-from accel_train.errors import LostRankError, OtherRankError, exit_code_of
+from accel_train.errors import LostRankError, OtherRankError, brief, exit_code_of, what_is_kept
 from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
 from accel_train.looks import Looks
 from accel_train.progress import Duration, Every, Position
-from accel_train.ranks import is_loss_of_a_rank, why_lost
+from accel_train.ranks import telling_of_lost_ranks
 from accel_train.selection import Selection
 from accel_train.session import Session
 from accel_train.signals import caught
@@ -89,8 +89,7 @@ class Trainer:
 
     def request_stop(self, reason: str) -> None:
         """Ask, on any rank, that all ranks stop after the same step and save."""
-        self.control.stop_reason = self.control.stop_reason or reason
-        self._attend_now()
+        self.control.stop(reason)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -104,11 +103,11 @@ class Trainer:
         """
         waiting.begin()
         with caught() as self._signals:
-            with self._telling_of_lost_ranks(), self._signals.preparing():
+            with telling_of_lost_ranks(), self._signals.preparing():
                 self._prepare()
             with self.control:
                 try:
-                    with self._telling_of_lost_ranks():
+                    with telling_of_lost_ranks(lambda: self.session.last_saved):
                         self._start()
                         gc.collect()
                         gc.freeze()  # what exists now stays: the collector need not look through every library again
@@ -180,19 +179,24 @@ class Trainer:
         stopped = self.control.stop_reason is not None and waiting.given_up()
         if error is not None and several:
             if not stepper.can_abandon:
+                if stopped:
+                    raise waiting.StoppedError(
+                        f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
+                        f"cannot drop a step together, and the last checkpoint is of step {self.session.last_saved}"
+                    ) from None
                 raise error
             first = self.plan.phases[self.position.phase].objectives[0]
             with contextlib.suppress(AbandonedError):
                 stepper.step(first, None, self.position.step, abandon=True)
         failure = None if stopped else error
-        told = (f"rank {self.ranks.rank}: {_brief(failure)}", exit_code_of(failure)) if failure else None
+        told = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(told) if each]
         try:
             reason = self._attend(short=True)
         except Exception as problem:
             if failure is None:
                 raise
-            failure.add_note(f"the last whole step could not be saved: {_brief(problem)}")
+            failure.add_note(f"the last whole step could not be saved: {brief(problem)}")
         if failure is not None:
             raise failure
         if failures:
@@ -427,22 +431,11 @@ class Trainer:
         )
 
     def _crashed(self, error: BaseException) -> None:
-        text, saved = f"{type(error).__name__}: {error}".splitlines()[0], self.session.last_saved
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
         if not isinstance(error, LostRankError):  # which says so itself
-            text += "; nothing is saved" if saved is None else f"; the last checkpoint is of step {saved}"
+            text += f"; {what_is_kept(self.session.last_saved)}"
         outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"
         self.observers.tell("on_end", outcome, self._status() | {"reason": run_folder.scrub(text)})
-
-    @contextlib.contextmanager
-    def _telling_of_lost_ranks(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_loss_of_a_rank(error):
-                raise
-            saved = self.session.last_saved if hasattr(self, "session") else None
-            kept = "nothing is saved" if saved is None else f"the last checkpoint is of step {saved}"
-            raise LostRankError(f"another rank has died or left ({why_lost(error)}); {kept}") from None
 
     def tell(self, event: Event) -> None:
         """An event to the observers; while the run is being set up, kept until they are there."""
@@ -544,7 +537,3 @@ class Trainer:
         """A signal or a typed word came: with one process there is nobody to agree with."""
         if self.ranks.world_size == 1:
             self._attention_at = 0
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

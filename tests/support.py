@@ -34,7 +34,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed, waiting
+from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, Trainer, keyed, waiting
 from accel_train.checkpoint import CheckpointFolder, verify
 from accel_train.errors import DataError
 from accel_train.task import Event
@@ -158,6 +158,25 @@ class WrongOnOneRank(Toy):
         if os.environ.get("RANK") == "1":
             raise DataError("only rank 1 cannot read this")
         return super().build_data(split, batch_size, seed)
+
+
+class Endless(BatchSource):
+    """A stream that does not know its length."""
+
+    def __init__(self, data: Numbers) -> None:
+        self.data = data
+
+    def steps(self, epoch):
+        return None
+
+    def iterate(self, epoch, step, rank, world_size, num_workers):
+        for number in range(step, 1000):
+            yield self.data.read(np.arange(4) + 8 * number + 4 * rank)
+
+
+class Stream(Toy):
+    def build_data(self, split, batch_size, seed):
+        return Endless(Numbers(50, split, False)) if split == "train" else None
 
 
 class Ragged(Toy):

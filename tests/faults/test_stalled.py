@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 
 
 def job(folder, task="Toy", **faults):
-    evaluates = {"eval_steps": 0} if task == "Gan" else {}
+    evaluates = {"eval_steps": 0} if task in ("Gan", "Stream") else {}
     return {"task": task, "config": config(folder, **SETTINGS | evaluates), "faults": faults}
 
 
@@ -82,12 +82,10 @@ def test_before_the_first_step(tmp_path, whole):
     assert_same_run(tmp_path, whole(1))
 
 
-@pytest.mark.parametrize("asked", [0, 1, None], ids=["the rank that waits for it", "the rank without data", "file"])
-@pytest.mark.parametrize("task", ["Toy", "Ragged", "Gan"])
-def test_one_rank_waits_for_data(tmp_path, whole, asked, task):
-    """The others have begun the step: all of them drop it."""
-    if task != "Toy" and asked != 0:
-        pytest.skip("once is enough")
+@pytest.mark.parametrize("task, asked", [("Toy", 0), ("Toy", 1), ("Toy", None), ("Ragged", 0), ("Gan", 0)])
+def test_one_rank_waits_for_data(tmp_path, whole, task, asked):
+    """The others have begun the step: all of them drop it. One of them is asked to stop, or the one without data, or
+    there is a file."""
     members = start(tmp_path, 2, job(tmp_path, task, stall=stall(tmp_path, rank=1, steps=[13])))
     if asked is None:
         request(tmp_path, "stop")
@@ -106,6 +104,18 @@ def test_all_ranks_wait_from_the_beginning(tmp_path, whole):
     members = start(tmp_path, 2, job(tmp_path, "Ragged", stall=stall(tmp_path)))
     os.kill(members[1].pid, signal.SIGTERM)
     assert [(r["error"], r["outcome"], r["step"]) for r in results_of(members)] == [(None, "stopped", 0)] * 2
+
+
+def test_ranks_that_cannot_drop_a_step_together(tmp_path, whole):
+    """Without the memory guard the others are in the reduction of gradients already: the last checkpoint counts."""
+    unguarded = job(tmp_path, stall=stall(tmp_path, rank=1, steps=[13]))
+    unguarded["config"] |= {"memory_guard": False, "save_steps": 6}
+    members = start(tmp_path, 2, unguarded | {"leave": True})
+    os.kill(members[1].pid, signal.SIGTERM)
+    without, other = [member.result(20)["error"] for member in reversed(members)]
+    assert without[0] == "StoppedError" and "SIGTERM" in without[1] and "last checkpoint is of step 12" in without[1]
+    assert other[0] == "LostRankError" and "last checkpoint is of step 12" in other[1]
+    goes_on(tmp_path, whole, 12, 2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -152,3 +162,16 @@ def test_a_task_that_fails_in_the_middle_of_a_step(tmp_path):
     """The critic has been updated: these weights are of no step."""
     (result,) = run(job(tmp_path, "Gan", crash={"steps": [14], "objective": "generator"}))
     assert result["error"] == ("RuntimeError", "injected crash") and steps_saved(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["stall", "bad data"])
+def test_a_stream_of_unknown_length(tmp_path, whole, fault):
+    where = stall(tmp_path, rank=1, steps=[13])
+    if fault == "stall":
+        members = start(tmp_path, 2, job(tmp_path, "Stream", stall=where))
+        os.kill(members[0].pid, signal.SIGTERM)
+        assert [result["outcome"] for result in results_of(members)] == ["stopped"] * 2
+    else:
+        results = run_team(tmp_path, 2, job(tmp_path, "Stream", **{"bad data": where}))
+        assert [result["error"][0] for result in results] == ["OtherRankError", "DataError"]
+    goes_on(tmp_path, whole, 13, 2, "Stream")
