@@ -72,7 +72,8 @@ class Control:
         self._closing.set()
         self.signals.on_signal = self.signals.on_tick = lambda: None
         if self.is_main:
-            (self.folder / "stop").unlink(missing_ok=True)  # until now other ranks may have wanted to see it
+            with contextlib.suppress(OSError):  # the next run removes it
+                (self.folder / "stop").unlink(missing_ok=True)  # until now other ranks may have wanted to see it
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -106,11 +107,11 @@ class Control:
         for command in COMMANDS if self.is_main else COMMANDS[:1]:
             path = self.folder / command
             try:
-                who = path.read_text().strip() or f"accel-train {command}"
+                who = path.read_text(errors="replace").strip() or f"accel-train {command}"
+                if command != "stop":
+                    path.unlink(missing_ok=True)
             except OSError:  # nobody asked
                 continue
-            if command != "stop":
-                path.unlink(missing_ok=True)
             self._obey(command, who)
 
     def _listen(self, number: int) -> None:

@@ -24,7 +24,8 @@ from accel_train.waiting import StoppedError
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 STARTING, PREPARING, WORKING = "starting", "preparing", "working"
 
-TICK_S = 0.25
+TICK_S = 0.5
+"""The thread looks up so often, and whenever a signal comes."""
 PATIENCE_S = {STARTING: 5.0, PREPARING: 1.0}
 """A program that is to stop while it prepares, and does not, is ended after so long. To start is to import, which ends
 by itself and finds out which exit code was asked for."""
@@ -77,6 +78,9 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+        if self.program:  # all is done; what comes now must not change the exit code
+            for number in self._previous.keys() - {signal.SIGINT}:
+                signal.signal(number, signal.SIG_IGN)
         self._closing.set()
         if self._pipe is not None:
             os.write(self._pipe[1], b"\0")  # no signal: it looks up

@@ -377,6 +377,7 @@ class Trainer:
         """Restore, then tell the observers."""
         with self._signals.preparing():
             restored = self.session.restore(self.tell)
+        self.control.begin()
         if restored is not None:
             self._take_progress(restored)
         elif self.config.init_from:
@@ -410,7 +411,8 @@ class Trainer:
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
         self._plan_attention(0.0)
-        self.control.begin()
+        if self.control.stop_reason is not None:
+            self._attend_now()
 
     def _finish(self, reason: str) -> Result:
         done = self._done()
@@ -431,7 +433,8 @@ class Trainer:
         )
 
     def _crashed(self, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        interrupted = isinstance(error, KeyboardInterrupt)
+        text = "interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
         if not isinstance(error, LostRankError):  # which says so itself
             text += f"; {what_is_kept(self.session.last_saved)}"
         outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"

@@ -82,6 +82,13 @@ def test_before_the_first_step(tmp_path, whole):
     assert_same_run(tmp_path, whole(1))
 
 
+def test_what_is_asked_of_the_task_before_the_first_step(tmp_path):
+    members = start(tmp_path, 1, job(tmp_path, stall=stall(tmp_path, split="baselines")))
+    os.kill(members[0].pid, signal.SIGTERM)
+    (result,) = results_of(members)
+    assert result["error"][0] == "StoppedError"
+
+
 @pytest.mark.parametrize("task, asked", [("Toy", 0), ("Toy", 1), ("Toy", None), ("Ragged", 0), ("Gan", 0)])
 def test_one_rank_waits_for_data(tmp_path, whole, task, asked):
     """The others have begun the step: all of them drop it. One of them is asked to stop, or the one without data, or
