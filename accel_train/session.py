@@ -21,7 +21,6 @@ from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differ
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError, UserError
-from accel_train.errors import brief as _brief
 from accel_train.optim import Schedule, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
@@ -415,3 +414,7 @@ def other_trackers(config: TrainConfig) -> list[str]:
         if name not in known:
             raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
     return [name for name in config.report_to if name not in ("tensorboard", "none")]
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
