@@ -6,13 +6,17 @@ import json
 import os
 import shlex
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import Parser
-from accel_train.errors import LockLostError, NonFiniteError, UserError
+from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
 from accel_train.secrets import scrub
+from accel_train.signals import active, caught, end_at_once
+from accel_train.waiting import StoppedError, given_up
 
 COMMANDS = {
     "train": "train a task, or go on with a run",
@@ -32,16 +36,39 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. 0 done, 1 training failed, 2 something to mend in config or data."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] != ["train"]:
+        return _told(arguments)
+    with caught(program=argv is None) as signals:
+        code = _told(arguments)
+        if signals.program and signals.forced:
+            end_at_once(code)
+        _leave_process_group()
+    if signals.program and given_up():
+        _end_without_those_who_wait(code)
+    return code
+
+
+def _told(arguments: list[str]) -> int:
+    """The exit code of a command; errors that a person can mend are one line."""
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"accel-train: error: {scrub(str(error))}", file=sys.stderr)
+        _say_once(f"error: {error}")
         return 2
     except (LockLostError, NonFiniteError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"accel-train: training failed: {scrub(str(error))}", file=sys.stderr)
+        _say_once(f"training failed: {error}")
         return 1
+    except LostRankError as error:
+        _say_once(f"error: {error}")
+        if (signals := active()) is not None and signals.program:
+            end_at_once(1)  # with whom should the process group be left?
+        return 1
+    except OtherRankError as error:  # that rank says so
+        return error.exit_code
+    except StoppedError as error:
+        _say_once(str(error))
+        code = signals.exit_code if (signals := active()) is not None and signals.reason else None
+        return 1 if code is None else code
     except KeyboardInterrupt:
         print("accel-train: interrupted", file=sys.stderr)
         return 130
@@ -49,6 +76,27 @@ def main(argv: list[str] | None = None) -> int:
         parts = traceback.format_exception(error)
         print(*(part if part.startswith("  File ") else scrub(part) for part in parts), sep="", end="", file=sys.stderr)
         return 1
+
+
+def _say_once(text: str) -> None:
+    """On standard error, on the first of the ranks that have the same to say."""
+    first = True
+    if "RANK" in os.environ:
+        from accel_train.ranks import is_first_to_say
+
+        first = is_first_to_say(text)
+    if first:
+        print(f"accel-train: {scrub(text)}", file=sys.stderr, flush=True)
+
+
+def _end_without_those_who_wait(code: int) -> None:
+    """A thread that still reads what may never come would keep the interpreter from ending."""
+    ends = time.monotonic() + 1.0
+    others = [thread for thread in threading.enumerate() if not (thread.daemon or thread is threading.main_thread())]
+    for thread in others:
+        thread.join(max(0.0, ends - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        end_at_once(code)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -104,13 +152,14 @@ def _train(rest: list[str]) -> int:
         print(dumps(config.to_dict(task, settings)), end="")
         return 0
 
-    from accel_train.trainer import Trainer
     from accel_train.trust import is_own
 
-    try:
-        result = Trainer(task, settings).fit()
-    finally:
-        _leave_process_group()
+    with caught() as signals:
+        signals.exit_code = settings.requeue_exit_code
+        with signals.preparing():
+            from accel_train.trainer import Trainer
+
+    result = Trainer(task, settings).fit()
     if os.environ.get("RANK", "0") == "0":
         if result.outcome == "completed" and (summary := task.summary(result.metrics)):
             print(f"\n{summary}")
@@ -143,9 +192,8 @@ def _tool(name: str) -> str:
 
 
 def _leave_process_group() -> None:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -1,23 +1,32 @@
 """How a person or a scheduler talks to a run: signals, typed words, and files in ``output_dir/control``.
 
-Nothing here acts. It collects requests on one rank; the loop makes them votes that all ranks count together, so every
-rank finishes the same step.
+Requests are collected on each rank; the loop makes them votes that all ranks count together, so every rank finishes the
+same step. All that happens here is that waiting ends, once somebody asked to stop: nobody waits for data that may never
+come. On several ranks that takes a few seconds, in which those whose data come agree to stop after a whole step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
+import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+from accel_train import waiting
+from accel_train.signals import Signals
+
 COMMANDS = ("stop", "save", "status")
+GRACE_S = 3.0
+"""Between a request to stop and the end of waiting, on several ranks."""
+TELL_S = 1.0
+"""A rank that was asked and has not stopped after so long may be held up by one that was not: it tells the others."""
 
 
 class Control:
@@ -30,88 +39,146 @@ class Control:
         self,
         folder: Path,
         is_main: bool,
+        signals: Signals,
+        alone: bool = True,
         on_request: Callable[[], None] = lambda: None,
         on_status: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.is_main = folder, is_main
+        self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
         self.on_request, self.on_status = on_request, on_status
-        self.stop_reason: str | None = None
-        self.by_signal = False
         self.save_requested = False
-        self._previous: dict[int, object] = {}
+        self._asked: str | None = None
+        self._asked_at = 0.0
         self._closing = threading.Event()
 
     def __enter__(self) -> Control:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._on_signal)
             die_with_launcher()
         if self.is_main:
             for command in COMMANDS:  # a request to an earlier run is not one to this
                 (self.folder / command).unlink(missing_ok=True)
-            if sys.stdin is not None and not sys.stdin.closed and _is_terminal(sys.stdin):
-                threading.Thread(target=self._listen, name="typed commands", daemon=True).start()
+            number = _readable(sys.stdin)
+            if number is not None:
+                threading.Thread(target=self._listen, args=(number,), name="typed commands", daemon=True).start()
         return self
+
+    def begin(self) -> None:
+        """The loop begins: from now on requests are heard. Files of an earlier run must be gone by then."""
+        self.signals.on_signal, self.signals.on_tick = self.on_request, self._on_tick
+        if self.stop_reason is not None:
+            self.on_request()
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self.signals.on_signal = self.signals.on_tick = lambda: None
+        if self.is_main:
+            with contextlib.suppress(OSError):  # the next run removes it
+                (self.folder / "stop").unlink(missing_ok=True)  # until now other ranks may have wanted to see it
 
-    def poll(self) -> None:
-        """Look for request files (rank 0, at every moment of attention)."""
-        if not self.is_main:
-            return
-        for command in COMMANDS:
-            path = self.folder / command
-            if path.exists():
-                path.unlink(missing_ok=True)
-                self._obey(command, f"accel-train {command}")
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    @property
+    def stop_reason(self) -> str | None:
+        return self._asked or self.signals.reason
+
+    @property
+    def by_signal(self) -> bool:
+        return self.signals.reason is not None
+
+    def stop(self, who: str) -> None:
+        self._asked = self.stop_reason or who
+        self.on_request()
 
     def _obey(self, word: str, who: str) -> None:
         if word in ("stop", "quit", "exit"):
-            self.stop_reason = self.stop_reason or who
-            self.on_request()
+            self.stop(who)
         elif word == "save":
             self.save_requested = True
             self.on_request()
-        elif word == "status":
-            self.on_status()
         elif word:
-            print(f"{word!r} is not a command; type stop, save or status and Enter", flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads what is printed
+                if word == "status":
+                    self.on_status()
+                else:
+                    print(f"{word!r} is not a command; type stop, save or status and Enter", flush=True)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.stop_reason is not None:
-            raise KeyboardInterrupt  # the second one forces
-        self.by_signal = True
-        self.stop_reason = self.stop_reason or signal.Signals(number).name
-        self.on_request()
+    def poll(self) -> None:
+        """Look for request files. That to stop is for all ranks to see, the others for rank 0."""
+        for command in COMMANDS if self.is_main else COMMANDS[:1]:
+            path = self.folder / command
+            try:
+                who = path.read_text(errors="replace").strip() or f"accel-train {command}"
+                if command != "stop":
+                    path.unlink(missing_ok=True)
+            except OSError:  # nobody asked
+                continue
+            self._obey(command, who)
 
-    def _listen(self) -> None:
+    def _listen(self, number: int) -> None:
+        rest = b""
         while not self._closing.is_set():
             # Never blocked in a read, so that a notebook or a test can end the run without a key press.
-            ready, _, _ = select.select([sys.stdin], [], [], 0.25)
+            ready, _, _ = select.select([number], [], [], 0.25)
             if ready:
-                line = sys.stdin.readline()
-                if not line:
+                try:
+                    text = os.read(number, 4096)
+                except OSError:  # the terminal is gone
                     return
-                self._obey(line.strip().lower(), "typed stop")
+                *lines, rest = (rest + text).split(b"\n")
+                for line in lines if text else [rest]:
+                    self._obey(line.decode(errors="replace").strip().lower(), "typed stop")
+                if not text:
+                    return
+
+    # -- the end of waiting ------------------------------------------------------------------------------------------
+
+    def _on_tick(self) -> None:
+        """Several times a second, beside the loop."""
+        self.poll()
+        if self.stop_reason is None:
+            return
+        self._asked_at = self._asked_at or time.monotonic()
+        passed = time.monotonic() - self._asked_at
+        if (self.alone or passed >= GRACE_S) and not waiting.given_up():
+            waiting.give_up()
+        if passed >= TELL_S and not self.alone and not (self.folder / "stop").exists():
+            with contextlib.suppress(OSError):  # a full disk: then the other ranks are as deaf as without this
+                request(self.folder.parent, "stop", self.stop_reason)
 
 
-def request(output_dir: Path, command: str) -> None:
+def request(output_dir: Path, command: str, who: str = "") -> None:
     """Ask a running run for something, from another process."""
     folder = output_dir / "control"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / command).touch()
+    (folder / command).write_text(who)
 
 
-def _is_terminal(stream: object) -> bool:
-    """A terminal whose foreground job we are: a job in the background would be stopped by reading from it."""
+def _readable(stream: object) -> int | None:
+    """The file number of a stream that somebody may type or send words to: a pipe, or the terminal whose foreground
+    job we are, since a job in the background would be stopped by reading from it, or take what is meant for others."""
     try:
         number = stream.fileno()  # type: ignore[attr-defined]
-        return os.isatty(number) and os.tcgetpgrp(number) == os.getpgrp()
+        if os.isatty(number):
+            return number if _in_foreground(number) else None
+        return number if stat.S_ISFIFO(os.fstat(number).st_mode) else None
     except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _in_foreground(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # another session's terminal: the launcher's, which gives each rank a session of its own
+        return _foreground_job(os.getppid())
+
+
+def _foreground_job(process: int) -> bool:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # not on Linux
         return False
+    group, foreground = fields[2], fields[5]
+    return group == foreground
 
 
 def die_with_launcher() -> None:

@@ -17,5 +17,31 @@ class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""
 
 
+class LostRankError(RuntimeError):
+    """Another process of this run is not there any more."""
+
+
+class OtherRankError(RuntimeError):
+    """Another rank met an error, of which it tells itself. ``exit_code``: with which all of them end."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """2: a person can mend it."""
+    return 2 if isinstance(error, UserError) else 1
+
+
+def brief(error: BaseException) -> str:
+    """Its type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def what_is_kept(last_saved: int | None) -> str:
+    return "nothing is saved" if last_saved is None else f"the last checkpoint is of step {last_saved}"
+
+
 class LockLostError(RuntimeError):
     """The run folder is another run's by now; nothing more may be written into it."""

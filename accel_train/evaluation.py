@@ -20,6 +20,7 @@ from accel_train.errors import UserError
 from accel_train.progress import Position
 from accel_train.ranks import Ranks
 from accel_train.task import Batch, Task
+from accel_train.waiting import StoppedError
 
 T = TypeVar("T")
 
@@ -32,18 +33,28 @@ def evaluate(
     ranks: Ranks,
     micro_batch_size: int | None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike."""
+    """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike.
+
+    Raises:
+        StoppedError: on every rank, if data did not come to one of them and the run is to stop.
+    """
     sums: dict[str, Tensor] = {}
     contract.require(task, "eval_step", "eval_metrics")
     if loader.source.steps(0) is None:
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
+    stopped = False
     with quietly(models), torch.no_grad():
-        for _, _, share in loader.batches(Position(), last_epoch=1):
-            if share is None:
-                continue
-            for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
-                part = part.detach().to(torch.float64)
-                sums[name] = sums[name] + part if name in sums else part
+        try:
+            for _, _, share in loader.batches(Position(), last_epoch=1):
+                if share is None:
+                    continue
+                for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
+                    part = part.detach().to(torch.float64)
+                    sums[name] = sums[name] + part if name in sums else part
+        except StoppedError:
+            stopped = True
+    if ranks.count(stopped) != [0]:
+        raise StoppedError("stopped while evaluating")
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
     return contract.metrics_of(task, task.eval_metrics(total)), total

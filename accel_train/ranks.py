@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+
+from accel_train.errors import LostRankError, brief, what_is_kept
 
 T = TypeVar("T")
 
@@ -43,7 +50,13 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def all_agree(self, ok: bool) -> bool:
-        return ok if self.world_size == 1 else bool(self.host_sum(torch.tensor(0.0 if ok else 1.0)) == 0)
+        return self.count(not ok) == [0]
+
+    def count(self, *votes: bool) -> list[int]:
+        """How many ranks say so, for each of the votes."""
+        if self.world_size == 1:
+            return [int(vote) for vote in votes]
+        return [int(n) for n in self.host_sum(torch.tensor(votes, dtype=torch.float32)).tolist()]
 
     def gather(self, value: T) -> list[T]:
         """One picklable value of every rank, on every rank. For rare moments only."""
@@ -56,3 +69,46 @@ class Ranks:
     def from_main(self, value: T) -> T:
         """Rank 0's value on every rank."""
         return self.gather(value)[0]
+
+
+@contextlib.contextmanager
+def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+    """What gloo and NCCL say of a rank that is not there any more, in a line of ours.
+
+    Raises:
+        LostRankError: there is one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_loss_of_a_rank(error):
+            raise
+        found = re.search("connection [a-z]+ by peer|broken pipe|timed? ?out", str(error), re.IGNORECASE)
+        why, kept = found[0] if found else brief(error), what_is_kept(last_saved())
+        raise LostRankError(f"another rank has died or left ({why}); {kept}") from None
+
+
+def _is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """torch has no type for it where gloo is used."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other rank of this run has said so yet. True if they cannot be asked."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        if dist.is_initialized():
+            store = dist.distributed_c10d._get_default_store()
+        elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # before they have met: the launcher's
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                address, port, is_master=False, timeout=timedelta(seconds=5)
+            )
+        else:
+            return True
+        return store.add(f"said: {text}", 1) == 1
+    except RuntimeError:  # it was with a rank that is not there any more
+        return True

@@ -28,6 +28,10 @@ from accel_train.task import Batch, Event, Objective, Task
 _NOTHING = contextlib.nullcontext()
 
 
+class AbandonedError(RuntimeError):
+    """No rank takes this step, since one of them has not got its share of the batch."""
+
+
 @contextlib.contextmanager
 def _frozen(params: list[nn.Parameter]) -> Iterator[None]:
     """No gradient is computed for these; one would be added to the next update of their own objective."""
@@ -121,6 +125,7 @@ class Stepper:
         self._seeds: dict[str, int] = {}
         self._guarded = memory_guard and ranks.world_size > 1
         self._retry_memory = memory_guard
+        self.updating = False  # still true after an error: then the weights are of no step
         self._sharded = False
         self._equal_forwards = False  # ranks talk to each other within them
         self._largest_micro_batch = 0
@@ -186,12 +191,18 @@ class Stepper:
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def step(
-        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0
+        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0, abandon: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
         """One update of ``objective``'s models on this rank's share of global batch ``step``.
 
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
+
+        ``abandon``: join the other ranks without items, to tell them that there is to be no such step. What their
+        models remember besides parameters (running statistics) may have taken it in already.
+
+        Raises:
+            AbandonedError: a rank did so; the weights are those before. Only if ``can_abandon``.
         """
         group = self.groups[objective.name]
         if repeat:
@@ -211,7 +222,10 @@ class Stepper:
             if first:
                 self._check_gradients(group)
             if self._guarded:
-                complete_everywhere = self.ranks.all_agree(complete)
+                incomplete, abandoned = self.ranks.count(not complete, abandon)
+                if abandoned:
+                    raise AbandonedError(f"step {step + 1}")
+                complete_everywhere = incomplete == 0
                 if complete_everywhere:
                     self._reduce_gradients(group, objective)
             else:
@@ -224,7 +238,9 @@ class Stepper:
                         "without gradient? (check_contract: false goes on)"
                     )
                 self._seen.add(objective.name)
+                self.updating = True
                 norm = self._update(group)
+                self.updating = False
                 # DDP would do this in its first forward, at another moment on a rank that has no items
                 self.ranks.share(group.buffers)
                 return values, norm
@@ -333,6 +349,8 @@ class Stepper:
         if like is None:  # a rank without items learns from the others what is summed
             mine = {name: (tuple(t.shape), t.dtype) for name, t in totals.items()}
             like = next((names for names in self.ranks.gather(mine) if names), {})
+            if not like:  # no rank has items: they all abandon the step
+                return totals
             self._totals_like[objective.name] = like
         parts = [
             totals[name].double().reshape(-1).to(self.device)
@@ -432,6 +450,11 @@ class Stepper:
             for module in shards:
                 module.reshard()
                 module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
+
+    @property
+    def can_abandon(self) -> bool:
+        """Several ranks agree before they reduce gradients, so that a step can still be dropped by all of them."""
+        return self._guarded
 
     @property
     def scale_is_settling(self) -> bool:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Iterable
@@ -22,18 +23,22 @@ from typing import Any
 
 import torch
 
-from accel_train import contract, run_folder
+from accel_train import contract, run_folder, waiting
 from accel_train.clock import Clock, cuda_memory
 from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
+from accel_train.errors import LostRankError, OtherRankError, brief, exit_code_of, what_is_kept
 from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
 from accel_train.looks import Looks
 from accel_train.progress import Duration, Every, Position
+from accel_train.ranks import telling_of_lost_ranks
 from accel_train.secrets import scrub
 from accel_train.selection import Selection
 from accel_train.session import Session, run_dir
+from accel_train.signals import caught
 from accel_train.skips import Skips
+from accel_train.step import AbandonedError
 from accel_train.task import Event, Task
 from accel_train.tracking import Observer, Observers, Record, Run
 from accel_train.tracking.jsonl import histories
@@ -86,49 +91,83 @@ class Trainer:
 
     def request_stop(self, reason: str) -> None:
         """Ask, on any rank, that all ranks stop after the same step and save."""
-        self.control.stop_reason = self.control.stop_reason or reason
-        self._attend_now()
+        self.control.stop(reason)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> Result:
-        """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``."""
-        self._prepare()
-        with self.session.folder_to_itself(self._is_stopping, self.tell), self.control:
-            try:
-                self._start()
-                gc.collect()
-                gc.freeze()  # what exists now stays: the collector need not look through every library at every turn
-                reason = self._loop()
-                return self._finish(reason)
-            except BaseException as error:
-                self._crashed(error)
-                raise
-            finally:
-                gc.unfreeze()
-                self.session.close()
+        """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``.
+
+        Raises:
+            StoppedError: someone did before it began.
+            LostRankError: another process of this run is gone.
+            LockLostError: another run has the folder by now.
+            OtherRankError: data failed on another rank; this one saved as well.
+        """
+        waiting.begin()
+        with contextlib.ExitStack() as held:
+            self._signals = held.enter_context(caught())
+            with telling_of_lost_ranks(), self._signals.preparing():
+                self._prepare()
+                held.enter_context(self.session.folder_to_itself(self._is_stopping, self.tell))
+            with self.control:
+                try:
+                    with telling_of_lost_ranks(lambda: self.session.last_saved):
+                        self._start()
+                        gc.collect()
+                        gc.freeze()  # what exists now stays: the collector need not look through every library again
+                        reason = self._loop()
+                        return self._finish(reason)
+                except BaseException as error:
+                    self._crashed(error)
+                    raise
+                finally:
+                    gc.unfreeze()
+                    self.session.close()
 
     def _loop(self) -> str:
         """Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
-        if self._done():
+        if self._evaluation_owed:
+            self.session.last_saved = None  # what was saved does not know of it
+            reason = self._attend()
+            if reason or self._done():
+                return reason or self.ended
+        elif self._done():
             why = self.ended or "its last step is reached"
             how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
             self.tell(Event("note", f"this run is complete ({why}); {how}"))
             return self.ended
-        waiting_since = time.perf_counter()
-        for epoch, number, share in self.session.loader.batches(position, self.config.num_train_epochs):
+        batches = self.session.loader.batches(position, self.config.num_train_epochs)
+        while True:
+            waiting_since = time.perf_counter()
+            try:
+                found = next(batches, None)
+            except Exception as error:
+                return self._stop_short(error)
+            if found is None:
+                return ""
+            epoch, number, share = found
             plan.begin_epoch(position, epoch)
             if plan.finished(position):  # data that only now knows where its last epoch ended
                 self._attend()
-                break
+                return ""
             self._clock.waited += time.perf_counter() - waiting_since
-            for objective in plan.phases[position.phase].objectives:
-                group = stepper.groups[objective.name]
-                group.set_lr(group.schedule(position.step, self.selection.history))
-                for repeat in range(objective.repeats):
-                    values, norm = stepper.step(objective, share, position.step, repeat)
-                    interval.add(objective.name, position.step + 1, values, norm)
+            updates = 0  # of this batch: after the first one, the weights are of no whole step
+            try:
+                for objective in plan.phases[position.phase].objectives:
+                    group = stepper.groups[objective.name]
+                    group.set_lr(group.schedule(position.step, self.selection.history))
+                    for repeat in range(objective.repeats):
+                        values, norm = stepper.step(objective, share, position.step, repeat)
+                        updates += 1
+                        interval.add(objective.name, position.step + 1, values, norm)
+            except AbandonedError:
+                return self._stop_short(None)
+            except Exception as error:
+                if self.ranks.world_size > 1 or updates or stepper.updating:
+                    raise
+                return self._stop_short(error)
             self._clock.items += self.task.size(share) if share is not None else 0
             self._places.append((epoch, number))
             self._share, self._trained = share, (epoch, position.phase)
@@ -137,16 +176,44 @@ class Trainer:
                 reason = self._attend()
                 if reason or self._done():
                     return reason or self.ended
-            waiting_since = time.perf_counter()
-        return ""
 
-    def _attend(self) -> str:
-        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or ""."""
+    def _stop_short(self, error: Exception | None) -> str:
+        """There is no further step, since its batch did not come: to this rank because of ``error``, or else to another
+        one. All save the last whole step. Returns who stopped the run; if nobody did, raises what went wrong."""
+        stepper, several = self.session.stepper, self.ranks.world_size > 1
+        stopped = self.control.stop_reason is not None and waiting.given_up()
+        if error is not None and several:
+            if not stepper.can_abandon:
+                if stopped:
+                    raise waiting.StoppedError(
+                        f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
+                        f"cannot drop a step together, and the last checkpoint is of step {self.session.last_saved}"
+                    ) from None
+                raise error
+            first = self.plan.phases[self.position.phase].objectives[0]
+            with contextlib.suppress(AbandonedError):
+                stepper.step(first, None, self.position.step, abandon=True)
+        failure = None if stopped else error
+        told = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
+        failures = [each for each in self.ranks.gather(told) if each]
+        try:
+            reason = self._attend(short=True)
+        except Exception as problem:
+            if failure is None:
+                raise
+            failure.add_note(f"the last whole step could not be saved: {brief(problem)}")
+        if failure is not None:
+            raise failure
+        if failures:
+            raise OtherRankError(*failures[0])
+        return reason
+
+    def _attend(self, short: bool = False) -> str:
+        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or "".
+        ``short``: the run ends here, though nothing was due; only save."""
         position, clock = self.position, self._clock
         now = clock.pause(position.step)
         lost = self.session.lost_folder()
-        if not lost:
-            self.control.poll()
         up = self._time_is_up(now)
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
@@ -178,21 +245,33 @@ class Trainer:
         if self.log_every.due(position) or finished or phase_changed:
             self._log()
         self.looks.look(position.step, self._share, self.observers)
-        reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
+        reason = self._who_stops() if stop else "max_time" if time_up else ""
         improved = False
-        if self.session.eval_loader is not None and (finished or self.eval_every.due(position)):
-            improved = self._evaluate()
-        if phase_changed and not finished:
+        due = finished or self.eval_every.due(position) or self._evaluation_owed
+        if self.session.eval_loader is not None and due and not short:
+            try:
+                self._evaluation_owed = False
+                improved = self._evaluate()
+            except waiting.StoppedError:  # on all ranks
+                self._evaluation_owed, reason = True, reason or self._who_stops()
+        if phase_changed and not finished and not short:
             self._say_phase()
         self._tick()
-        if save or self._done() or reason or improved or self.save_every.due(position):
-            self._save(improved)
+        if save or short or self._done() or reason or improved or self.save_every.due(position):
+            if position.step > 0:  # a run that was stopped before its first step has nothing to keep
+                self._save(improved)
         self._plan_attention(step_seconds)
         clock.resume()
         return "" if self._done() else reason
 
+    def _who_stops(self) -> str:
+        """All ranks ask this together."""
+        asked = [each for each in self.ranks.gather((self.control.stop_reason, self.control.by_signal)) if each[0]]
+        self._signalled = self._signalled or any(by_signal for _, by_signal in asked)
+        return str(asked[0][0]) if asked else "a request"
+
     def _done(self) -> bool:
-        return bool(self.ended) or self.plan.finished(self.position)
+        return not self._evaluation_owed and (bool(self.ended) or self.plan.finished(self.position))
 
     def _plan_attention(self, step_seconds: float) -> None:
         """The next step at which something is due; at the latest in about half a second, agreed by all ranks."""
@@ -292,6 +371,7 @@ class Trainer:
         self._started = time.monotonic()
         self._save_seconds = 0.0
         self._signalled = False
+        self._evaluation_owed = False  # a stop came while there was one
         self._places: list[tuple[int, int]] = []
         self._share: Any = None
         self._trained: tuple[int, int] | None = None  # epoch and phase of the last step; the position is one further
@@ -300,12 +380,15 @@ class Trainer:
         self._clock = Clock(0)
         self.observers = Observers([])
         self.control = Control(
-            self.session.output_dir / "control", self.ranks.is_main, self._attend_now, self._say_status
-        )
+            self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
+            self._attend_now, self._say_status,
+        )  # fmt: skip
 
     def _start(self) -> None:
         """Restore, then tell the observers."""
-        restored = self.session.restore(self.tell)
+        with self._signals.preparing():
+            restored = self.session.restore(self.tell)
+        self.control.begin()
         if restored is not None:
             self._take_progress(restored)
         elif self.config.init_from:
@@ -339,6 +422,8 @@ class Trainer:
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
         self._plan_attention(0.0)
+        if self.control.stop_reason is not None:
+            self._attend_now()
 
     def _finish(self, reason: str) -> Result:
         done = self._done()
@@ -359,8 +444,12 @@ class Trainer:
         )
 
     def _crashed(self, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        outcome = "lost" if self.session.lost_folder() else "crashed"
+        interrupted = isinstance(error, KeyboardInterrupt)
+        text = "interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
+        if not isinstance(error, LostRankError):  # which says so itself
+            text += f"; {what_is_kept(self.session.last_saved)}"
+        outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"
+        outcome = "lost" if self.session.lost_folder() else outcome
         self.observers.tell("on_end", outcome, self._status() | {"reason": scrub(text)})
 
     def tell(self, event: Event) -> None:
@@ -401,6 +490,7 @@ class Trainer:
             "skipped_in_row": self.skips.in_a_row,
             "stepper": self.session.stepper.state(),
             "phases": self._phases_so_far(),
+            "evaluation_owed_after": self._trained if self._evaluation_owed else None,
             "world_size": self.ranks.world_size,
             "data": self.session.data,
         }
@@ -411,6 +501,8 @@ class Trainer:
         for i, (old, new) in enumerate(zip(progress.get("phases", []), self._phases_so_far(), strict=False)):
             if old != new:
                 self.tell(Event("warning", f"phase {i} is {new} now, but what has been trained of it was {old}"))
+        self._trained = progress.get("evaluation_owed_after")
+        self._evaluation_owed = self._trained is not None
         self.interval.restore(progress["interval"])
         self.selection.restore(progress["selection"])
         self.skips.in_a_row = progress["skipped_in_row"]

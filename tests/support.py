@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Objective, Task, Trainer, keyed
+from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, Trainer, keyed, waiting
 from accel_train.checkpoint import CheckpointFolder, verify
-from accel_train.data.source import BatchSource
+from accel_train.errors import DataError
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
@@ -63,6 +64,7 @@ class Numbers:
 
     def __init__(self, items: int, purpose: str, float64: bool, ragged: bool = False, slow: float = 0.0) -> None:
         self.items, self.key, self.ragged, self.slow = items, keyed.key(7, purpose), ragged, slow
+        self.purpose = purpose
         self.dtype = np.float64 if float64 else np.float32
 
     def __len__(self) -> int:
@@ -71,6 +73,7 @@ class Numbers:
     def read(self, indices: np.ndarray) -> dict[str, Any]:
         if self.slow:
             time.sleep(self.slow)
+        unread(self.purpose)
         lengths = 1 + keyed.bits(self.key, indices)[:, 0] % 7 if self.ragged else np.ones(len(indices), np.uint64)
         longest = int(lengths.max())
         x = keyed.normal(self.key, indices, 7 * 4).reshape(-1, 7, 4)[:, :longest]
@@ -127,6 +130,10 @@ class Toy(Task):
     def eval_metrics(self, sums):
         return {"loss": float(sums["error"] / sums["count"])}
 
+    def baselines(self):
+        unread("baselines")
+        return {}
+
     def monitor(self, models, batch):
         torch.rand(3), np.random.rand(3), random.random()
         self._error(models, batch)
@@ -136,6 +143,44 @@ class Toy(Task):
         torch.rand(3), np.random.rand(3), random.random()
         assert not torch.is_grad_enabled() and not models["model"].training
         return {"data/y": batch["y"], "data/error": models["model"](batch["x"])[..., 0] - batch["y"]}
+
+
+class SlowToPrepare(Toy):
+    """Looks through its data for a minute. ``mark``: a file that is there from then on."""
+
+    def __init__(self, mark: str = "") -> None:
+        super().__init__()
+        self.mark = mark
+
+    def build_data(self, split, batch_size, seed):
+        Path(self.mark).touch()
+        time.sleep(60)
+
+
+class WrongOnOneRank(Toy):
+    def build_data(self, split, batch_size, seed):
+        if os.environ.get("RANK") == "1":
+            raise DataError("only rank 1 cannot read this")
+        return super().build_data(split, batch_size, seed)
+
+
+class Endless(BatchSource):
+    """A stream that does not know its length."""
+
+    def __init__(self, data: Numbers) -> None:
+        self.data = data
+
+    def steps(self, epoch):
+        return None
+
+    def iterate(self, epoch, step, rank, world_size, num_workers):
+        for number in range(step, 1000):
+            yield self.data.read(np.arange(4) + 8 * number + 4 * rank)
+
+
+class Unending(Toy):
+    def build_data(self, split, batch_size, seed):
+        return Endless(Numbers(50, split, False)) if split == "train" else None
 
 
 class Ragged(Toy):
@@ -406,6 +451,7 @@ class Pairs(Numbers):
         super().__init__(items, "pairs", float64)
 
     def read(self, indices: np.ndarray) -> dict[str, Any]:
+        unread("train")
         drawn = keyed.normal(self.key, indices, 5).astype(self.dtype)
         return {"index": indices, "x": drawn[:, :2] + 1, "z": drawn[:, 2:]}
 
@@ -417,6 +463,8 @@ def _here(name: str) -> Any:
     """The fault's setting, if it is meant for this rank and step. ``{name: {...}, rank: 1, steps: [4]}``."""
     setting = FAULTS.get(name)
     if setting is None or setting.get("rank", FAULTS["this_rank"]) != FAULTS["this_rank"]:
+        return None
+    if setting.get("objective", FAULTS.get("this_objective")) != FAULTS.get("this_objective"):
         return None
     return setting if "steps" not in setting or FAULTS["this_step"] in setting["steps"] else None
 
@@ -430,6 +478,15 @@ def fault(batch: dict[str, Any]) -> None:
         raise RuntimeError("injected crash")
     if _here("die") is not None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unread(purpose: str) -> None:
+    """Data that never come, or cannot be read; ``steps``: after which. ``split``: of which data."""
+    if (stall := _here("stall")) is not None and stall.get("split", "train") == purpose:
+        Path(stall["mark"]).touch()
+        waiting.result(Future())
+    if (bad := _here("bad data")) is not None and bad.get("split", "train") == purpose:
+        raise DataError("injected: nothing to read")
 
 
 class _NanGradient(torch.autograd.Function):
@@ -524,12 +581,12 @@ class Probe(Trainer):
                 next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, step):
-        def watched(objective, batch, number, repeat=0):
+        def watched(objective, batch, number, repeat=0, **more):
             FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
                 name = next(name for name in ("event", "pair", "index") if name in batch)
                 self.samples[number + 1] = batch[name].tolist()
-            return step(objective, batch, number, repeat)
+            return step(objective, batch, number, repeat, **more)
 
         return watched
 
@@ -552,7 +609,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     probe = Probe(job, ears)
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     # a full collection takes as long as the rest of a toy run
-    with disk_faults(job.get("disk")), mock.patch("gc.collect"), mock.patch.dict(os.environ, ON_CPU):
+    patience = mock.patch.multiple("accel_train.control", GRACE_S=0.3, TELL_S=0.1)
+    with disk_faults(job.get("disk")), mock.patch("gc.collect"), mock.patch.dict(os.environ, ON_CPU), patience:
         try:
             done = probe.fit()
             result.update(outcome=done.outcome, reason=done.reason, step=done.step, by_signal=done.by_signal,
@@ -828,9 +886,10 @@ def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
 
 def program(command: list[str], **named: Any) -> subprocess.Popen:
     environment = os.environ | ON_CPU | {"PYTHONPATH": _python_path()}
+    named = {"stdin": subprocess.DEVNULL, "start_new_session": True} | named
     return subprocess.Popen(
-        command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, text=True, start_new_session=True, **named,
+        command, env=environment | named.pop("env", {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **named,
     )  # fmt: skip
 
 

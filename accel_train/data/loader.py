@@ -193,6 +193,8 @@ class Loader:
         try:
             return waiting.interruptibly(self._draws.read, epoch, number, take)
         except Exception as error:
+            if steps is None:
+                self.all_agree(False)  # the others wait to hear whether this rank's data have ended
             raise self._with_place(error, epoch, number) from None
 
     def _scan_ahead(

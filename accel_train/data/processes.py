@@ -20,6 +20,7 @@ from accel_train.contract import described
 from accel_train.data.draws import place_key, seed_generators
 from accel_train.data.source import BatchSource
 from accel_train.errors import DataError, UserError
+from accel_train.signals import SIGNALS
 from accel_train.task import Batch
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ _seed = 0
 def _start(source: BatchSource, seed: int) -> None:
     global _source, _seed
     _source, _seed = source, seed
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # are for the loop: a worker must not die of them
+    for number in SIGNALS:  # they are for the loop: a worker must not die of them
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from support import Team, assert_same_run, config, damaged, run, steps_saved
+from support import Team, assert_same_run, config, damaged, launch, run, steps_saved
 
 SETTINGS = dict(save_steps=6, eval_steps=0, max_steps=40)
 
@@ -40,8 +40,17 @@ def test_one_rank_ends(tmp_path, fault, rank):
     finally:
         team.close()
     assert time.monotonic() - began < 60
-    assert survivor["error"] and survivor["outcome"] is None
+    assert survivor["error"][0] == "LostRankError" and survivor["outcome"] is None
+    assert "another rank has died or left" in survivor["error"][1] and "is of step 12" in survivor["error"][1]
     assert damaged(tmp_path / "run") == [] and steps_saved(tmp_path / "run")[-1] == 12
     results = run(job, 2)
     assert {(r["outcome"], min(r["samples"])) for r in results} == {("completed", 13)}
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_only_one_rank_meets_is_said_once(tmp_path):
+    running = launch(2, "train", "--task=support.WrongOnOneRank", f"--output_dir={tmp_path}", "--max_steps=5")
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode and output.count("accel-train: error: only rank 1 cannot read this") == 1
+    assert output.count("another rank has died or left") <= 1

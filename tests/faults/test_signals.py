@@ -26,7 +26,9 @@ from support import (
 )
 
 from accel_train import cli
+from accel_train import config as config_module
 from accel_train.control import request
+from accel_train.signals import SIGNALS, caught
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
 TOY = {"dropout": 0.2}
@@ -99,6 +101,7 @@ def test_two_ranks(tmp_path, whole, to):
         team.close()
     for result in results:
         assert (result["error"], result["outcome"], result["by_signal"]) == (None, "stopped", True)
+        assert result["reason"] == "SIGTERM"
     assert len({result["step"] for result in results}) == 1
     goes_on(tmp_path, whole, 2, results[0]["step"])
 
@@ -128,6 +131,58 @@ def test_the_second_interrupt_does_not_wait(tmp_path):
     output, _ = running.communicate(timeout=15)
     assert running.returncode == 130 and time.monotonic() - began < 10
     assert "interrupted" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_it_prepares(tmp_path, number):
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    task = ["--task=support.SlowToPrepare", f"--task.init_args.mark={mark}"]
+    more = [f"--output_dir={folder}", "--max_steps=5", "--requeue_exit_code=75"]
+    running = program([sys.executable, "-m", "accel_train", "train", *task, *more])
+    wait_for(mark.exists)
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=20)
+    assert running.returncode == 75 and not folder.exists()
+    assert output == f"accel-train: stopped while preparing ({number.name}); nothing was trained\n"
+
+
+def test_before_the_config_is_read(tmp_path, monkeypatch, capsys):
+    """Only then is it known with which code to end."""
+    read = config_module.parse
+    monkeypatch.setattr(config_module, "parse", lambda given: os.kill(os.getpid(), signal.SIGUSR1) or read(given))
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    assert cli.main([*arguments(tmp_path / "run", 0.0, requeue_exit_code=75)]) == 75
+    assert "stopped while preparing (SIGUSR1)" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_a_hangup_that_is_to_be_ignored_is():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with caught() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interrupt_while_nothing_can_be_interrupted(tmp_path):
+    """As in a library that does not return: the main thread never gets to its handler."""
+    code = (
+        "import ctypes, signal\n"
+        "from accel_train.signals import caught\n"
+        "with caught(program=True):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "    print('ready', flush=True)\n"
+        "    while True: ctypes.CDLL(None).sleep(60)\n"
+    )
+    running = program([sys.executable, "-c", code])
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=20)
+    assert running.returncode == 130 and output == "accel-train: interrupted\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
