@@ -9,5 +9,9 @@ class DataError(UserError):
     """A file or record cannot be read as it should. The message names the file and the place in it."""
 
 
+class EvaluationError(RuntimeError):
+    """An evaluation on held-out data failed."""
+
+
 class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from accel_train.data.loader import Loader
 from accel_train.data.source import IndexedSource
-from accel_train.errors import UserError
+from accel_train.errors import EvaluationError, NonFiniteError, UserError
 from accel_train.progress import Position
 from accel_train.ranks import Ranks
+from accel_train.reporting import brief
 from accel_train.task import Batch, Task
+from accel_train.waiting import StoppedError
 
 T = TypeVar("T")
 
@@ -30,21 +33,48 @@ def evaluate(
     accelerator: Accelerator,
     ranks: Ranks,
     micro_batch_size: int | None,
+    batches: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike."""
+    """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike.
+
+    Args:
+        batches: only so many of the first ones.
+
+    Raises:
+        UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
+        EvaluationError: the task failed on one of the ranks; on all of them.
+    """
     sums: dict[str, Tensor] = {}
-    if loader.source.steps(0) is None:
+    steps = loader.source.steps(0)
+    if steps is None:
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
-    with quietly(models), torch.no_grad():
-        for _, _, share in loader.batches(Position(), last_epoch=1):
-            if share is None:
-                continue
-            for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
-                part = part.detach().to(torch.float64)
-                sums[name] = sums[name] + part if name in sums else part
+    if steps == 0:
+        raise UserError(f"{task.task_name()}: the held-out data are empty, there is nothing to evaluate")
+    problem: Exception | None = None
+    try:
+        with quietly(models), torch.no_grad(), contextlib.closing(loader.batches(Position(), last_epoch=1)) as shares:
+            for _, _, share in itertools.islice(shares, batches):
+                if share is None:
+                    continue
+                for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
+                    part = part.detach().to(torch.float64)
+                    sums[name] = sums[name] + part if name in sums else part
+    except Exception as error:
+        problem = error
+    _agree(ranks, problem)
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
     return {name: float(value) for name, value in task.eval_metrics(total).items()}, total
+
+
+def _agree(ranks: Ranks, problem: Exception | None) -> None:
+    """The same error everywhere, or no rank could go on: the kind a person can mend, or an EvaluationError."""
+    known = (UserError, NonFiniteError, StoppedError)
+    kind = next((k for k in known if isinstance(problem, k)), EvaluationError)
+    mine = None if problem is None else (kind, str(problem) if kind in known else brief(problem))
+    found = next((each for each in ranks.gather(mine) if each), None)
+    if found is not None:
+        raise found[0](found[1]) from problem
 
 
 def predict(

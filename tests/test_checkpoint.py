@@ -22,6 +22,7 @@ def save(root: Path, step: int, **retention) -> CheckpointFolder:
     (temporary / "deep").mkdir()
     (temporary / "deep" / "progress.json").write_text(json.dumps({"step": step}))
     folder.commit(step)
+    folder.link("latest", step)
     return folder
 
 

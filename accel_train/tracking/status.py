@@ -8,7 +8,6 @@ import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, plain, show_clock, show_terms, write_atomic
@@ -47,7 +46,7 @@ class Status(Observer):
         if time.monotonic() - self._written >= self.interval:
             self._write()
 
-    def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None:
+    def on_evaluate(self, record: Record) -> None:
         self._fixed["last_eval"] = plain({k: v for k, v in record.items() if k != "kind"})
         self._write()
 
