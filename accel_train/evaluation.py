@@ -50,25 +50,30 @@ def evaluate(
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
     if steps == 0:
         raise UserError(f"{task.task_name()}: the held-out data are empty, there is nothing to evaluate")
-    problem: Exception | None = None
-    try:
-        with quietly(models), torch.no_grad(), contextlib.closing(loader.batches(Position(), last_epoch=1)) as shares:
-            for _, _, share in itertools.islice(shares, batches):
-                if share is None:
-                    continue
-                for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
-                    part = part.detach().to(torch.float64)
-                    sums[name] = sums[name] + part if name in sums else part
-    except Exception as error:
-        problem = error
-    _agree(ranks, problem)
+    shares = contextlib.closing(loader.batches(Position(), last_epoch=1))
+    with _failing_together(ranks), quietly(models), torch.no_grad(), shares as shares:
+        for _, _, share in itertools.islice(shares, batches):
+            if share is None:
+                continue
+            for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
+                part = part.detach().to(torch.float64)
+                sums[name] = sums[name] + part if name in sums else part
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
-    return {name: float(value) for name, value in task.eval_metrics(total).items()}, total
+    metrics: dict[str, float] = {}
+    with _failing_together(ranks):
+        metrics = {name: float(value) for name, value in task.eval_metrics(total).items()}
+    return metrics, total
 
 
-def _agree(ranks: Ranks, problem: Exception | None) -> None:
-    """The same error everywhere, or no rank could go on: the kind a person can mend, or an EvaluationError."""
+@contextlib.contextmanager
+def _failing_together(ranks: Ranks) -> Iterator[None]:
+    """What one rank raises inside all raise, as the kind of error that it is or as an EvaluationError."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
     known = (UserError, NonFiniteError, StoppedError)
     kind = next((k for k in known if isinstance(problem, k)), EvaluationError)
     mine = None if problem is None else (kind, str(problem) if kind in known else brief(problem))

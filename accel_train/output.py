@@ -70,3 +70,5 @@ def forgiving() -> Iterator[None]:
         for name, old, new in zip(("stdout", "stderr"), before, mine, strict=True):
             if getattr(sys, name) is new:
                 setattr(sys, name, old)
+            if old is None:
+                new.stream.close()

@@ -195,7 +195,7 @@ class Session:
         from accel_train.tracking.status import Status
 
         config = self.config
-        observers: list[Observer] = [Console(), Jsonl(tell), EventLog(), Status()]
+        observers: list[Observer] = [EventLog(), Console(), Jsonl(tell), Status()]
         if "tensorboard" in config.report_to:
             from accel_train.tracking.tensorboard import TensorBoard
 

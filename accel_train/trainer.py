@@ -308,7 +308,7 @@ class Trainer:
 
     def _save(self, is_best: bool, evaluated: bool = False) -> None:
         started = time.monotonic()
-        self.session.save(self.position.step, self._progress(), self.tell, again=evaluated)
+        self.session.save(self.position.step, self._progress(), self.tell, evaluated)
         if is_best:
             self.session.mark_best(self.position.step, self._about(), self.tell)
         if self.session.last_saved == self.position.step:
