@@ -133,3 +133,21 @@ def test_a_record_costs_little(tmp_path):
     each = (time.perf_counter() - begin) / 200
     observer.on_end("completed", {})
     assert each < 0.02, f"{each * 1e3:.1f} ms for ten scalars"
+
+
+def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path):
+    told: list = []
+    observer = TensorBoard(told.append)
+    observer.on_start(Run(tmp_path, Task(), {}, {"m": nn.Linear(1, 1)}, total_steps=9))
+    for step in (1, 2):
+        observer.on_histograms(step, {
+            "huge": torch.tensor([1e25]), "none": torch.zeros(0), "complex": torch.ones(3, dtype=torch.complex64),
+            "nan": torch.tensor([float("nan")]), "words": "no tensor",
+        })  # fmt: skip
+        observer.on_log({"step": step, "loss": 1.0})
+    observer.on_end("completed", {})
+    assert [event.title.split(",")[0] for event in told] == [
+        "TensorBoard cannot draw the histogram of huge", "TensorBoard cannot draw the histogram of words"
+    ]  # fmt: skip
+    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 1.0)]
+    assert set(read(tmp_path).Tags()["histograms"]) == {"complex", "weights/weight", "weights/bias"}
