@@ -19,7 +19,7 @@ from support import config, run
 from accel_train.cli import main
 from accel_train.config import parse
 from accel_train.data.loader import Loader
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError, NonFiniteError, UserError
 from accel_train.progress import Position
 from accel_train.tasks.muon import synth
 from accel_train.tasks.muon.data import in_split, shower_number
@@ -360,3 +360,17 @@ def test_epochs_see_other_noise(folder):
     task = MuonTask(f"{folder}/*.parquet", held_out=0.0)
     keys = [torch.cat([batch["key"] for batch in batches(task, epoch=epoch)]) for epoch in (0, 1)]
     assert len(set(itertools.chain(*(key.tolist() for key in keys)))) == 2 * 10 * SHOWERS
+
+
+@pytest.mark.parametrize(("value", "says"), [(15.0, "wants .* muons where there are"), (float("nan"), "not finite")])
+def test_a_network_that_has_diverged_is_refused_before_memory_is_asked_for(folder, value, says):
+    task = MuonTask(files=[str(folder / "*.parquet")], held_out=0.3)
+    models = task.build_model()
+    with torch.no_grad():
+        last = models["multiplicity"].net[-1]
+        last.weight.zero_()
+        last.bias[0] = value
+    source = task.build_data("validation", 64, seed=1)
+    _, _, share = next(iter(Loader(source, CPU).batches(Position(), last_epoch=1)))
+    with torch.no_grad(), pytest.raises(NonFiniteError, match=says):
+        task.eval_step(models, share)
