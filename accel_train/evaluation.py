@@ -50,7 +50,7 @@ def evaluate(
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
     if steps == 0:
         raise UserError(f"{task.task_name()}: the held-out data are empty, there is nothing to evaluate")
-    shares = contextlib.closing(loader.batches(Position(), last_epoch=1))
+    shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
     with _failing_together(ranks), quietly(models), torch.no_grad(), shares as shares:
         for _, _, share in itertools.islice(shares, batches):
             if share is None:

@@ -63,7 +63,7 @@ def forgiving() -> Iterator[None]:
     """Inside of it; what others put in their place meanwhile stays."""
     before = sys.stdout, sys.stderr
     forgive()
-    mine = sys.stdout, sys.stderr
+    mine: tuple[Any, Any] = sys.stdout, sys.stderr
     try:
         yield
     finally:
