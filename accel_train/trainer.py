@@ -119,7 +119,7 @@ class Trainer:
     def _loop(self) -> str:
         """Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
-        if self._evaluation_is_missing():
+        if self._owes_evaluation:
             self._attend()
         if self._done():
             why = self.ended or "its last step is reached"
@@ -184,7 +184,9 @@ class Trainer:
             self._log()
         reason = (self.control.stop_reason or "a request to another rank") if stop else "max_time" if time_up else ""
         improved, sums = False, None
-        if self.session.eval_loader is not None and (finished or self.eval_every.due(position)):
+        if self.session.eval_loader is not None and (
+            finished or self._owes_evaluation or self.eval_every.due(position)
+        ):
             improved, sums = self._evaluate()
         if phase_changed and not finished:
             self._say_phase()
@@ -234,6 +236,7 @@ class Trainer:
     def _evaluate(self) -> tuple[bool, dict[str, torch.Tensor]]:
         """Evaluate, remember, and say whether this is the best model so far; and the sums that figures are made of."""
         session = self.session
+        self._owes_evaluation = True
         try:
             metrics, sums = self._measure()
             self.selection.metric(metrics)
@@ -243,6 +246,7 @@ class Trainer:
             raise type(error)(
                 f"step {self.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
             ) from error
+        self._owes_evaluation = False
         record = self._where("eval") | metrics
         phase = self._phase_trained()
         improved = self.selection.note(self.position.step, metrics, phase)
@@ -284,12 +288,6 @@ class Trainer:
             if batches is None or self.config.metric_for_best_model in metrics:
                 self.selection.metric(metrics)
                 return
-
-    def _evaluation_is_missing(self) -> bool:
-        """It failed when this step had been trained, and whatever was wrong may be mended since."""
-        due = self._done() or self.eval_every.due(self.position)
-        seen = self.selection.last().get("step") == self.position.step
-        return self.session.eval_loader is not None and self.position.step > 0 and due and not seen
 
     def _draw(self, sums: dict[str, torch.Tensor]) -> None:
         """The task's figures of the last evaluation, after everything is saved."""
@@ -342,6 +340,7 @@ class Trainer:
         self._attention_at = 1
         self._started = time.monotonic()
         self._began_at = -1
+        self._owes_evaluation = False  # of a step that is saved: it failed, and may be mended by now
         self._save_seconds = 0.0
         self._signalled = False
         self._places: list[tuple[int, int]] = []
@@ -475,6 +474,7 @@ class Trainer:
             "interval": self.interval.state(),
             "selection": self.selection.state(),
             "skipped_in_row": self.skips.in_a_row,
+            "owes_evaluation": self._owes_evaluation,
             "stepper": self.session.stepper.state(),
             "phases": self._phases_so_far(),
             "world_size": self.ranks.world_size,
@@ -489,6 +489,7 @@ class Trainer:
         self.interval.restore(progress["interval"])
         self.selection.restore(progress["selection"])
         self.skips.in_a_row = progress["skipped_in_row"]
+        self._owes_evaluation = progress.get("owes_evaluation", False)
         self.session.stepper.restore(progress["stepper"])
         if self.selection.last().get("step") == self.position.step:
             self.ended = self.selection.early_stop()  # unless today's patience or target is another
