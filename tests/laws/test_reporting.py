@@ -241,3 +241,12 @@ def test_a_stop_may_be_asked_for_before_there_is_a_run(tmp_path):
     trainer.request_stop("second thoughts")
     result = trainer.fit()
     assert (result.outcome, result.reason, result.step, result.saved) == ("stopped", "second thoughts", 1, True)
+
+
+def test_a_run_that_owed_an_evaluation_is_the_run_it_would_have_been(tmp_path, whole):
+    task = type("LateTask", (Late,), {"broken": False, "failing": True, "name": "toy"})
+    with pytest.raises(EvaluationError, match="step 6 is saved"):
+        fit(tmp_path, task())
+    task.broken = task.failing = False
+    fit(tmp_path, task(), allow_changed_config=True)
+    assert records(tmp_path) == records(whole) and weights_files(tmp_path) == weights_files(whole)
