@@ -110,7 +110,7 @@ def _train(rest: list[str]) -> int:
             print(f"\n{summary}")
         _say_what_next(result, settings)
         if not result.saved:
-            print(f"accel-train: {result.outcome}, but NOT SAVED: {result.reason}", file=sys.stderr)
+            print(f"accel-train: {result.outcome}, but not well: {result.reason}", file=sys.stderr)
     if not result.saved:
         return 1
     return settings.requeue_exit_code if result.by_signal else 0

@@ -419,7 +419,7 @@ class Trainer:
         if not saved:
             last = self.session.last_saved
             kept = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
-            reason = "; ".join(filter(None, [reason, f"BUT STEP {step} IS NOT SAVED, {kept}"]))
+            reason = "; ".join(filter(None, [reason, f"step {step} is NOT SAVED, {kept}"]))
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.selection.last().items() if k != "step"}

@@ -119,7 +119,7 @@ def test_exit_1_means_not_saved(tmp_path, monkeypatch, capsys, fails):
     ]
     assert main(["train", "--task=support.Toy", f"--output_dir={out}", *arguments]) == 1
     said, error = capsys.readouterr()
-    assert "NOT SAVED" in error and "STEP 3 IS NOT SAVED, there is no checkpoint" in error
+    assert "accel-train: completed, but not well: step 3 is NOT SAVED, there is no checkpoint" in error
     assert ("weights" in said) == (fails == "checkpoint") == (out / "model").is_dir()
     assert "evaluate  " not in said and "tensorboard" not in said
     assert "NOT SAVED" in json.loads((out / "status.json").read_text())["reason"]
