@@ -7,6 +7,7 @@ one that is whole is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,12 +68,10 @@ class CheckpointFolder:
         return temporary
 
     def commit(self, step: int) -> Path:
-        """Make the temporary folder a checkpoint: manifest, flush, rename, link (rank 0, after every rank wrote)."""
+        """Make the temporary folder a checkpoint: manifest, flush, rename (rank 0, after every rank wrote)."""
         temporary, final = self.temporary(step), self.path(step)
         write_manifest(temporary, {"step": step})
-        for path in files_in(temporary):
-            _flush(path)
-        _flush(temporary)
+        settle(temporary)
         if os.path.lexists(final) and not final.is_dir():  # a stray thing of that name
             os.replace(final, self.root / f"set-aside-{final.name}")
         if final.exists():  # the same step of the same run, saved again: never without one of the two
@@ -84,24 +83,35 @@ class CheckpointFolder:
         else:
             os.replace(temporary, final)
         _flush(self.root)
-        self.link("latest", step)
         return final
 
     def abandon(self, step: int) -> None:
         shutil.rmtree(self.temporary(step), ignore_errors=True)
 
     def link(self, name: str, step: int) -> None:
-        """Point ``latest`` or ``best`` at a step, atomically."""
+        """Point ``latest`` or ``best`` at a step, atomically. Where there are no symbolic links, by a file that holds
+        the name of its folder."""
         new = self.root / f"{_TEMPORARY}{name}"
         new.unlink(missing_ok=True)
-        new.symlink_to(self.path(step).name)
+        try:
+            new.symlink_to(self.path(step).name)
+        except (OSError, NotImplementedError):
+            new.write_text(self.path(step).name + "\n")
         os.replace(new, self.root / name)
 
     def linked(self, name: str) -> int | None:
+        """The step that ``latest`` or ``best`` means; also where a copy made a file or a folder of the link."""
         link = self.root / name
-        if not link.is_symlink():
+        try:
+            if link.is_symlink():
+                target = os.readlink(link)
+            elif link.is_dir():
+                return int(json.loads((link / MANIFEST).read_text())["step"])
+            else:
+                target = link.read_text(errors="replace").strip()
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        target = os.readlink(link).removeprefix(_PREFIX)
+        target = target.removeprefix(_PREFIX)
         return int(target) if target.isdecimal() else None
 
     def prune(self) -> list[int]:
@@ -146,6 +156,33 @@ class CheckpointFolder:
                     continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def mend_links(self) -> list[str]:
+        """Make links again of ``latest`` and ``best`` where a copy made folders of them (rank 0, at start); says what
+        was done. A folder is removed only if the checkpoint it is a copy of is whole."""
+        done = []
+        for name in ("latest", "best"):
+            folder = self.root / name
+            if folder.is_symlink() or not folder.is_dir():
+                continue
+            step = self.linked(name)
+            if step is not None and not self.path(step).exists() and verify(folder) is None:
+                os.replace(folder, self.path(step))
+            elif step is not None and _same_manifest(folder, self.path(step)) and verify(self.path(step)) is None:
+                doomed = self.root / f"{_TEMPORARY}doomed-{name}"
+                os.replace(folder, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+            else:
+                step = None
+                aside = self.root / f"set-aside-{name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
+            if step is None:
+                done.append(f"{folder} was a folder and no copy of a whole checkpoint: it is {aside.name} now")
+            else:
+                self.link(name, step)
+                done.append(f"{folder} was a copy of {self.path(step).name}: it is a link again")
+        return done
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def newest_whole(self) -> tuple[Path | None, list[Damage]]:
@@ -165,14 +202,18 @@ class CheckpointFolder:
             if path is None:
                 raise UserError(f"{self.root}: no checkpoint that can be used{_because(damaged)}")
             return path
-        path = self.path(int(which)) if which.isdecimal() else self.root / which if which == "best" else Path(which)
-        if which == "best" and not path.exists():
-            raise UserError(f"{self.root}: there is no best checkpoint (was there an evaluation?); use latest")
-        return whole(path)
+        if which == "best":
+            step = self.linked("best")
+            if step is None:
+                raise UserError(f"{self.root}: there is no best checkpoint (was there an evaluation?); use latest")
+            copy = self.root / which
+            return whole(self.path(step) if self.path(step).exists() or not copy.is_dir() else copy)
+        return whole(self.path(int(which)) if which.isdecimal() else Path(which))
 
 
 def whole(path: Path) -> Path:
     """This checkpoint, verified."""
+    path = followed(path)
     if not path.exists():
         steps = CheckpointFolder(path.parent).steps()
         there = f"; there are steps {', '.join(map(str, steps[-5:]))}" if steps else ""
@@ -183,6 +224,19 @@ def whole(path: Path) -> Path:
     if reason is not None:
         raise UserError(f"checkpoint {path} is damaged: {reason}; use another one or resume_from_checkpoint=auto")
     return path
+
+
+def followed(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or what ``latest`` or ``best`` says where it is a file."""
+    step = CheckpointFolder(path.parent).linked(path.name) if path.name in ("latest", "best") else None
+    return path if step is None or not path.is_file() else CheckpointFolder(path.parent).path(step)
+
+
+def _same_manifest(one: Path, other: Path) -> bool:
+    try:
+        return (one / MANIFEST).read_bytes() == (other / MANIFEST).read_bytes()
+    except OSError:
+        return False
 
 
 def _because(damaged: list[Damage]) -> str:
@@ -231,8 +285,7 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
-    for path in files_in(temporary):
-        _flush(path)
+    settle(temporary)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -248,6 +301,17 @@ def files_in(folder: Path) -> Iterator[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settle(folder: Path) -> None:
+    """Flush a folder and its files to disk. Whoever may enter it may read them, as the umask says: safetensors leaves
+    its files to their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in files_in(folder):
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            path.chmod(mode)
+        _flush(path)
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from accel_train.arguments import Parser
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
+from accel_train.output import forgive
 from accel_train.secrets import scrub
 from accel_train.signals import active, caught, end_at_once
 from accel_train.waiting import StoppedError, given_up
@@ -36,6 +37,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. 0 done, 1 training failed, 2 something to mend in config or data."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        forgive()
     if arguments[:1] != ["train"]:
         return _told(arguments)
     with caught(program=argv is None) as signals:
@@ -161,26 +164,43 @@ def _train(rest: list[str]) -> int:
 
     result = Trainer(task, settings).fit()
     if os.environ.get("RANK", "0") == "0":
-        if result.outcome == "completed" and (summary := task.summary(result.metrics)):
+        if result.outcome == "completed" and (summary := _summary(task, result.metrics, result.output_dir)):
             print(f"\n{summary}")
         _say_what_next(result, settings, " --trust" if is_own(type(task)) else "")
+        if not result.saved:
+            print(f"accel-train: {result.outcome}, but not well: {result.reason}", file=sys.stderr)
+    if not result.saved:
+        return 1
     return settings.requeue_exit_code if result.by_signal else 0
+
+
+def _summary(task: Any, metrics: dict[str, float], folder: Path) -> str:
+    from accel_train.reporting import Reports, warn
+
+    with Reports(folder)("summary", warn):
+        return str(task.summary(metrics) or "")
+    return ""
 
 
 def _say_what_next(result: Any, settings: Any, trust: str) -> None:
     folder, accel_train, tensorboard = result.output_dir, _tool("accel-train"), _tool("tensorboard")
     print()
     if result.outcome == "completed":
-        print(f"  weights        {folder}/model" + (f"   (best: {folder}/best)" if result.best else ""))
+        weights = [name for name in ("model", "best") if (folder / name).is_dir()]
+        if weights:
+            print(f"  weights        {folder}/{weights[0]}" + "".join(f"   (best: {folder}/best)" for _ in weights[1:]))
         if (folder / "figures").is_dir():
             print(f"  figures        {folder}/figures")
-        print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
-        print(f"  evaluate       {accel_train} evaluate {folder}{trust}")
+        if (folder / "tensorboard").is_dir():
+            print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+        if (folder / "checkpoints").is_dir() and os.listdir(folder / "checkpoints"):
+            print(f"  evaluate       {accel_train} evaluate {folder}{trust}")
         if settings.max_steps is not None:
             print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
         print(f"  go on          {accel_train} train --config {folder}/config.yaml")
-        print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+        if (folder / "tensorboard").is_dir():
+            print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
 
 
 def _tool(name: str) -> str:
@@ -226,11 +246,11 @@ def _evaluate(rest: list[str]) -> int:
     saved = find_saved(options.run, options.checkpoint, others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
     if os.environ.get("RANK", "0") == "0":
-        summary = saved.task.summary(metrics)
+        folder = options.out or Path(os.path.relpath(saved.home)) / "evaluation"
+        summary = _summary(saved.task, metrics, folder)
         print(summary or json.dumps(metrics, indent=1))
         if not summary:  # for programs
             return 0
-        folder = options.out or Path(os.path.relpath(saved.home)) / "evaluation"
         print(f"\n  metrics        {folder / 'evaluation.json'}")
         for name in ("figures", "predictions"):
             if (folder / name).is_dir():

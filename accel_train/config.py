@@ -35,7 +35,7 @@ from accel_train.values import (
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
 
-_KINDS = ("start", "stop", "crash", "status", "milestone", "anomaly", "cycle")
+AlertKind = Literal["start", "stop", "crash", "status", "milestone", "anomaly", "cycle", "warning"]
 
 
 class _Checked:
@@ -89,7 +89,7 @@ class WebhookConfig(_Checked):
         url_file: a file that holds the URL, if the variable is not set.
     """
 
-    kinds: list[str] = field(default_factory=lambda: list(_KINDS))
+    kinds: list[AlertKind] = field(default_factory=lambda: [kind for kind in get_args(AlertKind) if kind != "warning"])
     status_steps: int = 500
     milestones: int = 0
     url_env: str = "ACCEL_TRAIN_WEBHOOK_URL"

@@ -13,6 +13,10 @@ class AccessError(DataError):
     """Data cannot be reached or have changed: nothing is wrong with their content, so leaving them out is no answer."""
 
 
+class EvaluationError(RuntimeError):
+    """An evaluation on held-out data failed."""
+
+
 class NonFiniteError(RuntimeError):
     """The loss, the gradient or the weights stopped being finite."""
 
@@ -36,7 +40,7 @@ def exit_code_of(error: BaseException) -> int:
 
 def brief(error: BaseException) -> str:
     """Its type and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
 
 def what_is_kept(last_saved: int | None) -> str:

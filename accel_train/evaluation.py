@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from accel_train import contract
 from accel_train.data.loader import Loader
 from accel_train.data.source import IndexedSource
-from accel_train.errors import UserError
+from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.progress import Position
 from accel_train.ranks import Ranks
 from accel_train.task import Batch, Task
@@ -32,32 +33,55 @@ def evaluate(
     accelerator: Accelerator,
     ranks: Ranks,
     micro_batch_size: int | None,
+    batches: int | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike.
 
+    Args:
+        batches: only so many of the first ones.
+
     Raises:
+        UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
+        EvaluationError: the task failed on one of the ranks; on all of them.
         StoppedError: on every rank, if data did not come to one of them and the run is to stop.
     """
     sums: dict[str, Tensor] = {}
     contract.require(task, "eval_step", "eval_metrics")
-    if loader.source.steps(0) is None:
+    steps = loader.source.steps(0)
+    if steps is None:
         raise UserError(f"{task.task_name()}: an evaluation split must have an end")
-    stopped = False
-    with quietly(models), torch.no_grad():
-        try:
-            for _, _, share in loader.batches(Position(), last_epoch=1):
-                if share is None:
-                    continue
-                for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
-                    part = part.detach().to(torch.float64)
-                    sums[name] = sums[name] + part if name in sums else part
-        except StoppedError:
-            stopped = True
-    if ranks.count(stopped) != [0]:
-        raise StoppedError("stopped while evaluating")
+    if steps == 0:
+        raise UserError(f"{task.task_name()}: the held-out data are empty, there is nothing to evaluate")
+    shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
+    with _failing_together(ranks), quietly(models), torch.no_grad(), shares as shares:
+        for _, _, share in itertools.islice(shares, batches):
+            if share is None:
+                continue
+            for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
+                part = part.detach().to(torch.float64)
+                sums[name] = sums[name] + part if name in sums else part
     shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
     total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
-    return contract.metrics_of(task, task.eval_metrics(total)), total
+    metrics: dict[str, float] = {}
+    with _failing_together(ranks):
+        metrics = contract.metrics_of(task, task.eval_metrics(total))
+    return metrics, total
+
+
+@contextlib.contextmanager
+def _failing_together(ranks: Ranks) -> Iterator[None]:
+    """What one rank raises inside all raise, as the kind of error that it is or as an EvaluationError."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    known = (UserError, NonFiniteError, StoppedError)
+    kind = next((k for k in known if isinstance(problem, k)), EvaluationError)
+    mine = None if problem is None else (kind, str(problem) if kind in known else brief(problem))
+    found = next((each for each in ranks.gather(mine) if each), None)
+    if found is not None:
+        raise found[0](found[1]) from problem
 
 
 def predict(

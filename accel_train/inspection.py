@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_train.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, files_in, read_progress, verify, whole
+from accel_train.checkpoint import (
+    MANIFEST,
+    PROGRESS,
+    CheckpointFolder,
+    files_in,
+    followed,
+    read_progress,
+    verify,
+    whole,
+)
 from accel_train.config import TrainConfig, build_task, load, merged, parse, read, refuse_unusable, to_dict
 from accel_train.errors import UserError
+from accel_train.reporting import Reports, warn
 from accel_train.run_folder import read_described
 from accel_train.secrets import scrub_tree
 from accel_train.tracking.records import number, plain, show_terms
@@ -60,7 +70,7 @@ def find_saved(run: Path, checkpoint: str | None = None, given: Sequence[str] = 
         given: options over its config, as for ``train``.
         trust: also import code that is in no installed package.
     """
-    run = Path(run)
+    run = followed(Path(run))
     kind = kind_of_folder(run)
     if kind == "":
         raise UserError(f"{run}: {NEITHER if run.exists() else 'no such folder'}")
@@ -181,17 +191,23 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
         loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
         predict(task, models, loader, accelerator, ranks, config.micro_batch_size, out / "predictions")
     if ranks.is_main:
+        reports = Reports(out)
         if ordered is not None:
-            about = {"split": split, "weights": str(saved.weights), **task.describe_predictions(split)}
+            about: dict[str, Any] = {"split": split, "weights": str(saved.weights)}
+            with reports("describe_predictions", warn):
+                about |= task.describe_predictions(split)
             run_folder.write_json(out / "predictions" / "predictions.json", scrub_tree(plain(about)))
-        record = {
+        record: dict[str, Any] = {
             "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,
-            "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": task.baselines(),
+            "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": {}, "figures": [],
         }  # fmt: skip
-        try:
-            record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
-        except ImportError as error:  # matplotlib is an extra
-            record["figures"] = f"none: {error} (pip install -e '.[plots]')"
+        with reports("baselines", warn):
+            record["baselines"] = dict(task.baselines())
+        with reports("figures", warn):
+            try:
+                record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
+            except ModuleNotFoundError as error:  # matplotlib is an extra
+                record["figures"] = f"none: {error} (pip install -e '.[plots]')"
         run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
     ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
     return metrics
@@ -212,8 +228,11 @@ def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False
     saved = find_saved(run, checkpoint, trust=trust)
     models = saved.load_models()
     states = {name: whole_state(model) for name, model in models.items()}
+    reports = Reports(target)
+    described = to_dict(saved.task, saved.config)
     with writing("--out", target):
-        export_models(target, saved.task, states, to_dict(saved.task, saved.config), saved.info)
+        export_models(target, saved.task, states, described, saved.info, reports("export", warn))
+    with reports("export_programs", warn):
         saved.task.export_programs(models, target)
     return Path(out)
 

@@ -41,24 +41,33 @@ class Looks:
             self._first_is_due = False
             if ranks.is_main:
                 observers.tell("on_event", describe(step, share))
+        found: list[Event] = []
         if self._is_due(step, self.config.monitor_steps):
-            found = self._ask(lambda models, batch: list(self.task.monitor(models, batch)), share)
-            for event in (event for events in ranks.gather(found or []) for event in events):
+            seen = self._ask("monitor", lambda models, batch: list(self.task.monitor(models, batch)), share, found)
+            found += seen or []
+            for event in (event for events in ranks.gather(found) for event in events):
                 observers.tell("on_event", event)
         if self._is_due(step, self.config.histogram_steps):
-            values = self._ask(self.task.histograms, share if ranks.is_main else None)
+            found = []
+            values = self._ask("histograms", self.task.histograms, share if ranks.is_main else None, found)
+            for event in found:
+                observers.tell("on_event", event)
             observers.tell("on_histograms", step, values or {})
 
     @staticmethod
     def _is_due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
 
-    def _ask(self, question: Callable[[Any, Batch], T], share: Batch | None) -> T | None:
+    def _ask(
+        self, name: str, question: Callable[[Any, Batch], T], share: Batch | None, failed: list[Event]
+    ) -> T | None:
         with self.session.stepper.whole_weights():  # or a rank without a share would keep the others waiting
             if share is None:
                 return None
-            with quietly(self.session.models), torch.no_grad(), self.session.accelerator.autocast():
-                return question(self.session.models, share)
+            with self.session.reports(name, failed.append), quietly(self.session.models), torch.no_grad():
+                with self.session.accelerator.autocast():
+                    return question(self.session.models, share)
+        return None
 
 
 def describe(step: int, batch: Batch) -> Event:

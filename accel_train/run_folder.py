@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +104,23 @@ def _git() -> dict[str, Any] | None:
 
 
 def export_models(
-    folder: Path, task: Task, states: dict[str, dict[str, Tensor]], config: dict[str, Any], info: dict[str, Any]
+    folder: Path,
+    task: Task,
+    states: dict[str, dict[str, Tensor]],
+    config: dict[str, Any],
+    info: dict[str, Any],
+    guard: AbstractContextManager[None] | None = None,
 ) -> None:
-    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole."""
+    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole. ``guard`` is
+    around what the task adds to it: the weights do not depend on that."""
     from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
         for name, state in states.items():
             save_file(state, str(temporary / f"{name}.safetensors"), metadata={"format": "pt"})
         write_json(temporary / "config.json", {"task": config["task"], "models": list(states), **info})
-        task.export(states, temporary)
+        with guard or nullcontext():
+            task.export(states, temporary)
 
     replace_folder(folder, write)
 
@@ -120,8 +128,32 @@ def export_models(
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with every tensor in one piece and, where some share memory, stored once."""
     tied = _tied(model)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).contiguous() for name, t in state.items()}  # type: ignore[operator]
+    state, memory = {}, set()
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        state[name] = whole.clone() if storage in memory else whole  # a part of another one: safetensors needs its own
+        memory.add(storage)
+    return state
+
+
+def save_whole_states(models: list[nn.Module], states: list[dict[str, Tensor]], folder: str) -> None:
+    """A hook for accelerate's ``save_state``, with the states it is about to save."""
+    states[:] = [whole_state(model) for model in models[: len(states)]]
+
+
+def load_whole_states(models: list[nn.Module], folder: str) -> None:
+    """A hook for accelerate's ``load_state``: loads these models, so that nothing is left for it to load."""
+    for i, model in enumerate(models):
+        state = _load_tensors(Path(folder) / (f"model_{i}.safetensors" if i else "model.safetensors"))
+        tied = _tied(model)
+        missing, unknown = model.load_state_dict(state, strict=False)
+        for what, keys in (("no value", [k for k in missing if k not in tied]), ("no place in the model", unknown)):
+            if keys:
+                raise UserError(f"{folder}: {keys[0].removeprefix('trained.')} has {what} ({len(keys)} such)")
+    models.clear()
 
 
 def load_exported(folder: Path, trust: bool = False) -> tuple[Task, dict[str, nn.Module], dict[str, Any]]:
@@ -170,15 +202,16 @@ def load_weights(models: dict[str, nn.Module], path: Path) -> None:
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Names that share memory with an earlier one; safetensors stores them once."""
-    seen: set[int] = set()
+    """Names of what is the same as an earlier one, all of it; it is stored once."""
+    seen = set()
     tied = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if hasattr(tensor, "full_tensor") or not tensor.numel():
             continue
-        if tensor.data_ptr() in seen:
+        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if same in seen:
             tied.add(name)
-        seen.add(tensor.data_ptr())
+        seen.add(same)
     return tied
 
 

@@ -24,7 +24,7 @@ class Selection:
 
     def note(self, step: int, metrics: dict[str, float], phase: int = 0) -> bool:
         """Remember an evaluation; True if it is the best so far."""
-        value = self._metric(metrics)
+        value = self.metric(metrics)
         self.evaluations.append({"step": step, **metrics})
         self.history.append(value)
         sign = -1.0 if self.config.greater_is_better else 1.0
@@ -54,10 +54,11 @@ class Selection:
     def last(self) -> dict[str, Any]:
         return self.evaluations[-1] if self.evaluations else {}
 
-    def _metric(self, metrics: dict[str, float]) -> float:
+    def metric(self, metrics: dict[str, float]) -> float:
+        """The one that decides; a ``UserError`` if the evaluation does not give it."""
         name = self.config.metric_for_best_model
         if name not in metrics:
-            hint = suggest(name, metrics)
+            hint = suggest(name.removeprefix("eval_"), metrics)
             raise UserError(
                 f"metric_for_best_model: the evaluation gives no {name!r}{hint}; it gives {', '.join(metrics)}"
             )
@@ -72,4 +73,4 @@ class Selection:
     def restore(self, state: dict[str, Any]) -> None:
         self.evaluations, self.best, self.not_improved = state["evaluations"], state["best"], state["not_improved"]
         self.best_in_phase = state.get("best_in_phase", {})
-        self.history = [self._metric(evaluation) for evaluation in self.evaluations]
+        self.history = [self.metric(evaluation) for evaluation in self.evaluations]

@@ -22,10 +22,11 @@ from accel_train.data.draws import generators
 from accel_train.data.fingerprint import changed
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
-from accel_train.errors import LockLostError, NonFiniteError, UserError
+from accel_train.errors import LockLostError, NonFiniteError, UserError, brief
 from accel_train.optim import Schedule, renew_options, same_class, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
+from accel_train.reporting import Reports
 from accel_train.step import Group, Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking import Observer
@@ -43,7 +44,7 @@ class Session:
         self.task, self.config = task, config
         refuse_unusable(task, config)
         self.output_dir = run_dir(task, config)
-        self.accelerator = start_accelerate(config)
+        self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
         self.global_batch_size = config.global_batch_size
@@ -76,6 +77,10 @@ class Session:
         self.checkpoints = CheckpointFolder(
             self.output_dir / "checkpoints", config.save_total_limit, config.save_keep_every
         )
+        self._told: set[str] = set()
+        self.reports = Reports(self.output_dir, self.ranks.rank)
+        self.accelerator.register_save_state_pre_hook(run_folder.save_whole_states)
+        self.accelerator.register_load_state_pre_hook(run_folder.load_whole_states)
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
         self._lock: run_lock.RunLock | None = None  # of rank 0, for all ranks
@@ -206,11 +211,11 @@ class Session:
         from accel_train.tracking.status import Status
 
         config = self.config
-        observers: list[Observer] = [Console(), Jsonl(), EventLog(), Status()]
+        observers: list[Observer] = [EventLog(), Console(), Jsonl(tell), Status()]
         if "tensorboard" in config.report_to:
             from accel_train.tracking.tensorboard import TensorBoard
 
-            observers.append(TensorBoard())
+            observers.append(TensorBoard(tell))
         if other_trackers(config):
             from accel_train.tracking.accelerate import AccelerateTrackers
 
@@ -246,7 +251,7 @@ class Session:
                 except (UserError, StoppedError) as error:
                     problem = error
                 except OSError as error:
-                    problem = UserError(f"output_dir: {self.output_dir} cannot be used: {_brief(error)}")
+                    problem = UserError(f"output_dir: {self.output_dir} cannot be used: {brief(error)}")
             if (problem := self.ranks.from_main(problem)) is not None:
                 raise problem
             if self._lock is not None and (before := self._lock.taken_from) is not None:
@@ -287,31 +292,47 @@ class Session:
         error = ""
         if self.ranks.is_main:
             try:
-                run_folder.export_models(folder, self.task, states, self.described, info)
+                guard = self.reports("export", tell)
+                run_folder.export_models(folder, self.task, states, self.described, info, guard)
             except Exception as problem:  # a full disk comes as OSError or SafetensorError
-                error = _brief(problem)
+                error = brief(problem)
         if error := self.ranks.from_main(error):
-            tell(Event("warning", f"{folder} NOT WRITTEN: {error}. The checkpoint has the same weights"))
+            same = self.last_saved == info["step"]
+            where = ". The checkpoint has the same weights" if same else ""
+            tell(Event("warning", f"{folder} NOT WRITTEN: {error}{where}"))
 
     def mark_best(self, step: int, info: dict[str, Any], tell: Tell) -> None:
         self.export(self.output_dir / "best", info, tell)
         if self.ranks.is_main and self.last_saved == step:  # a checkpoint that did not fit cannot be linked
-            try:
-                self.checkpoints.link("best", step)
-                self.checkpoints.prune()
-            except OSError as problem:
-                tell(Event("warning", f"the best checkpoint could not be marked: {_brief(problem)}"))
+            self._tidily("the best checkpoint could not be marked", lambda: self.checkpoints.link("best", step), tell)
+            self._tidily("old checkpoints could not be removed", self.checkpoints.prune, tell)
 
     def is_marked_best(self, step: int) -> bool:
         return self.ranks.from_main(self.checkpoints.linked("best") == step)
 
-    def save(self, step: int, progress: dict[str, Any], tell: Tell) -> None:
-        """A whole checkpoint of this step, or none and a warning; every rank must call it."""
-        if self.last_saved == step:
+    def mend_best_link(self, step: int, tell: Tell) -> None:
+        """A copy may have lost the link, and the best checkpoint must not be taken for an old one."""
+        if self.ranks.is_main and self.checkpoints.path(step).is_dir() and self.checkpoints.linked("best") != step:
+            self._tidily("the best checkpoint could not be marked", lambda: self.checkpoints.link("best", step), tell)
+
+    def _tidily(self, otherwise: str, do: Callable[[], object], tell: Tell) -> None:
+        """What only makes a saved run handier: a failure is told, once in each way."""
+        try:
+            do()
+        except OSError as problem:
+            warning = f"{otherwise}: {brief(problem)}"
+            if warning not in self._told:
+                self._told.add(warning)
+                tell(Event("warning", warning))
+
+    def save(self, step: int, progress: dict[str, Any], tell: Tell, again: bool = False) -> None:
+        """A whole checkpoint of this step, or none and a warning; every rank must call it. ``again``: there is more to
+        tell of the step than when it was saved, if it was."""
+        if self.last_saved == step and not again:
             return
-        if not self._weights_are_finite():
+        if name := self._non_finite_weights():
             raise NonFiniteError(
-                f"step {step}: the weights are not finite; the last checkpoint is of step {self.last_saved}"
+                f"step {step}: the weights {name} are not finite; the last checkpoint is of step {self.last_saved}"
             )
         self.check_folder()
         error = ""
@@ -319,7 +340,7 @@ class Session:
             folder = self.checkpoints.begin(step) if self.ranks.is_main else self.checkpoints.temporary(step)
             self.ranks.all_agree(True)  # the folder exists before any rank writes into it
         except OSError as problem:
-            error = _brief(problem)
+            error = brief(problem)
             folder = self.checkpoints.temporary(step)
             self.ranks.all_agree(False)
         if not error:
@@ -329,13 +350,13 @@ class Session:
                     run_folder.write_json(folder / PROGRESS, progress)
                     run_folder.write_config(folder / "config.yaml", self.described)
             except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
-                error = _brief(problem)
+                error = brief(problem)
         self.check_folder()
         if self.ranks.all_agree(not error) and self.ranks.is_main:
             try:
                 self.checkpoints.commit(step)
             except OSError as problem:
-                error = _brief(problem)
+                error = brief(problem)
         errors = [e for e in self.ranks.gather(error) if e]
         if errors:
             if self.ranks.is_main:
@@ -345,15 +366,16 @@ class Session:
             return
         self.last_saved = step
         if self.ranks.is_main:
-            try:
-                self.checkpoints.prune()
-            except OSError as problem:
-                tell(Event("warning", f"old checkpoints could not be removed: {_brief(problem)}"))
+            self._tidily("the link latest could not be set", lambda: self.checkpoints.link("latest", step), tell)
+            self._tidily("old checkpoints could not be removed", self.checkpoints.prune, tell)
 
-    def _weights_are_finite(self) -> bool:
-        tensors = [t for m in self.models.values() for t in m.state_dict().values() if t.is_floating_point()]
-        finite = all(bool(torch.isfinite(t.full_tensor() if hasattr(t, "full_tensor") else t).all()) for t in tensors)
-        return self.ranks.all_agree(finite)
+    def _non_finite_weights(self) -> str:
+        """The first parameter with a NaN or an infinity, on any rank. Buffers may hold what they like, such as masks
+        of -inf."""
+        named = ((f"{m}.{name}", p) for m, model in self.models.items() for name, p in model.named_parameters())
+        whole = ((name, p.full_tensor() if hasattr(p, "full_tensor") else p) for name, p in named)  # type: ignore[operator]
+        found = [name for name, p in whole if not torch.isfinite(p).all()]
+        return "" if self.ranks.all_agree(not found) else next(n for n in self.ranks.gather("".join(found[:1])) if n)
 
     # -- resuming ----------------------------------------------------------------------------------------------------
 
@@ -366,7 +388,7 @@ class Session:
             except UserError as error:
                 answer = ("error", str(error))
             except OSError as error:
-                answer = ("error", f"{self.checkpoints.root} cannot be used: {_brief(error)}")
+                answer = ("error", f"{self.checkpoints.root} cannot be used: {brief(error)}")
         kind, value = self.ranks.from_main(answer)
         if kind == "error":
             raise UserError(value)
@@ -388,6 +410,8 @@ class Session:
         """The checkpoint to resume from (rank 0), after everything that could speak against it."""
         choice, folder = self.config.resume_from_checkpoint, self.checkpoints
         folder.tidy()
+        for done in folder.mend_links():
+            tell(Event("warning", done))
         if choice == "never":
             for path in folder.set_aside(-1):
                 tell(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
@@ -460,10 +484,11 @@ class Session:
             before, now = old.get("init_args", {}), new["init_args"]
             renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
 
-    def close(self) -> None:
+    def close(self, tell: Tell) -> None:
         """Finish the trackers; the process group stays, for a further run in this process."""
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with self.reports(tracker.name, tell):
+                tracker.finish()
 
 
 def run_dir(task: Task, config: TrainConfig) -> Path:
@@ -503,14 +528,16 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
 
 
 def other_trackers(config: TrainConfig) -> list[str]:
+    from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
     known = ["none", *LoggerType.list()]
     for name in config.report_to:
         if name not in known:
             raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
-    return [name for name in config.report_to if name not in ("tensorboard", "none")]
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    others = [name for name in config.report_to if name not in ("tensorboard", "none")]
+    there = ["all", *map(str, get_available_trackers())] if others else []
+    for name in others:
+        if name not in there:
+            raise UserError(f"report_to: {name} is not installed here (pip install {name})")
+    return others

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +28,20 @@ from accel_train import contract, run_folder, waiting
 from accel_train.clock import Clock, cuda_memory
 from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
-from accel_train.errors import LostRankError, OtherRankError, brief, exit_code_of, what_is_kept
+from accel_train.errors import (
+    EvaluationError,
+    LostRankError,
+    NonFiniteError,
+    OtherRankError,
+    UserError,
+    brief,
+    exit_code_of,
+    what_is_kept,
+)
 from accel_train.evaluation import evaluate
 from accel_train.interval import Interval
 from accel_train.looks import Looks
+from accel_train.output import forgiving
 from accel_train.progress import Duration, Every, Position
 from accel_train.ranks import telling_of_lost_ranks
 from accel_train.secrets import scrub
@@ -45,6 +56,7 @@ from accel_train.tracking.jsonl import histories
 from accel_train.writing import refuse_unwritable
 
 ATTENTION_SECONDS = 0.5
+FIRST_SEEN = "metric_for_best_model is first looked at after training"
 
 
 @dataclass
@@ -58,6 +70,7 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] | None = None
     by_signal: bool = False
+    saved: bool = True  # there is a whole checkpoint of ``step``, or this session trained nothing
 
     @property
     def history(self) -> dict[str, Any]:
@@ -88,10 +101,14 @@ class Trainer:
         self.task = contract.instance(task)
         self.config = config or settings_for(type(task), settings)
         self._extra_observers = list(observers)
+        self._asked_to_stop: str | None = None  # before there is a run
 
     def request_stop(self, reason: str) -> None:
-        """Ask, on any rank, that all ranks stop after the same step and save."""
-        self.control.stop(reason)
+        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: after its first one."""
+        if hasattr(self, "control"):
+            self.control.stop(reason)
+        else:
+            self._asked_to_stop = self._asked_to_stop or reason
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -106,6 +123,7 @@ class Trainer:
         """
         waiting.begin()
         with contextlib.ExitStack() as held:
+            held.enter_context(forgiving())
             self._signals = held.enter_context(caught())
             with telling_of_lost_ranks(), self._signals.preparing():
                 self._prepare()
@@ -123,13 +141,12 @@ class Trainer:
                     raise
                 finally:
                     gc.unfreeze()
-                    self.session.close()
+                    self.session.close(self.tell)
 
     def _loop(self) -> str:
         """Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, position, stepper, interval = self.plan, self.position, self.session.stepper, self.interval
         if self._evaluation_owed:
-            self.session.last_saved = None  # what was saved does not know of it
             reason = self._attend()
             if reason or self._done():
                 return reason or self.ended
@@ -244,22 +261,23 @@ class Trainer:
 
         if self.log_every.due(position) or finished or phase_changed:
             self._log()
-        self.looks.look(position.step, self._share, self.observers)
         reason = self._who_stops() if stop else "max_time" if time_up else ""
-        improved = False
-        due = finished or self.eval_every.due(position) or self._evaluation_owed
+        owed, improved, sums = self._evaluation_owed, False, None
+        due = finished or owed or self.eval_every.due(position)
         if self.session.eval_loader is not None and due and not short:
             try:
-                self._evaluation_owed = False
-                improved = self._evaluate()
+                improved, sums = self._evaluate()
             except waiting.StoppedError:  # on all ranks
-                self._evaluation_owed, reason = True, reason or self._who_stops()
+                reason = reason or self._who_stops()
         if phase_changed and not finished and not short:
             self._say_phase()
         self._tick()
-        if save or short or self._done() or reason or improved or self.save_every.due(position):
-            if position.step > 0:  # a run that was stopped before its first step has nothing to keep
-                self._save(improved)
+        due = save or short or owed or self._done() or reason or improved or self.save_every.due(position)
+        if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
+            self._save(improved, evaluated=sums is not None)
+        if sums is not None and self._done():
+            self._draw(sums)
+        self.looks.look(position.step, self._share, self.observers)
         self._plan_attention(step_seconds)
         clock.resume()
         return "" if self._done() else reason
@@ -303,39 +321,78 @@ class Trainer:
         self._last = record
         self.observers.tell("on_log", record)
 
-    def _evaluate(self) -> bool:
-        """Evaluate, remember, and say whether this is the best model so far."""
-        session, limit = self.session, self.session.stepper.micro_batch_size
-        with session.stepper.whole_weights():
-            assert session.eval_loader is not None
-            metrics, sums = evaluate(
-                self.task, self.models, session.eval_loader, session.accelerator, self.ranks, limit
-            )
+    def _evaluate(self) -> tuple[bool, dict[str, torch.Tensor]]:
+        """Evaluate, remember, and say whether this is the best model so far; and the sums that figures are made of."""
+        session = self.session
+        self._evaluation_owed = True
+        try:
+            metrics, sums = self._measure()
+            self.selection.metric(metrics)
+        except (UserError, NonFiniteError, EvaluationError) as error:
+            self._save(False)  # the steps are not to blame
+            saved = "saved" if session.last_saved == self.position.step else "not saved"
+            raise type(error)(
+                f"step {self.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
+            ) from error
+        self._evaluation_owed = False
         session.check_folder()  # that may have taken long
         record = self._where("eval") | metrics
-        assert self._trained is not None
-        phase = self._trained[1]
+        phase = self._phase_trained()
         improved = self.selection.note(self.position.step, metrics, phase)
         if self.selection.improved_in_phase and len(self.plan.phases) > 1:
             folder = f"{phase}-{self.plan.phases[phase].name}"
             session.export(session.output_dir / "phases" / folder, self._about(), self.tell)
         self.ended = self.selection.early_stop()
-        figures = {}
-        if self.ranks.is_main and self._done():
-            figures = self._figures(metrics, sums)
-        self.observers.tell("on_evaluate", record, figures)
-        return improved
+        self.observers.tell("on_evaluate", record)
+        return improved, sums
 
-    def _figures(self, metrics: dict[str, float], sums: dict[str, torch.Tensor]) -> dict[str, Any]:
-        try:
-            return run_folder.save_figures(self.session.output_dir / "figures", self.task.figures(metrics, sums))
-        except ImportError as error:  # matplotlib is an extra
-            self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
-            return {}
+    def _measure(self, batches: int | None = None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Metrics of the validation data, or only of so many of its first batches, and the sums behind them."""
+        session = self.session
+        assert session.eval_loader is not None
+        with session.stepper.whole_weights():
+            return evaluate(
+                self.task, self.models, session.eval_loader, session.accelerator, self.ranks,
+                session.stepper.micro_batch_size, batches,
+            )  # fmt: skip
 
-    def _save(self, is_best: bool) -> None:
+    def _check_evaluation(self) -> None:
+        """One batch of validation data before the first step shows whether the deciding metric is there at all. Where
+        a part of the data does not convince, all of it is looked at. Only what a person can mend is an error yet: an
+        untrained model may well be beyond evaluating."""
+        if self.session.eval_loader is None or self._done():
+            return
+        for batches in (1, None):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of cells without items, and the like
+                    metrics, _ = self._measure(batches)
+            except (NonFiniteError, EvaluationError) as error:
+                if batches is None:
+                    self.tell(Event("warning", f"the untrained model cannot be evaluated, so {FIRST_SEEN}: {error}"))
+                continue
+            if batches is None or self.config.metric_for_best_model in metrics:
+                self.selection.metric(metrics)
+                return
+
+    def _draw(self, sums: dict[str, torch.Tensor]) -> None:
+        """The task's figures of the last evaluation, after everything is saved."""
+        if not self.ranks.is_main:
+            return
+        metrics = {name: value for name, value in self.selection.last().items() if name != "step"}
+        figures: dict[str, Any] = {}
+        with self.session.reports("figures", self.tell):
+            try:
+                figures = dict(self.task.figures(metrics, sums))
+                run_folder.save_figures(self.session.output_dir / "figures", figures)
+            except ModuleNotFoundError as error:  # matplotlib is an extra
+                self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
+        if figures:
+            self.observers.tell("on_figures", self.position.step, figures)
+
+    def _save(self, is_best: bool, evaluated: bool = False) -> None:
         started = time.monotonic()
-        self.session.save(self.position.step, self._progress(), self.tell)
+        self.session.save(self.position.step, self._progress(), self.tell, evaluated)
         if is_best:
             self.session.mark_best(self.position.step, self._about(), self.tell)
         if self.session.last_saved == self.position.step:
@@ -369,9 +426,10 @@ class Trainer:
         self.max_seconds = Duration.parse(config.max_time, "max_time").amount if config.max_time else None
         self._attention_at = 1
         self._started = time.monotonic()
+        self._began_at = -1
         self._save_seconds = 0.0
         self._signalled = False
-        self._evaluation_owed = False  # a stop came while there was one
+        self._evaluation_owed = False  # of a step that may be saved: it failed, or a stop came meanwhile
         self._places: list[tuple[int, int]] = []
         self._share: Any = None
         self._trained: tuple[int, int] | None = None  # epoch and phase of the last step; the position is one further
@@ -383,6 +441,9 @@ class Trainer:
             self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
             self._attend_now, self._say_status,
         )  # fmt: skip
+        if self._asked_to_stop is not None:
+            self.control.stop(self._asked_to_stop)
+            self._asked_to_stop = None
 
     def _start(self) -> None:
         """Restore, then tell the observers."""
@@ -395,8 +456,10 @@ class Trainer:
             run_folder.load_weights(self.models, Path(self.config.init_from))
         if self.ranks.is_main:
             self.session.write_about()
-            self.observers = Observers([*self.session.build_observers(self.tell), *self._extra_observers])
-        session = self.session
+        session, baselines = self.session, {}
+        if self.ranks.is_main:
+            with session.reports("baselines", self.tell):
+                baselines = dict(self.task.baselines())
         run = Run(
             output_dir=session.output_dir,
             task=self.task,
@@ -408,12 +471,15 @@ class Trainer:
             device="cpu" if session.device.type == "cpu" else str(session.device),
             precision=session.accelerator.mixed_precision,
             resumed_from=str(session.resumed_from) if restored else None,
-            baselines=self.task.baselines() if self.ranks.is_main else {},
+            baselines=baselines,
         )
-        self.observers.tell("on_start", run)
+        self._tell_observers(run)
         best = self.selection.best
-        if restored and best and best["step"] == self.position.step and not session.is_marked_best(self.position.step):
-            session.mark_best(self.position.step, self._about(), self.tell)  # killed just before it was
+        if restored and best:
+            if best["step"] == self.position.step and not session.is_marked_best(self.position.step):
+                session.mark_best(self.position.step, self._about(), self.tell)  # killed just before it was
+            session.mend_best_link(int(best["step"]), self.tell)
+        self._check_evaluation()
         untold, self._untold = self._untold, None
         for event in [*session.notes, *(untold or ())]:
             self.tell(event)
@@ -421,15 +487,33 @@ class Trainer:
             self._say_phase()
         self._clock = Clock(self.position.step)
         self.save_every.last_time = time.monotonic()
+        self._began_at = self.position.step
         self._plan_attention(0.0)
         if self.control.stop_reason is not None:
             self._attend_now()
 
+    def _tell_observers(self, run: Run) -> None:
+        """The observers' start, with which a person's mistakes come to light on rank 0 and must end all ranks."""
+        problem = ""
+        if self.ranks.is_main:
+            try:
+                self.observers = Observers([*self.session.build_observers(self.tell), *self._extra_observers])
+                self.observers.tell("on_start", run)
+            except UserError as error:
+                problem = str(error)
+        if problem := self.ranks.from_main(problem):
+            raise UserError(problem)
+
     def _finish(self, reason: str) -> Result:
-        done = self._done()
+        done, step = self._done(), self.position.step
         outcome = "completed" if done else "stopped"
         if done:
             self.session.export(self.session.output_dir / "model", self._about(), self.tell)
+        saved = step in (self.session.last_saved, self._began_at)
+        if not saved:
+            last = self.session.last_saved
+            kept = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
+            reason = "; ".join(filter(None, [reason, f"step {step} is NOT SAVED, {kept}"]))
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.selection.last().items() if k != "step"}
@@ -441,6 +525,7 @@ class Trainer:
             metrics,
             self.selection.best,
             self._signalled and not done,
+            saved,
         )
 
     def _crashed(self, error: BaseException) -> None:
@@ -517,7 +602,7 @@ class Trainer:
                 for phase in begun]  # fmt: skip
 
     def _where(self, kind: str) -> Record:
-        epoch, phase = self._trained or (self.position.epoch, min(self.position.phase, len(self.plan.phases) - 1))
+        epoch, phase = self._trained or (self.position.epoch, self._phase_trained())
         return {
             "kind": kind,
             "step": self.position.step,
@@ -525,6 +610,10 @@ class Trainer:
             "phase": self.plan.phases[phase].name,
             "wall_time": time.time(),
         }
+
+    def _phase_trained(self) -> int:
+        """Of the last step; the position is one further."""
+        return self._trained[1] if self._trained else min(self.position.phase, len(self.plan.phases) - 1)
 
     def _about(self) -> dict[str, Any]:
         step, epoch = self.position.step, self.position.epoch

@@ -183,6 +183,30 @@ class Unending(Toy):
         return Endless(Numbers(50, split, False)) if split == "train" else None
 
 
+class OneRankFails(Toy):
+    """A hook that raises on rank 1, once that has trained."""
+
+    def __init__(self, hook: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.hook, self.trained = hook, False
+
+    def loss_step(self, models, batch, totals, objective):
+        self.trained = True
+        return super().loss_step(models, batch, totals, objective)
+
+    def monitor(self, models, batch):
+        self._fail("monitor")
+        return []
+
+    def eval_step(self, models, batch):
+        self._fail("eval_step")
+        return super().eval_step(models, batch)
+
+    def _fail(self, hook: str) -> None:
+        if hook == self.hook and self.trained and _rank() == 1:
+            raise ValueError("only here")
+
+
 class Ragged(Toy):
     """Items of several lengths: the loss is a mean over all valid elements of the global batch."""
 

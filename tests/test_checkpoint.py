@@ -22,6 +22,7 @@ def save(root: Path, step: int, **retention) -> CheckpointFolder:
     (temporary / "deep").mkdir()
     (temporary / "deep" / "progress.json").write_text(json.dumps({"step": step}))
     folder.commit(step)
+    folder.link("latest", step)
     return folder
 
 
@@ -290,3 +291,82 @@ def test_a_manifest_never_lists_itself(tmp_path):
         write_manifest(tmp_path, {})
         assert verify(tmp_path) is None
     assert [path.name for path in files_in(tmp_path)] == [MANIFEST, "a"]
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+def as_copied(root: Path) -> None:
+    """By a tool that follows links."""
+    for name in ("latest", "best"):
+        target = (root / name).resolve()
+        (root / name).unlink()
+        shutil.copytree(target, root / name)
+
+
+def three(root: Path) -> CheckpointFolder:
+    for step in (1, 2, 3):
+        folder = save(root, step, limit=1)
+    folder.link("best", 2)
+    return folder
+
+
+def test_links_that_a_copy_made_folders_of(tmp_path):
+    folder = three(tmp_path)
+    as_copied(tmp_path)
+    assert folder.linked("latest") == 3 and folder.linked("best") == 2
+    assert folder.find("best") == folder.path(2) and folder.prune() == [1]
+    done = folder.mend_links()
+    assert len(done) == 2 and "latest was a copy of step-000000003: it is a link again" in done[0]
+    assert (tmp_path / "best").is_symlink() and folder.linked("best") == 2
+    assert folder.mend_links() == [] and names(tmp_path) == ["best", "latest", "step-000000002", "step-000000003"]
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged"])
+def test_a_copied_link_may_be_the_only_whole_copy(tmp_path, lost):
+    folder = three(tmp_path)
+    as_copied(tmp_path)
+    if lost == "gone":
+        shutil.rmtree(folder.path(2))
+        assert folder.find("best") == tmp_path / "best"
+    else:
+        _alter(folder.path(2) / "model.safetensors")
+    done = folder.mend_links()
+    if lost == "gone":  # then it becomes the checkpoint again
+        assert verify(folder.path(2)) is None and folder.linked("best") == 2
+    else:
+        assert verify(tmp_path / "set-aside-best") is None and "no copy of a whole checkpoint" in done[1]
+
+
+def test_a_folder_that_is_called_latest_and_is_something_else_is_kept(tmp_path):
+    folder = save(tmp_path, 1)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "notes").write_text("mine")
+    assert folder.linked("latest") is None
+    folder.mend_links()
+    assert (tmp_path / "set-aside-latest" / "notes").read_text() == "mine"
+    save(tmp_path, 2)
+    assert folder.linked("latest") == 2
+
+
+def test_without_symbolic_links(tmp_path):
+    """As SMB, exFAT and some FUSE mounts answer."""
+    with mock.patch.object(os, "symlink", side_effect=OSError(95, "Operation not supported")):
+        folder = three(tmp_path)
+        assert (tmp_path / "best").read_text() == "step-000000002\n" and not (tmp_path / "best").is_symlink()
+        assert folder.linked("latest") == 3 and folder.linked("best") == 2 and folder.prune() == [1]
+        assert folder.find("best") == folder.path(2) == whole(tmp_path / "best")
+        assert folder.mend_links() == [] and folder.set_aside(2) == [tmp_path / "set-aside-step-000000003"]
+        assert folder.linked("latest") is None and folder.linked("best") == 2
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        temporary = CheckpointFolder(tmp_path).begin(1)
+        (temporary / "model.safetensors").touch(mode=0o600)
+        path = CheckpointFolder(tmp_path).commit(1)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in files_in(path)} == {0o640}

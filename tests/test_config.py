@@ -207,6 +207,11 @@ def test_keyword_arguments_are_those_of_the_base_class():
         ({"seed": None}, "seed: expected int, got None"),
         ({"global_batch_size": True}, "global_batch_size: expected int, got True"),
         ({"max_step": 5}, "max_step: no such option (did you mean max_steps?)"),
+        (
+            {"webhook": {"kinds": ["stopp"]}},
+            "webhook.kinds[0]: expected start or stop or crash or status or milestone or anomaly or cycle or warning, "
+            "got 'stopp' (did you mean stop?)",
+        ),
         ({"webhook": {"kind": []}}, "webhook.kind: no such option (did you mean webhook.kinds?)"),
         ({"optimizer": "SGD"}, "optimizer: expected {...}, got 'SGD'"),
         ({"worker_type": "threads"}, "worker_type: expected thread or process, got 'threads' (did you mean thread?)"),

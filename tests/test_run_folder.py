@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from support import Toy, config, weights_files
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
 from accel_train.config import TrainConfig, to_dict
-from accel_train.errors import UserError
+from accel_train.errors import NonFiniteError, UserError
 from accel_train.run_folder import (
     environment,
     export_models,
@@ -203,3 +204,79 @@ def test_a_model_named_like_its_wrapper(tmp_path):
     again = nn.ModuleDict({"trained": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
     load_weights({"model": again}, tmp_path / "model")
     assert same({"model": again}, {"model": model.state_dict()})
+
+
+# -- buffers ---------------------------------------------------------------------------------------------------------
+
+
+def part_view(model):
+    model.register_buffer("tail", model.weight.detach()[1:])
+
+
+def from_its_start(model):
+    model.register_buffer("head", model.weight.detach()[:2])
+
+
+def the_same(model):
+    model.register_buffer("twin", model.weight.detach())
+
+
+def masks(model):
+    model.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+    model.register_buffer("lowest", torch.tensor(float("inf")))
+    model.register_buffer("fitted_at", torch.tensor(float("nan")))
+    model.register_buffer("late", torch.full((3,), float("-inf")), persistent=False)
+
+
+def transposed(model):
+    model.weight = nn.Parameter(torch.randn(4, 4).t())
+
+
+def odd(model):
+    model.none = nn.Parameter(torch.zeros(0, 3))
+    model.c = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    model.b16 = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("change", [part_view, from_its_start, the_same, masks, transposed, odd])
+def test_a_run_of_a_model_with_odd_tensors(tmp_path, capsys, change):
+    """It saves, resumes bit for bit, exports, and is evaluated, without a word."""
+
+    class OddTask(Toy):
+        name = "odd"
+
+        def build_model(self):
+            model = nn.Linear(4, 4)
+            change(model)
+            return model
+
+        def _error(self, models, batch, power=2):
+            out = models["model"](batch["x"]).sum(-1)
+            return ((out - batch["y"]).abs() ** power * batch["mask"]).sum()
+
+    def fit(folder, steps):
+        return Trainer(OddTask(), **config(folder, max_steps=steps, eval_steps=3)).fit()
+
+    fit(tmp_path / "whole", 6)
+    assert "warning" not in (out := capsys.readouterr().out) and "shared" not in out
+    fit(tmp_path / "halves", 3)
+    assert fit(tmp_path / "halves", 6).saved
+    assert weights_files(tmp_path / "halves") == weights_files(tmp_path / "whole")
+    model = OddTask().build_model()
+    load_weights({"model": model}, tmp_path / "halves" / "best")
+    load_weights({"model": model}, tmp_path / "halves")
+    own = whole_state(model)
+    states = [tensor.untyped_storage().data_ptr() for tensor in own.values() if tensor.numel()]
+    assert len(set(states)) == len(states), "what is stored shares no memory"
+    assert ("tail" in own and own["tail"].equal(own["weight"][1:])) == (change is part_view)
+
+
+def test_a_parameter_that_is_not_finite_is_named(tmp_path):
+    class NanTask(Toy):
+        def build_model(self):
+            model = super().build_model()
+            model.unused = nn.Parameter(torch.tensor([1.0, float("nan")]), requires_grad=False)
+            return model
+
+    with pytest.raises(NonFiniteError, match="step 24: the weights model.unused are not finite"):
+        Trainer(NanTask(), **config(tmp_path, eval_steps=0)).fit()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_train.errors import UserError, brief
+from accel_train.reporting import FAILURES
 from accel_train.task import Event
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ class Run:
 
 
 class Observer:
-    """Eight hooks, all optional. An exception in one is reported once and the observer is dropped; training goes on."""
+    """Nine hooks, all optional. Whatever one raises, training goes on: after an error of the operating system (a full
+    disk, a reader who left) the observer is asked again next time, after any other it is dropped, and both are said
+    once. Only a ``UserError`` in ``on_start`` ends the run, before its first step."""
 
     def on_start(self, run: Run) -> None: ...
 
@@ -47,12 +51,15 @@ class Observer:
 
     def on_log(self, record: Record) -> None: ...
 
-    def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None: ...
+    def on_evaluate(self, record: Record) -> None: ...
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
         """Every ``histogram_steps``: what the task shows of a batch, by name, where it lives; the weights are there."""
 
     def on_save(self, step: int, path: Path) -> None: ...
+
+    def on_figures(self, step: int, figures: dict[str, Any]) -> None:
+        """The task's figures by name, drawn when the last step is evaluated and saved."""
 
     def on_event(self, event: Event) -> None: ...
 
@@ -62,18 +69,27 @@ class Observer:
 
 
 class Observers:
-    """Calls every observer in turn; one that fails is dropped with a word, since a log must not end a run."""
+    """Calls every observer in turn. One that fails costs a word and at most itself, since a log must not end a run."""
 
     def __init__(self, observers: list[Observer]) -> None:
         self.active = list(observers)
+        self._failing: list[Observer] = []
 
     def tell(self, hook: str, *arguments: Any) -> None:
         for observer in list(self.active):
             try:
                 getattr(observer, hook)(*arguments)
-            except Exception as error:
-                self.active.remove(observer)
-                name = type(observer).__name__
-                self.tell(
-                    "on_event", Event("warning", f"{name} failed and is switched off: {type(error).__name__}: {error}")
-                )
+            except FAILURES as error:
+                if hook == "on_start" and isinstance(error, UserError):
+                    raise
+                self._failed(observer, error)
+
+    def _failed(self, observer: Observer, error: BaseException) -> None:
+        what = "is tried again"
+        if not isinstance(error, OSError):
+            what = "is switched off"
+            self.active.remove(observer)
+        elif observer in self._failing:
+            return
+        self._failing.append(observer)
+        self.tell("on_event", Event("warning", f"{type(observer).__name__} failed and {what}: {brief(error)}"))

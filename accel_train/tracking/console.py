@@ -27,12 +27,14 @@ class Console(Observer):
         terminal: draw the bar and use colours. Default: if ``file`` is a terminal. Without, there are only plain lines.
     """
 
+    _bar: Progress | None = None
+
     def __init__(self, file: TextIO | None = None, terminal: bool | None = None):
         self.file = file
         self.terminal = terminal
 
     def on_start(self, run: Run) -> None:
-        file = self.file or sys.stdout
+        file = self._file = self.file or sys.stdout
         terminal = file.isatty() if self.terminal is None else self.terminal
         # Colour is our decision, not that of variables such as FORCE_COLOR: a log file must stay free of escapes.
         self._console = rich.console.Console(
@@ -64,7 +66,7 @@ class Console(Observer):
     def on_log(self, record: Record) -> None:
         self._print(self._line(record))
 
-    def on_evaluate(self, record: Record, figures: dict) -> None:
+    def on_evaluate(self, record: Record) -> None:
         self._print("eval " + self._line({**record, "kind": "eval"}), style="cyan")
 
     def on_event(self, event: Event) -> None:
@@ -83,6 +85,8 @@ class Console(Observer):
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
+        if lost := getattr(self._file, "lost", None):
+            raise lost
 
     def _line(self, record: Record) -> str:
         cells = [("step", number(record["step"])), *show_terms(record, self._run.baselines), *show_clock(record)]

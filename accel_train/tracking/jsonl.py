@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from accel_train.reporting import Reports
 from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.records import plain, write_atomic
@@ -18,11 +20,18 @@ class Jsonl(Observer):
 
     A resumed run forgets the lines behind the checkpoint it continues from, so the file always tells one story: that of
     a run which was never interrupted.
+
+    Args:
+        tell: takes the warning if the task's own ``histories`` fail.
     """
 
     _file: TextIO | None = None
 
+    def __init__(self, tell: Callable[[Event], None] = lambda event: None):
+        self.tell = tell
+
     def on_start(self, run: Run) -> None:
+        self._reports = Reports(run.output_dir)
         self.path, self.task = run.output_dir / "metrics.jsonl", run.task
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A run that starts afresh has no past, not even an evaluation of the untrained model.
@@ -33,15 +42,15 @@ class Jsonl(Observer):
     def on_log(self, record: Record) -> None:
         self._append(record)
 
-    def on_evaluate(self, record: Record, figures: dict) -> None:
+    def on_evaluate(self, record: Record) -> None:
         self._append({**record, "kind": "eval"})
         self._write_histories()
 
     def on_end(self, outcome: str, status: Record) -> None:
         if self._file is None:
             return
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        file.close()
         self._rest_until = 0.0
         if outcome != "lost":
             self._write_histories()
@@ -57,8 +66,11 @@ class Jsonl(Observer):
         if start < self._rest_until:
             return
         lists = histories(self.path)
-        lists |= self.task.histories(lists)
-        write_atomic(self.path.with_name("metrics.json"), json.dumps(lists, allow_nan=False))
+        further: dict[str, list] = {}
+        with self._reports("histories", self.tell):
+            further = dict(self.task.histories(lists))
+            json.dumps(further, allow_nan=False)
+        write_atomic(self.path.with_name("metrics.json"), json.dumps(lists | further, allow_nan=False))
         end = time.monotonic()
         self._rest_until = end + 50 * (end - start) if end - start > 0.05 else 0.0
 

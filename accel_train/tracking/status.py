@@ -9,7 +9,6 @@ import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from accel_train import run_lock
 from accel_train.errors import UserError
@@ -50,7 +49,7 @@ class Status(Observer):
         if time.monotonic() - self._written >= self.interval:
             self._write()
 
-    def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None:
+    def on_evaluate(self, record: Record) -> None:
         self._fixed["last_eval"] = plain({k: v for k, v in record.items() if k != "kind"})
         self._write()
 

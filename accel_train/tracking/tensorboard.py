@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_train.errors import brief
+from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.records import scalars
 
@@ -15,9 +18,17 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Observer):
-    """Writes ``output_dir/tensorboard``."""
+    """Writes ``output_dir/tensorboard``.
+
+    Args:
+        tell: takes the word on histograms that TensorBoard cannot draw.
+    """
 
     _writer: SummaryWriter | None = None
+
+    def __init__(self, tell: Callable[[Event], None] = lambda event: None):
+        self.tell = tell
+        self._left_out: set[str] = set()
 
     def on_start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -37,11 +48,15 @@ class TensorBoard(Observer):
     def on_log(self, record: Record) -> None:
         self._write(record)
 
-    def on_evaluate(self, record: Record, figures: dict[str, Any]) -> None:
+    def on_evaluate(self, record: Record) -> None:
         assert self._writer is not None
         self._write({**record, "kind": "eval"})
+        self._writer.flush()
+
+    def on_figures(self, step: int, figures: dict[str, Any]) -> None:
+        assert self._writer is not None
         for name, figure in figures.items():
-            self._writer.add_figure(f"figures/{name}", figure, record["step"], close=False)
+            self._writer.add_figure(f"figures/{name}", figure, step, close=False)
         self._writer.flush()
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
@@ -52,9 +67,12 @@ class TensorBoard(Observer):
             prefix = "weights/" if len(self._run.models) == 1 else f"weights/{model_name}."
             shown |= {prefix + name: parameter for name, parameter in model.named_parameters()}
         for name, tensor in shown.items():
-            finite = _finite(tensor)
-            if finite.numel():
-                self._writer.add_histogram(name, finite, step)
+            try:
+                finite = _finite(tensor)
+                if finite.numel():
+                    self._writer.add_histogram(name, finite, step)
+            except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError) as error:
+                self._leave_out(name, error)
 
     def on_save(self, step: int, path: Path) -> None:
         if self._writer is not None:
@@ -65,6 +83,11 @@ class TensorBoard(Observer):
             self._writer.close()
             self._writer = None
 
+    def _leave_out(self, name: str, error: Exception) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {brief(error)}"))
+
     def _write(self, record: Record) -> None:
         assert self._writer is not None
         for tag, value in scalars(record).items():
@@ -72,11 +95,11 @@ class TensorBoard(Observer):
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    """The finite values on the CPU: a diverged model must not cost the curves that show it."""
+    """The finite values on the CPU, of complex ones the size: a diverged model must not cost its own curves."""
     local = tensor.detach()
     if hasattr(local, "to_local"):  # sharded; gathering it would need every rank
         local = local.to_local()  # pyright: ignore[reportAttributeAccessIssue]
-    values = local.float().cpu()
+    values = (local.abs() if local.is_complex() else local).float().cpu()
     return values[values.isfinite()]
 
 

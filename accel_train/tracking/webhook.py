@@ -6,15 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from accel_train.config import AlertKind
 from accel_train.errors import UserError
 from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.delivery import ALERTS, Message, Sender, Url
 from accel_train.tracking.records import number, show_clock, show_terms
 
-KINDS = ("start", "stop", "crash", "status", "milestone", "anomaly", "cycle", "warning")
+KINDS = get_args(AlertKind)
 COLOURS = {
     "start": 3066993, "stop": 9807270, "crash": 16711680, "status": 3447003,
     "milestone": 3066993, "anomaly": 15158332, "cycle": 16711680, "warning": 15844367,

@@ -268,3 +268,14 @@ def test_the_small_preset_reaches_its_floor(tmp_path):
     assert result.metrics["stop"] < task.baselines()["stop:count"]
     waits = [w / s for w, s in zip(result.history["wait_s"], result.history["step_s"], strict=True)]
     assert sum(waits) / len(waits) < 0.05
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_figures_of_next_to_nothing(rows):
+    pytest.importorskip("matplotlib")
+    from accel_train.tasks.collatz.evaluation import ERROR_BINS, GRID, MODES, figures
+
+    sums = {"grid": torch.zeros(GRID, GRID), "errors": torch.zeros(len(MODES), ERROR_BINS), "confusion": torch.zeros(4)}
+    for values in sums.values():
+        values.view(-1)[0] = rows
+    figures({"mae": 0.0, "median": 0.0, "p99": 0.0, "next": float("nan")}, sums)["evaluation"].canvas.draw()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from accel_train.tasks.muon import distances, metrics, observables
 from accel_train.tasks.muon.distances import auc, classifier_auc, fpd, kpd, ks, w1, w1_histograms
-from accel_train.tasks.muon.metrics import IN_CELLS, Sample, compare, report, table
+from accel_train.tasks.muon.metrics import IN_CELLS, Sample, compare, correlation, report, table
 from accel_train.tasks.muon.observables import AXES, Cells, muon_sums, set_features
 
 numbers = st.floats(-100, 100, allow_nan=False, width=32)
@@ -350,12 +350,14 @@ def degenerate():
     nothing = sample(cells, conditions, 0 * counts, *(values[:0] for values in flat))
     broken = [values.copy() for values in flat]
     broken[0][:] = math.nan
-    one = np.where(np.arange(300) == 7, 1, 0)
+    one, two = (np.where(np.arange(300) == 7, n, 0) for n in (1, 2))
     return cells, {
         "truth": sample(cells, conditions, counts, *flat),
         "nothing": nothing,
         "not finite": sample(cells, conditions, counts, *broken),
         "one muon": sample(cells, conditions, one, *(values[:1] for values in flat)),
+        "two muons": sample(cells, conditions, two, *(values[:2] for values in flat)),
+        "two alike": sample(cells, conditions, two, *(values[[0, 0]] for values in flat)),
         "one event": sample(cells, conditions[:1], counts[:1], *(values[: counts[0]] for values in flat)),
         "no event": sample(cells, conditions[:0], counts[:0], *(values[:0] for values in flat)),
     }
@@ -388,3 +390,15 @@ def test_figures(tmp_path):
     for case in ("nothing", "not finite", "one muon", "one event"):
         for figure in figures(cases["truth"], cases[case], cells).values():
             figure.canvas.draw()
+    for case in ("nothing", "two muons", "two alike"):
+        for figure in figures(cases[case], cases[case], cells).values():
+            figure.canvas.draw()
+
+
+def test_a_correlation_is_never_beyond_one():
+    """Two muons lie on a line; rounding must not make it more, nor a correlation of what does not vary."""
+    rng = np.random.default_rng(0)
+    for u, v in rng.normal(size=(2000, 2, 2)):
+        moments = np.array([2, u.sum(), v.sum(), u @ u, v @ v, u @ v])
+        assert abs(correlation(moments)) <= 1
+        assert math.isnan(correlation(np.array([2, 2 * u[0], v.sum(), 2 * u[0] ** 2, v @ v, u[0] * v.sum()])))

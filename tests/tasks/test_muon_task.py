@@ -19,7 +19,7 @@ from support import config, run
 from accel_train.cli import main
 from accel_train.config import parse
 from accel_train.data.loader import Loader
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError, NonFiniteError, UserError
 from accel_train.progress import Position
 from accel_train.tasks.muon import generate, synth
 from accel_train.tasks.muon.data import in_split, shower_number
@@ -425,3 +425,17 @@ def test_odd_lists_of_files_are_said(folder, tmp_path):
     assert any("link.parquet" in line and "are one file" in line for line in said)
     assert any("none.parquet: there are no rows in it" in line for line in said)
     assert any(f"validation_files: {one} is also trained on" in line for line in said)
+
+
+@pytest.mark.parametrize(("value", "says"), [(15.0, "wants .* muons where there are"), (float("nan"), "not finite")])
+def test_a_network_that_has_diverged_is_refused_before_memory_is_asked_for(folder, value, says):
+    task = MuonTask(files=[str(folder / "*.parquet")], held_out=0.3)
+    models = task.build_model()
+    with torch.no_grad():
+        last = models["multiplicity"].net[-1]
+        last.weight.zero_()
+        last.bias[0] = value
+    source = task.build_data("validation", 64, seed=1)
+    _, _, share = next(iter(Loader(source, CPU).batches(Position(), last_epoch=1)))
+    with torch.no_grad(), pytest.raises(NonFiniteError, match=says):
+        task.eval_step(models, share)

@@ -52,7 +52,7 @@ def test_a_tracker_gets_the_config_and_plain_floats(tmp_path):
     observer = AccelerateTrackers(accelerate.Accelerator(cpu=True, log_with=memory))
     observer.on_start(Run(tmp_path, ToyTask(), {"a": {"b": tmp_path}}, {}, 10))
     observer.on_log({"kind": "train", "step": np.int64(2), "loss": np.float32(0.5), "phase": "main", "lr": 1e-3})
-    observer.on_evaluate({"step": 2, "accuracy": np.int64(1)}, {})
+    observer.on_evaluate({"step": 2, "accuracy": np.int64(1)})
     assert memory.config == {"a.b": str(tmp_path)}
     assert memory.logged == [(2, {"train/loss": 0.5, "lr": 1e-3}), (2, {"eval/accuracy": 1.0})]
     assert all(type(v) is float for _, values in memory.logged for v in values.values())

@@ -90,7 +90,7 @@ def test_lines_stay_aligned_and_name_what_there_are_several_of(tmp_path):
 
 def test_evaluation_line(tmp_path):
     console, file, _ = start(tmp_path, baselines={"accuracy:majority": 0.6})
-    console.on_evaluate({"kind": "eval", "step": 500, "loss": float("nan"), "accuracy": 0.91, "items": 100}, {})
+    console.on_evaluate({"kind": "eval", "step": 500, "loss": float("nan"), "accuracy": 0.91, "items": 100})
     assert lines(file)[-1] == "eval step    500  loss nan  accuracy 0.9100 (majority 0.6000)"
 
 

@@ -78,7 +78,7 @@ def test_a_whole_last_line_without_newline_is_kept(tmp_path):
 
 def test_resuming_at_step_0_keeps_it_and_starting_afresh_does_not(tmp_path):
     observer = start(tmp_path)
-    observer.on_evaluate({"step": 0, "loss": 1.0}, {})
+    observer.on_evaluate({"step": 0, "loss": 1.0})
     observer.on_end("stopped", {})
     start(tmp_path, step=0, resumed=True).on_end("stopped", {})
     assert len(read(tmp_path)) == 1
@@ -98,7 +98,7 @@ def test_an_untouched_file_is_not_rewritten(tmp_path):
 def test_histories_are_plain_lists_of_equal_length(tmp_path):
     observer = start(tmp_path)
     observer.on_log({"kind": "train", "step": 10, "loss": 2.0})
-    observer.on_evaluate({"kind": "eval", "step": 10, "loss": 3.0, "accuracy": 0.5}, {})
+    observer.on_evaluate({"kind": "eval", "step": 10, "loss": 3.0, "accuracy": 0.5})
     observer.on_log({"kind": "train", "step": 20, "loss": 1.0, "extra": 4.0})
     expected = {
         "step": [10, 20], "loss": [2.0, 1.0], "extra": [None, 4.0],
@@ -115,7 +115,7 @@ def test_slow_histories_are_not_written_at_every_evaluation(tmp_path, monkeypatc
     clock = iter([100.0, 102.0, 150.0, 210.0, 210.0])
     monkeypatch.setattr("accel_train.tracking.jsonl.time.monotonic", lambda: next(clock))
     for step in (1, 2, 3):  # the first takes two seconds, so the second is too early
-        observer.on_evaluate({"step": step, "loss": 1.0}, {})
+        observer.on_evaluate({"step": step, "loss": 1.0})
         written = json.loads((tmp_path / "metrics.json").read_text())["eval_step"]
         assert written == {1: [1], 2: [1], 3: [1, 2, 3]}[step]
     monkeypatch.undo()

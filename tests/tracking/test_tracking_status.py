@@ -56,7 +56,7 @@ def test_ticks_are_written_once_per_interval(tmp_path, monkeypatch):
 def test_evaluations_checkpoints_and_the_end_are_written_at_once(tmp_path):
     observer = start(tmp_path, interval=1000.0)
     observer.on_tick({"step": 3, "loss": np.float32("nan"), "last_checkpoint": None})
-    observer.on_evaluate({"kind": "eval", "step": 3, "loss": 0.5, "accuracy": float("inf")}, {})
+    observer.on_evaluate({"kind": "eval", "step": 3, "loss": 0.5, "accuracy": float("inf")})
     status = read(tmp_path)
     assert (status["step"], status["loss"], status["non_finite"]) == (3, None, ["loss"])
     assert status["last_eval"] == {"step": 3, "loss": 0.5, "accuracy": None, "non_finite": ["accuracy"]}

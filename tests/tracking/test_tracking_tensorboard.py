@@ -41,7 +41,7 @@ def test_numbers_of_every_kind_are_kept(tmp_path):
             "eta_s": 10.0, "cuda/max_alloc_mib": 512.5,
         }
     )  # fmt: skip
-    observer.on_evaluate({"kind": "eval", "step": 5, "loss": np.float16(1.5), "accuracy": 1}, {})
+    observer.on_evaluate({"kind": "eval", "step": 5, "loss": np.float16(1.5), "accuracy": 1})
     observer.on_end("completed", {})
     expected = {
         "train/loss": 0.5, "train/hits": 7, "train/next": 0.25, "train/n": 3, "train/grad_norm": 2, "lr": 1e-3,
@@ -99,7 +99,7 @@ def test_steps_go_on_after_a_resume(tmp_path):
 @pytest.mark.parametrize("kept", [4, 0])
 def test_what_lies_behind_the_checkpoint_is_purged(tmp_path, kept):
     killed = start(tmp_path)
-    killed.on_evaluate({"step": 0, "loss": 9.0}, {})
+    killed.on_evaluate({"step": 0, "loss": 9.0})
     for step in range(1, 8):
         killed.on_log({"step": step, "loss": 1.0})
     killed.on_save(7, tmp_path)  # flushed, then killed: never closed
@@ -118,7 +118,7 @@ def test_figures_are_written_and_stay_usable(tmp_path):
     figure = figure_module.Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
     observer = start(tmp_path)
-    observer.on_evaluate({"step": 3, "loss": 1.0}, {"curve": figure})
+    observer.on_figures(3, {"curve": figure})
     observer.on_end("completed", {})
     assert read(tmp_path).Tags()["images"] == ["figures/curve"]
     figure.savefig(tmp_path / "curve.png")
@@ -133,3 +133,21 @@ def test_a_record_costs_little(tmp_path):
     each = (time.perf_counter() - begin) / 200
     observer.on_end("completed", {})
     assert each < 0.02, f"{each * 1e3:.1f} ms for ten scalars"
+
+
+def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path):
+    told: list = []
+    observer = TensorBoard(told.append)
+    observer.on_start(Run(tmp_path, Task(), {}, {"m": nn.Linear(1, 1)}, total_steps=9))
+    for step in (1, 2):
+        observer.on_histograms(step, {
+            "huge": torch.tensor([1e25]), "none": torch.zeros(0), "complex": torch.ones(3, dtype=torch.complex64),
+            "nan": torch.tensor([float("nan")]), "words": "no tensor",
+        })  # fmt: skip
+        observer.on_log({"step": step, "loss": 1.0})
+    observer.on_end("completed", {})
+    assert [event.title.split(",")[0] for event in told] == [
+        "TensorBoard cannot draw the histogram of huge", "TensorBoard cannot draw the histogram of words"
+    ]  # fmt: skip
+    assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 1.0)]
+    assert set(read(tmp_path).Tags()["histograms"]) == {"complex", "weights/weight", "weights/bias"}

@@ -121,7 +121,8 @@ def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any
         xscale="symlog", xlim=(0, ERROR_BINS), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
     )
     distribution.set_title(f"MAE {metrics['mae']:.1f}, median {metrics['median']:.0f}, p99 {metrics['p99']:.0f} steps")
-    distribution.legend(frameon=False)
+    if sums["errors"].any():
+        distribution.legend(frameon=False)
 
     sizes = [name for name in MAGNITUDES if f"mae/{name}" in metrics]
     bars = by_size.bar(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accel_train import keyed
 from accel_train.data.ragged import Ragged
+from accel_train.errors import NonFiniteError
 from accel_train.tasks.muon.adversarial import draw
 from accel_train.tasks.muon.metrics import Sample, report
 from accel_train.tasks.muon.model import owners
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from accel_train.task import Batch
     from accel_train.tasks.muon.data import HeldOut
     from accel_train.tasks.muon.task import MuonTask
+
+MANY = 1_000_000
+"""So many muons are evaluated in one batch, whatever the truth has."""
 
 
 def generate(
@@ -45,6 +49,8 @@ def draw_counts(models: dict[str, Any], primary: Tensor, key: Tensor) -> Tensor:
     """How many muons each bundle has, int64 [B]: a function of its conditions and its key."""
     model = models["multiplicity"]
     conditions = model.normalise.encode_conditions(primary.to(next(model.parameters()).dtype))
+    if not all(bool(part.isfinite().all()) for part in model(conditions)):
+        raise NonFiniteError("the multiplicity network gives values that are not finite, so there is nothing to draw")
     return model.sample(conditions, keyed.tensor_uniform(keyed.tensor_keys(keyed.key("count"), key), 3))
 
 
@@ -60,7 +66,9 @@ def statistics(task: MuonTask, models: dict[str, Any], batch: Batch) -> dict[str
     conditions = multiplicity.normalise.encode_conditions(primary.to(dtype))
     sums = {"nll": multiplicity.negative_log_likelihood(conditions, batch["counts"]).sum()}
     for name, given in (("made", primary), ("other", batch["other"])):
-        counts, muons = generate(models, given, batch["key"], task.max_count)
+        counts = draw_counts(models, given, batch["key"]).clamp(max=task.max_count)
+        _refuse_absurd(int(counts.sum()), int(batch["counts"].sum()))
+        counts, muons = generate(models, given, batch["key"], task.max_count, counts)
         energy, x, y = muons.unbind(1)
         features = set_features(counts, energy, x, y)
         rows = torch.cat([counts[:, None].double(), features], 1)
@@ -69,6 +77,15 @@ def statistics(task: MuonTask, models: dict[str, Any], batch: Batch) -> dict[str
         cells = muon_sums(task.evaluated.cells, primary, counts, energy, x, y)
         sums |= {f"{name}/{key}": value for key, value in cells.items()}
     return sums
+
+
+def _refuse_absurd(made: int, true: int) -> None:
+    """Before memory is asked for: a network that has diverged may want more muons than any machine can hold."""
+    if made > 20 * true + MANY:
+        raise NonFiniteError(
+            f"the multiplicity network wants {made:,} muons where there are {true:,}: it has diverged, so there is "
+            "nothing to compare (a lower learning_rate?)"
+        )
 
 
 def samples(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, Sample]:

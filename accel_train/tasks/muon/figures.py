@@ -57,6 +57,7 @@ def _distributions(true: Sample, made: Sample) -> Figure:
     figure, tops, bottoms = _with_ratios(4)
     counts = np.unique(np.geomspace(1, max(true.counts.max(initial=0), 1) + 1, BINS // 2).round())
     sums = [s.features[s.counts > 0, SUM_ENERGY] for s in (true, made)]
+    sums = [values[np.isfinite(values)] for values in sums]
     widest = (sums[0].min(), sums[0].max() + 1e-9) if len(sums[0]) else (0, 1)
     panels: dict[str, tuple[np.ndarray, list[Weighted]]] = {
         "log10(muon E / GeV)": _fine("energy", ENERGY_EDGES, true, made),
@@ -76,7 +77,7 @@ def _distributions(true: Sample, made: Sample) -> Figure:
 def _fine(name: str, edges: np.ndarray, true: Sample, made: Sample) -> tuple[np.ndarray, list[Weighted]]:
     """Coarser edges where the truth lies, all but one muon in a thousand, and the entries of both fine histograms."""
     below = np.cumsum(true.muons[name]) / max(true.muons[name].sum(), 1)
-    low, high = np.searchsorted(below, [0.0005, 0.9995])
+    low, high = np.searchsorted(below, [0.0005, 0.9995]) if below[-1] else (0, len(edges) - 2)
     step = max(-(-(high - low) // BINS), 1)
     centres = (edges[1:] + edges[:-1]) / 2
     return edges[low : high + step + 1 : step], [(centres, s.muons[name]) for s in (true, made)]

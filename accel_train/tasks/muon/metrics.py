@@ -22,6 +22,7 @@ ENOUGH = 100  # true events (for what is measured on muons: true muons) below wh
 SUM_ENERGY, MEAN_RADIUS, RADII = 1, 4, slice(4, 7)  # columns of the features
 IN_CELLS = ("mean_n", "p_zero", "fano", "q999", "ks_count", "w1_energy", "w1_radius", "corr")
 NAN = float("nan")
+ROUNDING = 1e-12  # a variance that is less of the mean square is none
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,15 @@ def count_numbers(counts: np.ndarray) -> dict[str, float]:
 
 
 def correlation(moments: np.ndarray) -> float:
-    """Pearson's coefficient from the sums [6] of 1, u, v, u^2, v^2, u v over the muons of all events."""
+    """Pearson's coefficient from the sums [6] of 1, u, v, u^2, v^2, u v over the muons of all events; NaN where all of
+    them have the same u or v, as far as sums can tell."""
     if moments[0] < 2:
         return NAN
     _, u, v, uu, vv, uv = moments / moments[0]
-    spread = (uu - u * u) * (vv - v * v)
-    return float((uv - u * v) / math.sqrt(spread)) if spread > 0 else NAN
+    of_u, of_v = uu - u * u, vv - v * v
+    if not (of_u > ROUNDING * uu and of_v > ROUNDING * vv):
+        return NAN
+    return float(np.clip((uv - u * v) / math.sqrt(of_u * of_v), -1, 1))
 
 
 def azimuth_flatness(histogram: np.ndarray) -> tuple[float, float]:
