@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import Numbers, Toy, config, records, run, steps_saved, weights_files
 
-from accel_train import IndexedSource, Trainer, load_exported
+from accel_train import IndexedSource, Task, Trainer, load_exported
 from accel_train.checkpoint import CheckpointFolder, read_progress
 from accel_train.cli import main
 from accel_train.errors import EvaluationError, NonFiniteError, UserError
