@@ -39,8 +39,8 @@ def imports_for(what: Path | str, trust: bool) -> Iterator[None]:
         if guard.refused:
             name, file = next(iter(guard.refused.items()))
             raise UserError(
-                f"{what}: this would run the code of {name} in {file}, which is in no installed package; "
-                "if you trust it, add --trust (in Python: trust=True)"
+                f"{what}: this would run the code of {name} in {file}, which is in no installed package and not on "
+                "PYTHONPATH; if you trust it, add --trust (in Python: trust=True)"
             ) from None
         raise
     finally:
@@ -98,11 +98,13 @@ def _entry(name: str, place: str) -> str:
 
 
 def _roots() -> set[str]:
-    """Where packages are installed, and the folders of those that are installed in place."""
+    """Where packages are installed, the folders of those that are installed in place, and what PYTHONPATH names, since
+    somebody meant that. Not the working directory, which may be anybody's."""
     installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     installed += [site.getusersitepackages(), *(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))]
     standard = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     found = [*installed, *standard, *(os.path.join(path, "lib-dynload") for path in standard)]
+    found += os.environ.get("PYTHONPATH", "").split(os.pathsep)
     for pth in (pth for path in installed for pth in Path(path).glob("*.pth")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found += [line for line in pth.read_text().splitlines() if os.path.isabs(line) and os.path.isdir(line)]

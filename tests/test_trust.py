@@ -172,3 +172,17 @@ def test_another_error_stays_itself(here):
         1 / 0  # noqa: B018
     with imports_for("run", trust=False), pytest.raises(ImportError):  # who can do without it goes on
         import own_trust  # noqa: F401
+
+
+def test_what_pythonpath_names_is_as_good_as_installed(here, tmp_path, monkeypatch):
+    """Somebody meant that; not so if it is the working directory, where a config may have brought its code along."""
+    meant = tmp_path / "meant"
+    meant.mkdir()
+    (here / "own_trust.py").rename(meant / "own_trust.py")
+    monkeypatch.setenv("PYTHONPATH", f"{meant}:")
+    monkeypatch.syspath_prepend(str(meant))
+    assert main(["evaluate", "run"]) == 0 and Path("it_ran").exists()
+    Path("it_ran").unlink()
+    sys.modules.pop("own_trust")
+    monkeypatch.chdir(meant)
+    assert main(["evaluate", str(here / "run")]) == 2 and not Path("it_ran").exists()
