@@ -588,7 +588,7 @@ class Probe(Trainer):
 
         def advance_and_act(position, *steps):
             advance(position, *steps)
-            if position is self.position:
+            if position is self.state.position:
                 self._act(position.step)
 
         self.plan.advance = advance_and_act
@@ -599,7 +599,7 @@ class Probe(Trainer):
             if stop.get("rank", self.ranks.rank) == self.ranks.rank:
                 self.request_stop("test")
             if stop.get("at_once", True):
-                self._attention_at = step
+                self.agenda.attention_at = step
         if self.job.get("poison_at") == step:  # what an update with a bad optimiser would do
             with torch.no_grad():
                 next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")
@@ -650,7 +650,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         result.update(
             weights={name: value.double().numpy().copy() for name, value in weights.items()},
             micro_batch_size=probe.session.stepper.micro_batch_size,
-            progress=probe._progress(),
+            progress=probe.state.progress(),
             scales=[g.scaler.get_scale() for g in probe.session.stepper.groups.values() if g.scaler is not None],
         )
     result.update(

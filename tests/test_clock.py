@@ -54,7 +54,7 @@ def test_nothing_on_a_cpu(gpu, tmp_path):
 
 
 def test_it_is_read_when_something_is_logged_and_only_then(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr("accel_train.trainer.cuda_memory", lambda device: cuda_memory(torch.device("cuda", 0)))
+    monkeypatch.setattr("accel_train.teller.cuda_memory", lambda device: cuda_memory(torch.device("cuda", 0)))
     gpu.use(5 * MIB)
     run({"config": config(tmp_path, max_steps=12, logging_steps=4, save_steps=1)})
     logged = [record for record in records(tmp_path) if record["kind"] == "train"]

@@ -22,7 +22,7 @@ from support import (
     wait_for,
 )
 
-from accel_train import checkpoint, cli, run_lock, trainer
+from accel_train import checkpoint, cli, run_lock, validation
 from accel_train.control import request
 from accel_train.run_lock import NAME, look
 from accel_train.session import Session
@@ -164,8 +164,8 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path, ranks):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (trainer, "evaluate"),
-        (Session, "_weights_are_finite"),  # before a checkpoint is begun
+        (validation, "evaluate"),
+        (Session, "_non_finite_weights"),  # before a checkpoint is begun
         (checkpoint.CheckpointFolder, "begin"),  # before it is committed
         (Session, "save"),  # before the best model is exported
     ],
