@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from accel_train import contract, keyed, run_folder, run_lock
-from accel_train.checkpoint import PROGRESS, CheckpointFolder, read_progress, whole
-from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, differences, refuse_unusable, to_dict
+from accel_train.checkpoint import PROGRESS, CheckpointFolder
+from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, refuse_unusable, to_dict
 from accel_train.data.draws import generators
-from accel_train.data.fingerprint import changed
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
 from accel_train.errors import LockLostError, NonFiniteError, UserError, brief
-from accel_train.optim import Schedule, renew_options, same_class, suggest
+from accel_train.optim import Schedule, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
 from accel_train.reporting import Reports
-from accel_train.step import Group, Stepper, group_objectives
+from accel_train.step import Stepper, group_objectives
 from accel_train.task import Event, Objective, Task
-from accel_train.tracking import Observer
+from accel_train.tracking.chosen import other_trackers
 from accel_train.values import build
 from accel_train.waiting import StoppedError
 from accel_train.writing import writing
@@ -204,39 +202,6 @@ class Session:
                 what = "this task has no validation data" if config.eval_steps else "give eval_steps"
                 raise UserError(f"{name} looks at evaluations during training, and there would be none: {what}")
 
-    def build_observers(self, tell: Tell) -> list[Observer]:
-        """What the config asks for, on rank 0. ``tell``: for those that have something to say themselves."""
-        from accel_train.tracking.console import Console
-        from accel_train.tracking.jsonl import EventLog, Jsonl
-        from accel_train.tracking.status import Status
-
-        config = self.config
-        observers: list[Observer] = [EventLog(), Console(), Jsonl(tell), Status()]
-        if "tensorboard" in config.report_to:
-            from accel_train.tracking.tensorboard import TensorBoard
-
-            observers.append(TensorBoard(tell))
-        if other_trackers(config):
-            from accel_train.tracking.accelerate import AccelerateTrackers
-
-            observers.append(AccelerateTrackers(self.accelerator))
-        hook = config.webhook
-        if os.environ.get(hook.url_env) or os.environ.get("ACCEL_TRAIN_ALERT_WEBHOOK_URL") or hook.url_file:
-            from accel_train.tracking.webhook import Webhook
-
-            milestones = hook.milestones or ()
-            observers.append(
-                Webhook(hook.kinds, hook.status_steps, milestones, url_env=hook.url_env, url_file=hook.url_file)
-            )
-        if config.tb_sync_to:
-            from accel_train.tracking.sync import TensorBoardSync
-
-            if "tensorboard" not in config.report_to:
-                tell(Event("warning", "tb_sync_to: there is nothing to copy, since report_to has no tensorboard"))
-            # The last one: when it copies for the last time, TensorBoard has written everything.
-            observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, tell))
-        return observers
-
     # -- the run folder ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -377,113 +342,6 @@ class Session:
         found = [name for name, p in whole if not torch.isfinite(p).all()]
         return "" if self.ranks.all_agree(not found) else next(n for n in self.ranks.gather("".join(found[:1])) if n)
 
-    # -- resuming ----------------------------------------------------------------------------------------------------
-
-    def restore(self, tell: Tell) -> dict[str, Any] | None:
-        """Load the checkpoint that ``resume_from_checkpoint`` names and return its progress; None to start afresh."""
-        answer: tuple[str, Any] = ("none", None)
-        if self.ranks.is_main:
-            try:
-                answer = ("path", self._choose(tell))
-            except UserError as error:
-                answer = ("error", str(error))
-            except OSError as error:
-                answer = ("error", f"{self.checkpoints.root} cannot be used: {brief(error)}")
-        kind, value = self.ranks.from_main(answer)
-        if kind == "error":
-            raise UserError(value)
-        if value is None:
-            return None
-        path = Path(value)
-        try:
-            self.accelerator.load_state(str(path))
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
-        self._renew_options(path)
-        progress = read_progress(path)
-        self.last_saved = progress["position"]["step"] if path.parent == self.checkpoints.root else None
-        self.resumed_from = path
-        return progress
-
-    def _choose(self, tell: Tell) -> str | None:
-        """The checkpoint to resume from (rank 0), after everything that could speak against it."""
-        choice, folder = self.config.resume_from_checkpoint, self.checkpoints
-        folder.tidy()
-        for done in folder.mend_links():
-            tell(Event("warning", done))
-        if choice == "never":
-            for path in folder.set_aside(-1):
-                tell(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
-            return None
-        if choice == "auto":
-            path, damaged = folder.newest_whole()
-            for damage in damaged:
-                tell(Event("warning", f"checkpoint {damage} - not used"))
-            if path is None:
-                if damaged:
-                    raise UserError(
-                        f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
-                        "resume_from_checkpoint=never starts over"
-                    )
-                return None
-        else:
-            path = whole(Path(choice))
-        path = path.resolve() if path.is_symlink() else path
-        self._compare(path, tell)
-        self._compare_optimizers(path)
-        here = path.parent.resolve() == folder.root.resolve()
-        for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
-            tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
-        return str(path)
-
-    def _compare(self, path: Path, tell: Tell) -> None:
-        old = yaml.safe_load((path / "config.yaml").read_text())
-        free, identity = differences(old, self.described, self.task.movable)
-        if identity and not self.config.allow_changed_config:
-            shown = "; ".join(identity[:5]) + (f"; and {len(identity) - 5} more" if len(identity) > 5 else "")
-            raise UserError(
-                f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
-                "or --allow_changed_config=true"
-            )
-        if what := changed(read_progress(path).get("data", {}), self.data):
-            if not self.config.allow_changed_data:
-                raise UserError(
-                    f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
-                    "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
-                )
-            tell(Event("warning", f"resuming with changed data: {what}"))
-        quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
-        for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
-            tell(Event("warning", f"resuming with a changed config: {line}"))
-
-    def _optimizer_settings(self, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
-        """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
-        configs = yaml.safe_load((path / "config.yaml").read_text()), self.described
-        for group in {id(group): group for group in self.stepper.groups.values()}.values():
-            old, new = (
-                next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
-                     each.get("optimizer", {}))
-                for each in configs
-            )  # fmt: skip
-            yield group, old, new
-
-    def _compare_optimizers(self, path: Path) -> None:
-        """The state of one class means nothing to another, and need not even fail to load."""
-        for group, old, new in self._optimizer_settings(path):
-            before, now = old.get("class_path", new["class_path"]), new["class_path"]
-            if not same_class(before, now):
-                raise UserError(
-                    f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
-                    f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
-                )
-
-    def _renew_options(self, path: Path) -> None:
-        """What the config says of the optimisers now, not when the checkpoint was written."""
-        for group, old, new in self._optimizer_settings(path):
-            before, now = old.get("init_args", {}), new["init_args"]
-            renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
-
     def close(self, tell: Tell) -> None:
         """Finish the trackers; the process group stays, for a further run in this process."""
         for tracker in self.accelerator.trackers:
@@ -525,19 +383,3 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     return accelerator
-
-
-def other_trackers(config: TrainConfig) -> list[str]:
-    from accelerate.tracking import get_available_trackers
-    from accelerate.utils import LoggerType
-
-    known = ["none", *LoggerType.list()]
-    for name in config.report_to:
-        if name not in known:
-            raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
-    others = [name for name in config.report_to if name not in ("tensorboard", "none")]
-    there = ["all", *map(str, get_available_trackers())] if others else []
-    for name in others:
-        if name not in there:
-            raise UserError(f"report_to: {name} is not installed here (pip install {name})")
-    return others

@@ -14,6 +14,7 @@ from accel_train.run_state import RunState
 from accel_train.session import Session
 from accel_train.task import Event
 from accel_train.tracking import Observer, Observers, Record, Run
+from accel_train.tracking.chosen import observers_of
 
 
 class Teller:
@@ -67,7 +68,7 @@ class Teller:
         problem = ""
         if self.ranks.is_main:
             try:
-                self.observers = Observers([*session.build_observers(self.tell), *further])
+                self.observers = Observers([*observers_of(session.config, session.accelerator, self.tell), *further])
                 self.observers.tell("on_start", run)
             except UserError as error:
                 problem = str(error)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from accel_train import contract, run_folder, validation, waiting
+from accel_train import contract, resuming, run_folder, validation, waiting
 from accel_train.agenda import Agenda
 from accel_train.clock import Clock
 from accel_train.config import TrainConfig, settings_for
@@ -322,7 +322,7 @@ class Trainer:
     def _start(self) -> None:
         """Restore, then tell the observers."""
         with self._signals.preparing():
-            restored = self.session.restore(self.tell)
+            restored = resuming.restore(self.session, self.tell)
         self.control.begin()
         if restored is not None:
             self.state.restore(restored, self.tell)

@@ -1,0 +1,63 @@
+"""The observers that a config asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from accelerate import Accelerator
+
+from accel_train.config import TrainConfig
+from accel_train.errors import UserError
+from accel_train.optim import suggest
+from accel_train.task import Event
+from accel_train.tracking import Observer
+
+
+def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[Event], None]) -> list[Observer]:
+    """What the config asks for, on rank 0. ``tell``: for those that have something to say themselves."""
+    from accel_train.tracking.console import Console
+    from accel_train.tracking.jsonl import EventLog, Jsonl
+    from accel_train.tracking.status import Status
+
+    observers: list[Observer] = [EventLog(), Console(), Jsonl(tell), Status()]
+    if "tensorboard" in config.report_to:
+        from accel_train.tracking.tensorboard import TensorBoard
+
+        observers.append(TensorBoard(tell))
+    if other_trackers(config):
+        from accel_train.tracking.accelerate import AccelerateTrackers
+
+        observers.append(AccelerateTrackers(accelerator))
+    hook = config.webhook
+    if os.environ.get(hook.url_env) or os.environ.get("ACCEL_TRAIN_ALERT_WEBHOOK_URL") or hook.url_file:
+        from accel_train.tracking.webhook import Webhook
+
+        milestones = hook.milestones or ()
+        observers.append(
+            Webhook(hook.kinds, hook.status_steps, milestones, url_env=hook.url_env, url_file=hook.url_file)
+        )
+    if config.tb_sync_to:
+        from accel_train.tracking.sync import TensorBoardSync
+
+        if "tensorboard" not in config.report_to:
+            tell(Event("warning", "tb_sync_to: there is nothing to copy, since report_to has no tensorboard"))
+        # The last one: when it copies for the last time, TensorBoard has written everything.
+        observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, tell))
+    return observers
+
+
+def other_trackers(config: TrainConfig) -> list[str]:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = ["none", *LoggerType.list()]
+    for name in config.report_to:
+        if name not in known:
+            raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+    others = [name for name in config.report_to if name not in ("tensorboard", "none")]
+    there = ["all", *map(str, get_available_trackers())] if others else []
+    for name in others:
+        if name not in there:
+            raise UserError(f"report_to: {name} is not installed here (pip install {name})")
+    return others
