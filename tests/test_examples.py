@@ -165,7 +165,14 @@ def test_the_cells_of_the_notebook_run(
 # -- links -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md", "docs/writing_a_task.md", "docs/tasks/collatz.md"])
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p}.md" for p in ("guarantees", "design", "writing_a_task", "tasks/collatz")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_points_to_exists(page: str):
     text = (ROOT / page).read_text()
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
@@ -174,6 +181,12 @@ def test_what_a_page_points_to_exists(page: str):
     missing = [link for link in links if link and not ((ROOT / page).parent / link).exists()]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert not missing
+
+
+def test_every_module_of_the_core_is_in_the_house():
+    house = (ROOT / "docs" / "design.md").read_text().partition("## The house")[2]
+    modules = [path.stem for folder in (".", "data") for path in (ROOT / "accel_train" / folder).glob("[!_]*.py")]
+    assert [name for name in modules if not re.search(rf"\b{name}\b", house)] == []
 
 
 @pytest.mark.parametrize("page", ["docs/tasks/collatz.md"])
