@@ -15,6 +15,7 @@ from typing import Any
 from accel_train.arguments import Parser
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
 from accel_train.output import forgive
+from accel_train.process import rank
 from accel_train.secrets import scrub
 from accel_train.signals import active, caught, end_at_once
 from accel_train.waiting import StoppedError, given_up
@@ -163,7 +164,7 @@ def _train(rest: list[str]) -> int:
             from accel_train.trainer import Trainer
 
     result = Trainer(task, settings).fit()
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         if result.outcome == "completed" and (summary := _summary(task, result.metrics, result.output_dir)):
             print(f"\n{summary}")
         _say_what_next(result, settings, " --trust" if is_own(type(task)) else "")
@@ -245,7 +246,7 @@ def _evaluate(rest: list[str]) -> int:
 
     saved = find_saved(options.run, options.checkpoint, others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         folder = options.out or Path(os.path.relpath(saved.home)) / "evaluation"
         summary = _summary(saved.task, metrics, folder)
         print(summary or json.dumps(metrics, indent=1))

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accel_train import waiting
+from accel_train.process import status_fields
 from accel_train.signals import Signals
 
 COMMANDS = ("stop", "save", "status")
@@ -173,12 +174,8 @@ def _in_foreground(terminal: int) -> bool:
 
 
 def _foreground_job(process: int) -> bool:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # not on Linux
-        return False
-    group, foreground = fields[2], fields[5]
-    return group == foreground
+    fields = status_fields(process)
+    return fields is not None and fields[2] == fields[5]  # its group and that of its terminal
 
 
 def die_with_launcher() -> None:

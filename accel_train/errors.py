@@ -1,4 +1,5 @@
-"""The errors a person can mend. The command line prints them as one line and exits with code 2."""
+"""The errors of a run, and what is said of them. A ``UserError`` is one that a person can mend: the command line prints
+it as one line and exits with code 2."""
 
 
 class UserError(Exception):

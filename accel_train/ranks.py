@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from accel_train import process
 from accel_train.errors import LostRankError, brief, what_is_kept
 
 T = TypeVar("T")
@@ -90,15 +91,15 @@ def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -
 
 def _is_loss_of_a_rank(error: RuntimeError) -> bool:
     """torch has no type for it where gloo is used."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process.world_size() == 1:
         return False
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
 
 
 def is_first_to_say(text: str) -> bool:
     """Whether no other rank of this run has said so yet. True if they cannot be asked."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return os.environ.get("RANK", "0") == "0"
+    if process.world_size() == 1:
+        return process.rank() == 0
     try:
         if dist.is_initialized():
             store = dist.distributed_c10d._get_default_store()

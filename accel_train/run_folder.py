@@ -16,6 +16,7 @@ from accel_train.checkpoint import MANIFEST, replace_folder, whole
 from accel_train.errors import UserError
 from accel_train.secrets import scrub
 from accel_train.trust import imports_for
+from accel_train.writing import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,18 +41,14 @@ def check_names(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     from accel_train.values import dumps
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(dumps(config))
-    os.replace(temporary, path)
+    write_atomic(path, dumps(config))
 
 
 def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from accel_train import waiting
 from accel_train.errors import UserError
+from accel_train.process import status_fields
 
 NAME = "run.lock"
 BEAT_S = 20.0
@@ -109,11 +110,10 @@ def _machine() -> str:
 
 def _process_started(pid: int) -> str | None:
     """In clock ticks since boot; empty if it is dead and only not yet buried, None where it cannot be had."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    fields = status_fields(pid)
+    if fields is None:
         return None
-    return "" if state in "ZX" else fields[18]
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 def look(folder: Path) -> Holder | None:

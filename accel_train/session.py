@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from accel_train import contract, keyed, run_folder, run_lock
+from accel_train import contract, keyed, process, run_folder, run_lock
 from accel_train.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, refuse_unusable, to_dict
 from accel_train.data.draws import generators
@@ -361,7 +361,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     GradientState._reset_state()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
-    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
         mixed_precision=precision,
@@ -370,7 +370,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
         step_scheduler_with_optimizer=False,
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = process.world_size()
     if accelerator.num_processes != launched:
         raise UserError(
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "

@@ -1,4 +1,4 @@
-"""Folders that a command writes to: whether it can, before the work is done; and if it could not, why, in one line."""
+"""Writing: a file in one step, and folders that cannot be written to, said in one line before the work is done."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import contextlib
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from accel_train.errors import UserError
+from accel_train.process import rank
+
+
+def write_atomic(path: Path, text: str, sync: bool = False) -> None:
+    """Replace a file so that a reader, or a kill, meets either the old text or the new one.
+
+    ``sync`` waits for the disk as well, for files that cannot be made again.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_unwritable(name: str, folder: Path) -> None:
@@ -19,7 +38,7 @@ def refuse_unwritable(name: str, folder: Path) -> None:
     Args:
         name: the option that gave the folder, for the message.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         return
     made: list[Path] = []
     try:

@@ -8,7 +8,16 @@ import pytest
 
 from accel_train.cli import main
 from accel_train.errors import UserError
-from accel_train.writing import refuse_unwritable, writing
+from accel_train.writing import refuse_unwritable, write_atomic, writing
+
+
+def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "new \ud800", sync=True)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_a_folder_that_can_be_written_to_is_left_as_it_was(tmp_path, monkeypatch):

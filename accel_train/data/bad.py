@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train.data.ragged import Ragged
-from accel_train.errors import AccessError, DataError
+from accel_train.errors import AccessError, DataError, brief
 from accel_train.task import Event
 from accel_train.waiting import StoppedError
 
@@ -98,7 +98,7 @@ class Bad:
         except (*_UNREADABLE, MemoryError) as error:
             if trouble := _trouble(error):
                 raise AccessError(f"{where}: cannot be read: {trouble}") from None
-            self._note(what, 1, f"{where}: cannot be read: {_brief(error)}")
+            self._note(what, 1, f"{where}: cannot be read: {brief(error)}")
 
     def decode(self, decode: Callable[[Any], Ragged], batch: Any, place: Any, start: int) -> Ragged:
         """Decode one block (anything with ``len``, ``take`` and columns) of which some rows may have to be left out.
@@ -122,10 +122,6 @@ SHOWN = 5  # lines at a time; a bad data set has millions of them
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what pyarrow, h5py and datasets raise for broken files
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
-
-
 def _trouble(error: BaseException) -> str:
     """What is wrong with this machine or on the way to the file; "" if it is the content."""
     if isinstance(error, MemoryError):
@@ -133,5 +129,5 @@ def _trouble(error: BaseException) -> str:
     told = re.search(r"errno = (\d+)", str(error))  # HDF5 has it in its text only
     number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files ({_brief(error)}); raise the limit (ulimit -n), or give fewer lanes or num_workers"
-    return _brief(error) if number or isinstance(error, ConnectionError | TimeoutError) else ""
+        return f"too many open files ({brief(error)}); raise the limit (ulimit -n), or give fewer lanes or num_workers"
+    return brief(error) if number or isinstance(error, ConnectionError | TimeoutError) else ""

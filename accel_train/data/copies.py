@@ -28,6 +28,7 @@ from accel_train.data.storage import identity
 from accel_train.data.transfers import last_answer
 from accel_train.errors import AccessError, UserError
 from accel_train.waiting import StoppedError
+from accel_train.writing import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -159,14 +160,14 @@ class Copies:
                     f"{shown(url)}: another run uses the copy in {self.folder}, and it is of another version; wait for "
                     "its end or give another staging_dir"
                 )
-            _write(_about(target), json.dumps(expected.as_json()))
+            write_atomic(_about(target), json.dumps(expected.as_json()))
             os.replace(part, target)
             marker.unlink(missing_ok=True)
             fcntl.flock(handle, fcntl.LOCK_SH)
         except BaseException as error:
             with contextlib.suppress(OSError):  # the cause counts, and not that it cannot be written down
                 if not isinstance(error, StoppedError):
-                    _write(marker, str(error))
+                    write_atomic(marker, str(error))
             _discard(part, handle)
             raise
         self._count("files", 1)
@@ -351,13 +352,3 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return state.st_ino, state.st_mtime_ns
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

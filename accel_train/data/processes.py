@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +17,8 @@ from accel_train import waiting
 from accel_train.contract import described
 from accel_train.data.draws import place_key, seed_generators
 from accel_train.data.source import BatchSource
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError, UserError, brief
+from accel_train.process import end_with_parent
 from accel_train.signals import SIGNALS
 from accel_train.task import Batch
 
@@ -34,7 +33,7 @@ class Processes:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(source, seed))
         except OSError as error:  # semaphores live in /dev/shm
-            raise UserError(f"{_CANNOT_START}: {_brief(error)}") from None
+            raise UserError(f"{_CANNOT_START}: {brief(error)}") from None
 
     def submit(self, epoch: int, number: int, rank: int, world_size: int) -> Future[Batch | None]:
         """The share of one batch, as ``BatchSource.batch`` gives it, in shared memory.
@@ -49,10 +48,10 @@ class Processes:
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise UserError(
                 f"worker_type: process sends the data set to other processes, and this one cannot be pickled "
-                f"({_brief(error)}); open what cannot travel in `read`, or set worker_type: thread"
+                f"({brief(error)}); open what cannot travel in `read`, or set worker_type: thread"
             ) from None
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{_CANNOT_START}: {_brief(error)}") from None
+            raise UserError(f"{_CANNOT_START}: {brief(error)}") from None
 
     def close(self) -> None:
         """Wait for what has begun, but kill it in a run that is given up."""
@@ -88,10 +87,6 @@ _DIED = (
 )
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
 def to_tensors(batch: Batch | None) -> Batch | None:
     if batch is None:
         return None
@@ -111,15 +106,7 @@ def _start(source: BatchSource, seed: int) -> None:
     _source, _seed = source, seed
     for number in SIGNALS:  # they are for the loop: a worker must not die of them
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker that outlives its run would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
@@ -133,6 +120,6 @@ def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"worker_type: process hands batches over in shared memory, and there is not enough of it in /dev/shm "
-            f"({_brief(error)}); fewer num_workers, or worker_type: thread"
+            f"({brief(error)}); fewer num_workers, or worker_type: thread"
         ) from None
     return batch

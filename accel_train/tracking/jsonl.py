@@ -12,7 +12,8 @@ from typing import TextIO
 from accel_train.reporting import Reports
 from accel_train.task import Event
 from accel_train.tracking import Observer, Record, Run
-from accel_train.tracking.records import plain, write_atomic
+from accel_train.tracking.records import plain
+from accel_train.writing import write_atomic
 
 
 class Jsonl(Observer):

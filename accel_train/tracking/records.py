@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from numbers import Integral, Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -163,23 +161,3 @@ def _short(value: float) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or not math.isfinite(value) else f"{value:.3g}"
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, text: str, sync: bool = False) -> None:
-    """Replace a file so that a reader, or a kill, meets either the old text or the new one.
-
-    ``sync`` waits for the disk as well, for files that cannot be made again.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

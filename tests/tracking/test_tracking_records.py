@@ -66,15 +66,6 @@ def test_plain_is_valid_json_whatever_the_values():
     }  # fmt: skip
 
 
-def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "file.txt"
-    records.write_atomic(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        records.write_atomic(path, "new \ud800", sync=True)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-
-
 def test_the_light_modules_do_not_import_torch():
     modules = ", ".join(f"accel_train.tracking.{m}" for m in ("console", "jsonl", "status", "webhook", "tensorboard"))
     code = (

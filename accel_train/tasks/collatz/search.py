@@ -21,7 +21,7 @@ from accel_train.arguments import Parser
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.collatz.cycles import Cycle, find_cycle, step
 from accel_train.tasks.collatz.trajectory import JUMP, PATIENCE, jump
-from accel_train.writing import writing
+from accel_train.writing import write_atomic, writing
 
 DEFAULT_START = 1 << 71
 MAPS = {"3n+1": (3, 1), "3n-1": (3, -1), "5n+1": (5, 1)}
@@ -168,12 +168,9 @@ def _write(path: Path, state: Search) -> None:
         "undecided": [str(n) for n in state.undecided],
         "seconds": round(state.seconds, 3),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write the progress file {path}: {error.strerror}") from error
 
 

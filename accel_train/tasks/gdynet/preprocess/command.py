@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train import process
 from accel_train.arguments import Parser
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.preprocess import blocks, work_folder
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, plan: dict[str, Any], files: work_folder.Files) -> int:
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks = process.rank(), process.world_size()
     prepared = work_folder.is_prepared(files, plan)  # asked first: when the work folder is gone, OUT is there
     if work_folder.is_finished(files, plan):
         work_folder.tidy(files)

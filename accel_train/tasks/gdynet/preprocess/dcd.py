@@ -51,11 +51,7 @@ class Dcd(Source):
         return self._frames
 
     def _read(self, number: int, place: str) -> Frame:
-        try:
-            self._file.seek(number)
-            moment = self._file.read()
-        except Exception as error:
-            raise DataError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+        moment = self._moment(self._file, number, place)
         cell = np.zeros((3, 3))
         if self._file.is_periodic and moment.unitcell.any():
             cell = _cell(moment.unitcell, self._version, place)

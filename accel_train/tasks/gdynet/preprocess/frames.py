@@ -76,6 +76,15 @@ class Source:
     def _read(self, number: int, place: str) -> Frame:
         raise NotImplementedError
 
+    @staticmethod
+    def _moment(file: Any, number: int, place: str) -> Any:
+        """A frame as MDAnalysis reads it from one of its files."""
+        try:
+            file.seek(number)
+            return file.read()
+        except Exception as error:
+            raise DataError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+
 
 def library(name: str) -> Any:
     """A module of the extra ``gdynet``. Raises ``UserError`` if it is not installed."""

@@ -120,11 +120,7 @@ class Gromacs(Source):
         return len(self._starts)
 
     def _read(self, number: int, place: str) -> Frame:
-        try:
-            self._file.seek(number)
-            moment = self._file.read()
-        except Exception as error:
-            raise DataError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+        moment = self._moment(self._file, number, place)
         if not getattr(moment, "hasx", True):
             raise DataError(f"{place} has no positions: write a file of those that have")
         cell = moment.box.astype(float) * ANGSTROM

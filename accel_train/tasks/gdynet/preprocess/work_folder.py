@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import UserError
+from accel_train.process import end_with_parent
 from accel_train.tasks.gdynet.preprocess import trajectories
 from accel_train.tasks.gdynet.preprocess.blocks import Job, describe, find_targets, write_json
 
@@ -168,9 +167,7 @@ _job: Job | None = None
 def _start(files: Files) -> None:
     """A worker begins. It ends with its parent, however that ended."""
     global _job
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
     _job = files.job()
 
 
