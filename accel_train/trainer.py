@@ -30,7 +30,6 @@ from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
 from accel_train.errors import (
     EvaluationError,
-    LostRankError,
     NonFiniteError,
     OtherRankError,
     UserError,
@@ -101,11 +100,12 @@ class Trainer:
         self.task = contract.instance(task)
         self.config = config or settings_for(type(task), settings)
         self._extra_observers = list(observers)
-        self._asked_to_stop: str | None = None  # before there is a run
+        self._running = False
+        self._asked_to_stop: str | None = None  # while there is no run
 
     def request_stop(self, reason: str) -> None:
-        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: after its first one."""
-        if hasattr(self, "control"):
+        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: as it begins."""
+        if self._running:
             self.control.stop(reason)
         else:
             self._asked_to_stop = self._asked_to_stop or reason
@@ -121,7 +121,6 @@ class Trainer:
             LockLostError: another run has the folder by now.
             OtherRankError: data failed on another rank; this one saved as well.
         """
-        waiting.begin()
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
             self._signals = held.enter_context(caught())
@@ -140,6 +139,7 @@ class Trainer:
                     self._crashed(error)
                     raise
                 finally:
+                    self._running = False
                     gc.unfreeze()
                     self.session.close(self.tell)
 
@@ -162,13 +162,10 @@ class Trainer:
                 found = next(batches, None)
             except Exception as error:
                 return self._stop_short(error)
-            if found is None:
-                return ""
-            epoch, number, share = found
+            epoch, number, share = found or (self.config.num_train_epochs or 0, 0, None)
             plan.begin_epoch(position, epoch)
             if plan.finished(position):  # data that only now knows where its last epoch ended
-                self._attend()
-                return ""
+                return self._attend() or self.ended
             self._clock.waited += time.perf_counter() - waiting_since
             updates = 0  # of this batch: after the first one, the weights are of no whole step
             try:
@@ -204,7 +201,7 @@ class Trainer:
                 if stopped:
                     raise waiting.StoppedError(
                         f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
-                        f"cannot drop a step together, and the last checkpoint is of step {self.session.last_saved}"
+                        f"cannot drop a step together, and {what_is_kept(self.session.last_saved)}"
                     ) from None
                 raise error
             first = self.plan.phases[self.position.phase].objectives[0]
@@ -231,7 +228,6 @@ class Trainer:
         position, clock = self.position, self._clock
         now = clock.pause(position.step)
         lost = self.session.lost_folder()
-        up = self._time_is_up(now)
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = self.save_every.due_by_clock(now)
         main = self.ranks.is_main
@@ -240,14 +236,13 @@ class Trainer:
             float(bool(news)),
             float(self.control.stop_reason is not None),
             float(self.control.by_signal),
-            float(main and up),
             float(asked_to_save or (main and by_clock)),
             clock.items,
             clock.waited if main else 0.0,
             clock.seconds_per_step() if main else 0.0,
             float(bool(lost)),
         ])  # fmt: skip
-        told, stop, signals, time_up, save, items, waited, step_seconds, lost_on_main = votes
+        told, stop, signals, save, items, waited, step_seconds, lost_on_main = votes
         if lost_on_main:
             self.session.check_folder()
         self._signalled = signals > 0
@@ -261,7 +256,7 @@ class Trainer:
 
         if self.log_every.due(position) or finished or phase_changed:
             self._log()
-        reason = self._who_stops() if stop else "max_time" if time_up else ""
+        reason = self._who_stops() if stop else ""
         owed, improved, sums = self._evaluation_owed, False, None
         due = finished or owed or self.eval_every.due(position)
         if self.session.eval_loader is not None and due and not short:
@@ -367,6 +362,8 @@ class Trainer:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of cells without items, and the like
                     metrics, _ = self._measure(batches)
+            except waiting.StoppedError:  # on all ranks; the loop ends before its first step
+                return
             except (NonFiniteError, EvaluationError) as error:
                 if batches is None:
                     self.tell(Event("warning", f"the untrained model cannot be evaluated, so {FIRST_SEEN}: {error}"))
@@ -400,11 +397,12 @@ class Trainer:
             self._save_seconds = max(self._save_seconds, time.monotonic() - started)
             self.observers.tell("on_save", self.position.step, self.session.checkpoints.path(self.position.step))
 
-    def _time_is_up(self, now: float) -> bool:
-        if self.max_seconds is None:
+    def _time_is_up(self) -> bool:
+        """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
+        if self.max_seconds is None or not self.ranks.is_main:
             return False
         reserve = 2 * self._save_seconds + 4 * max(self._clock.seconds_per_step(), ATTENTION_SECONDS)
-        return now - self._started + reserve >= self.max_seconds
+        return time.monotonic() - self._started + reserve >= self.max_seconds
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -439,8 +437,9 @@ class Trainer:
         self.observers = Observers([])
         self.control = Control(
             self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
-            self._attend_now, self._say_status,
+            self._attend_now, self._say_status, self._time_is_up,
         )  # fmt: skip
+        self._running = True
         if self._asked_to_stop is not None:
             self.control.stop(self._asked_to_stop)
             self._asked_to_stop = None
@@ -454,8 +453,6 @@ class Trainer:
             self._take_progress(restored)
         elif self.config.init_from:
             run_folder.load_weights(self.models, Path(self.config.init_from))
-        if self.ranks.is_main:
-            self.session.write_about()
         session, baselines = self.session, {}
         if self.ranks.is_main:
             with session.reports("baselines", self.tell):
@@ -474,15 +471,15 @@ class Trainer:
             baselines=baselines,
         )
         self._tell_observers(run)
+        untold, self._untold = self._untold, None
+        for event in [*session.notes, *(untold or ())]:
+            self.tell(event)
         best = self.selection.best
         if restored and best:
             if best["step"] == self.position.step and not session.is_marked_best(self.position.step):
                 session.mark_best(self.position.step, self._about(), self.tell)  # killed just before it was
             session.mend_best_link(int(best["step"]), self.tell)
         self._check_evaluation()
-        untold, self._untold = self._untold, None
-        for event in [*session.notes, *(untold or ())]:
-            self.tell(event)
         if not self._done():
             self._say_phase()
         self._clock = Clock(self.position.step)
@@ -497,6 +494,7 @@ class Trainer:
         problem = ""
         if self.ranks.is_main:
             try:
+                self.session.write_about()
                 self.observers = Observers([*self.session.build_observers(self.tell), *self._extra_observers])
                 self.observers.tell("on_start", run)
             except UserError as error:
@@ -511,9 +509,8 @@ class Trainer:
             self.session.export(self.session.output_dir / "model", self._about(), self.tell)
         saved = step in (self.session.last_saved, self._began_at)
         if not saved:
-            last = self.session.last_saved
-            kept = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
-            reason = "; ".join(filter(None, [reason, f"step {step} is NOT SAVED, {kept}"]))
+            unsaved = f"step {step} is NOT SAVED, {what_is_kept(self.session.last_saved)}"
+            reason = "; ".join(filter(None, [reason, unsaved]))
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.selection.last().items() if k != "step"}
@@ -529,11 +526,12 @@ class Trainer:
         )
 
     def _crashed(self, error: BaseException) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
-        if not isinstance(error, LostRankError):  # which says so itself
-            text += f"; {what_is_kept(self.session.last_saved)}"
-        outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"
+        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.session.last_saved)
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        text = str(error) if stopped else text.splitlines()[0]
+        if kept not in text:
+            text += f"; {kept}"
+        outcome = "stopped" if stopped else "crashed"
         outcome = "lost" if self.session.lost_folder() else outcome
         self.observers.tell("on_end", outcome, self._status() | {"reason": scrub(text)})
 
