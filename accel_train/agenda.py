@@ -50,9 +50,9 @@ class Agenda:
         self.save_every.last_time = time.monotonic()
         self._save_seconds = max(self._save_seconds, time.monotonic() - since)
 
-    def time_is_up(self, now: float, step_seconds: float) -> bool:
+    def time_is_up(self, step_seconds: float) -> bool:
         """``max_time`` is about to pass: what is left is needed for the last steps and to save."""
         if self._max_seconds is None:
             return False
         reserve = 2 * self._save_seconds + 4 * max(step_seconds, ATTENTION_SECONDS)
-        return now - self._started + reserve >= self._max_seconds
+        return time.monotonic() - self._started + reserve >= self._max_seconds

@@ -196,7 +196,7 @@ def _say_what_next(result: Any, settings: Any, trust: str) -> None:
             print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
         if (folder / "checkpoints").is_dir() and os.listdir(folder / "checkpoints"):
             print(f"  evaluate       {accel_train} evaluate {folder}{trust}")
-        if settings.max_steps is not None:
+        if result.step == settings.max_steps and not result.reason:  # no early stopping, no shorter phases or epochs
             print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
     else:
         print(f"  go on          {accel_train} train --config {folder}/config.yaml")

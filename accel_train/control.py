@@ -44,9 +44,10 @@ class Control:
         alone: bool = True,
         on_request: Callable[[], None] = lambda: None,
         on_status: Callable[[], None] = lambda: None,
+        time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
-        self.on_request, self.on_status = on_request, on_status
+        self.on_request, self.on_status, self.time_is_up = on_request, on_status, time_is_up
         self.save_requested = False
         self._asked: str | None = None
         self._asked_at = 0.0
@@ -137,7 +138,9 @@ class Control:
         """Several times a second, beside the loop."""
         self.poll()
         if self.stop_reason is None:
-            return
+            if not self.time_is_up():
+                return
+            self.stop("max_time")
         self._asked_at = self._asked_at or time.monotonic()
         passed = time.monotonic() - self._asked_at
         if (self.alone or passed >= GRACE_S) and not waiting.given_up():

@@ -45,7 +45,7 @@ def brief(error: BaseException) -> str:
 
 
 def what_is_kept(last_saved: int | None) -> str:
-    return "nothing is saved" if last_saved is None else f"the last checkpoint is of step {last_saved}"
+    return "there is no checkpoint" if last_saved is None else f"the last checkpoint is of step {last_saved}"
 
 
 class LockLostError(RuntimeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accel_train.errors import brief
 from accel_train.task import Event
+from accel_train.waiting import StoppedError
 
 FAILURES = (Exception, SystemExit)
 """What a library may raise that only reports. Not KeyboardInterrupt: that is a person."""
@@ -32,6 +33,8 @@ class Reports:
         """What is raised inside is told as a warning, once for each kind of error, and not raised."""
         try:
             yield
+        except StoppedError:
+            tell(Event("note", f"{name} left out, since the run is to stop"))
         except FAILURES as error:
             if (name, type(error)) not in self._told:
                 self._told.add((name, type(error)))

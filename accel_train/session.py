@@ -20,7 +20,7 @@ from accel_train.config import OptimizerConfig, PhaseConfig, TrainConfig, refuse
 from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
-from accel_train.errors import LockLostError, NonFiniteError, UserError, brief
+from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, what_is_kept
 from accel_train.optim import Schedule, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
@@ -296,9 +296,7 @@ class Session:
         if self.last_saved == step and not again:
             return
         if name := self._non_finite_weights():
-            raise NonFiniteError(
-                f"step {step}: the weights {name} are not finite; the last checkpoint is of step {self.last_saved}"
-            )
+            raise NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
         self.check_folder()
         error = ""
         try:
@@ -326,8 +324,8 @@ class Session:
         if errors:
             if self.ranks.is_main:
                 self.checkpoints.abandon(step)
-                tell(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {errors[0]}. Training goes on; "
-                           f"the last good checkpoint is of step {self.last_saved}"))  # fmt: skip
+                kept = what_is_kept(self.last_saved)
+                tell(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {errors[0]}; {kept}"))
             return
         self.last_saved = step
         if self.ranks.is_main:

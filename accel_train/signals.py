@@ -183,16 +183,22 @@ _active: Signals | None = None
 
 @contextlib.contextmanager
 def caught(program: bool = False) -> Iterator[Signals]:
-    """Signals are caught inside, by whoever asked first."""
+    """Signals are caught inside, by whoever asked first. What they ended the waiting for is over afterwards, unless the
+    program is."""
     global _active
     if _active is not None:
         yield _active
         return
-    with Signals(program) as _active:
-        try:
-            yield _active
-        finally:
-            _active = None
+    waiting.begin()
+    try:
+        with Signals(program) as _active:
+            try:
+                yield _active
+            finally:
+                _active = None
+    finally:
+        if not program:
+            waiting.begin()
 
 
 def active() -> Signals | None:

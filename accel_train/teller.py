@@ -43,10 +43,11 @@ class Teller:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def start(self, further: Iterable[Observer], resumed: bool) -> None:
-        """The observers that the config asks for, and ``further`` ones, get to know the run.
+        """The observers that the config asks for, and ``further`` ones, get to know the run, once the run folder says what it is, and
+        hear what there was to tell before.
 
         Raises:
-            UserError: on every rank, if one of them cannot do what it was asked for.
+            UserError: on every rank, if that cannot be written, or one of them cannot do what it was asked for.
         """
         session, baselines = self.session, {}
         if self.ranks.is_main:
@@ -68,17 +69,15 @@ class Teller:
         problem = ""
         if self.ranks.is_main:
             try:
+                session.write_about()
                 self.observers = Observers([*observers_of(session.config, session.accelerator, self.tell), *further])
                 self.observers.tell("on_start", run)
             except UserError as error:
                 problem = str(error)
         if problem := self.ranks.from_main(problem):
             raise UserError(problem)
-
-    def tell_what_waited(self) -> None:
-        """The events from before there was anybody to hear them."""
         waited, self._waiting = self._waiting, None
-        for event in [*self.session.notes, *(waited or ())]:
+        for event in [*session.notes, *(waited or ())]:
             self.tell(event)
 
     def end(self, outcome: str, reason: str) -> None:

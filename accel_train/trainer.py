@@ -29,7 +29,6 @@ from accel_train.config import TrainConfig, settings_for
 from accel_train.control import Control
 from accel_train.errors import (
     EvaluationError,
-    LostRankError,
     NonFiniteError,
     OtherRankError,
     UserError,
@@ -70,11 +69,12 @@ class Trainer:
         self.task = contract.instance(task)
         self.config = config or settings_for(type(task), settings)
         self._extra_observers = list(observers)
-        self._asked_to_stop: str | None = None  # before there is a run
+        self._running = False
+        self._asked_to_stop: str | None = None  # while there is no run
 
     def request_stop(self, reason: str) -> None:
-        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: after its first one."""
-        if hasattr(self, "control"):
+        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: as it begins."""
+        if self._running:
             self.control.stop(reason)
         else:
             self._asked_to_stop = self._asked_to_stop or reason
@@ -90,7 +90,6 @@ class Trainer:
             LockLostError: another run has the folder by now.
             OtherRankError: data failed on another rank; this one saved as well.
         """
-        waiting.begin()
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
             self._signals = held.enter_context(caught())
@@ -109,6 +108,7 @@ class Trainer:
                     self._crashed(error)
                     raise
                 finally:
+                    self._running = False
                     gc.unfreeze()
                     self.session.close(self.tell)
 
@@ -132,13 +132,10 @@ class Trainer:
                 found = next(batches, None)
             except Exception as error:
                 return self._stop_short(error)
-            if found is None:
-                return ""
-            epoch, number, share = found
+            epoch, number, share = found or (self.config.num_train_epochs or 0, 0, None)
             plan.begin_epoch(position, epoch)
             if plan.finished(position):  # data that only now knows where its last epoch ended
-                self._attend()
-                return ""
+                return self._attend() or state.ended
             state.clock.waited += time.perf_counter() - waiting_since
             updates = 0  # of this batch: after the first one, the weights are of no whole step
             try:
@@ -174,7 +171,7 @@ class Trainer:
                 if stopped:
                     raise waiting.StoppedError(
                         f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
-                        f"cannot drop a step together, and the last checkpoint is of step {self.session.last_saved}"
+                        f"cannot drop a step together, and {what_is_kept(self.session.last_saved)}"
                     ) from None
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]
@@ -202,7 +199,6 @@ class Trainer:
         position, clock = state.position, state.clock
         now = clock.pause(position.step)
         lost = self.session.lost_folder()
-        up = agenda.time_is_up(now, clock.seconds_per_step())
         asked_to_save, self.control.save_requested = self.control.save_requested, False
         by_clock = agenda.save_every.due_by_clock(now)
         main = self.ranks.is_main
@@ -211,14 +207,13 @@ class Trainer:
             float(bool(news)),
             float(self.control.stop_reason is not None),
             float(self.control.by_signal),
-            float(main and up),
             float(asked_to_save or (main and by_clock)),
             clock.items,
             clock.waited if main else 0.0,
             clock.seconds_per_step() if main else 0.0,
             float(bool(lost)),
         ])  # fmt: skip
-        told, stop, signals, time_up, save, items, waited, step_seconds, lost_on_main = votes
+        told, stop, signals, save, items, waited, step_seconds, lost_on_main = votes
         if lost_on_main:
             self.session.check_folder()
         self._signalled = signals > 0
@@ -232,7 +227,7 @@ class Trainer:
 
         if agenda.log_every.due(position) or finished or phase_changed:
             self.teller.log()
-        reason = self._who_stops() if stop else "max_time" if time_up else ""
+        reason = self._who_stops() if stop else ""
         owed, improved, sums = state.evaluation_owed, False, None
         due = finished or owed or agenda.eval_every.due(position)
         if self.session.eval_loader is not None and due and not short:
@@ -313,8 +308,9 @@ class Trainer:
         self._share: Any = None  # of the last step
         self.control = Control(
             self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
-            self._attend_now, self.teller.print_status,
+            self._attend_now, self.teller.print_status, self._time_is_up,
         )  # fmt: skip
+        self._running = True
         if self._asked_to_stop is not None:
             self.control.stop(self._asked_to_stop)
             self._asked_to_stop = None
@@ -328,8 +324,6 @@ class Trainer:
             self.state.restore(restored, self.tell)
         elif self.config.init_from:
             run_folder.load_weights(self.models, Path(self.config.init_from))
-        if self.ranks.is_main:
-            self.session.write_about()
         session, state = self.session, self.state
         self.teller.start(self._extra_observers, resumed=restored is not None)
         best = state.selection.best
@@ -339,7 +333,6 @@ class Trainer:
             session.mend_best_link(int(best["step"]), self.tell)
         if not state.done():
             validation.try_out(session, state.selection, self.tell)
-        self.teller.tell_what_waited()
         if not state.done():
             self.teller.phase()
         state.clock = Clock(state.position.step)
@@ -356,9 +349,8 @@ class Trainer:
             self.session.export(self.session.output_dir / "model", self.state.about(), self.tell)
         saved = step in (self.session.last_saved, self._began_at)
         if not saved:
-            last = self.session.last_saved
-            kept = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
-            reason = "; ".join(filter(None, [reason, f"step {step} is NOT SAVED, {kept}"]))
+            unsaved = f"step {step} is NOT SAVED, {what_is_kept(self.session.last_saved)}"
+            reason = "; ".join(filter(None, [reason, unsaved]))
         self.teller.end(outcome, reason)
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.state.selection.last().items() if k != "step"}
@@ -368,16 +360,21 @@ class Trainer:
         )  # fmt: skip
 
     def _crashed(self, error: BaseException) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
-        if not isinstance(error, LostRankError):  # which says so itself
-            text += f"; {what_is_kept(self.session.last_saved)}"
-        outcome = "stopped" if isinstance(error, waiting.StoppedError) else "crashed"
+        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.session.last_saved)
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        text = str(error) if stopped else text.splitlines()[0]
+        if kept not in text:
+            text += f"; {kept}"
+        outcome = "stopped" if stopped else "crashed"
         outcome = "lost" if self.session.lost_folder() else outcome
         self.teller.end(outcome, scrub(text))
 
     def tell(self, event: Event) -> None:
         self.teller.tell(event)
+
+    def _time_is_up(self) -> bool:
+        """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
+        return self.ranks.is_main and self.agenda.time_is_up(self.state.clock.seconds_per_step())
 
     def _is_stopping(self) -> bool:
         return self.control.stop_reason is not None

@@ -11,6 +11,7 @@ from accel_train.evaluation import evaluate
 from accel_train.selection import Selection
 from accel_train.session import Session, Tell
 from accel_train.task import Event
+from accel_train.waiting import StoppedError
 
 FIRST_SEEN = "metric_for_best_model is first looked at after training"
 
@@ -40,6 +41,8 @@ def try_out(session: Session, selection: Selection, tell: Tell) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of cells without items, and the like
                 metrics, _ = measure(session, batches)
+        except StoppedError:  # on all ranks; the loop ends before its first step
+            return
         except (NonFiniteError, EvaluationError) as error:
             if batches is None:
                 tell(Event("warning", f"the untrained model cannot be evaluated, so {FIRST_SEEN}: {error}"))

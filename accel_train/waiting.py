@@ -54,7 +54,7 @@ def give_up() -> None:
 
 
 def begin() -> None:
-    """A new run in this process: waiting is allowed again."""
+    """Waiting is allowed again: before a run, and after it in a process that goes on."""
     _given_up.clear()
 
 

@@ -348,9 +348,9 @@ class Chosen:
 
 class Streams(Toy):
     """Every rank has a stream of its own, of ``lengths[rank]`` batches in each epoch; they know it (``announced``
-    batches) or not."""
+    batches, or a number for each epoch) or not."""
 
-    def __init__(self, lengths: list[int], announced: int | None = None, **options: Any) -> None:
+    def __init__(self, lengths: list[int], announced: int | list[int | None] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.lengths, self.announced = lengths, announced
 
@@ -360,11 +360,11 @@ class Streams(Toy):
 
 
 class Stream(BatchSource):
-    def __init__(self, data: Numbers, lengths: list[int], announced: int | None) -> None:
+    def __init__(self, data: Numbers, lengths: list[int], announced: int | list[int | None] | None) -> None:
         self.data, self.lengths, self.announced = data, lengths, announced
 
     def steps(self, epoch: int) -> int | None:
-        return self.announced
+        return self.announced[epoch] if isinstance(self.announced, list) else self.announced
 
     def iterate(
         self, epoch: int, step: int, rank: int, world_size: int, num_workers: int

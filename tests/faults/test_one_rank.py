@@ -48,6 +48,14 @@ def test_one_rank_ends(tmp_path, fault, rank):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_disk_that_is_full_at_the_start(tmp_path):
+    """Rank 0 alone writes: all of them hear of it."""
+    disk = {"place": "progress", "steps": [0], "rank": 0}
+    results = run({"config": config(tmp_path / "run", **SETTINGS), "disk": disk}, 2)
+    assert {result["error"] for result in results} == {results[0]["error"]}
+    assert results[0]["error"][0] == "UserError" and "No space left" in results[0]["error"][1]
+
+
 @pytest.mark.slow
 def test_what_only_one_rank_meets_is_said_once(tmp_path):
     running = launch(2, "train", "--task=support.WrongOnOneRank", f"--output_dir={tmp_path}", "--max_steps=5")

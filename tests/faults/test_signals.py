@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from support import (
     Child,
     Team,
+    Toy,
     assert_same_run,
     config,
     damaged,
@@ -25,10 +28,12 @@ from support import (
     weights_files,
 )
 
-from accel_train import cli
+from accel_train import Trainer, checkpoint, cli, run_folder, waiting
 from accel_train import config as config_module
 from accel_train.control import request
+from accel_train.inspection import evaluate_saved, find_saved
 from accel_train.signals import SIGNALS, caught
+from accel_train.tracking import Observer
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
 TOY = {"dropout": 0.2}
@@ -131,6 +136,88 @@ def test_the_second_interrupt_does_not_wait(tmp_path):
     output, _ = running.communicate(timeout=15)
     assert running.returncode == 130 and time.monotonic() - began < 10
     assert "interrupted" in output and "Traceback" not in output
+
+
+@pytest.fixture
+def alerts(monkeypatch):
+    """Titles of the alerts that a server takes."""
+    taken = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        log_message = lambda self, *arguments: None  # noqa: E731
+
+        def do_POST(self):
+            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["embeds"][0]["title"])
+            self.send_response(204)
+            self.end_headers()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("ACCEL_TRAIN_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}/")
+        yield taken
+        server.shutdown()
+
+
+def signalled_in(monkeypatch, owner, name):
+    """A signal comes while this is done for the first time, which goes on once nobody waits any more."""
+    real, done = getattr(owner, name), []
+
+    def signalled(*arguments, **named):
+        if not done:
+            done.append(os.kill(os.getpid(), signal.SIGTERM))
+            wait_for(waiting.given_up)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, signalled)
+
+
+@pytest.mark.parametrize("during", ["a checkpoint", "the closing export"])
+def test_while_it_writes(tmp_path, whole, monkeypatch, alerts, during):
+    """What was begun is finished, and whoever watches from afar hears of it."""
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+    if during == "a checkpoint":
+        signalled_in(monkeypatch, checkpoint, "write_manifest")
+    else:
+        signalled_in(monkeypatch, run_folder, "export_models")
+    watched = dict(save_steps=20, report_to=["tensorboard"], tb_sync_to=str(copy), tb_sync_interval=3600)
+    evaluated = {} if during == "a checkpoint" else {"eval_steps": 0}
+    (result,) = run(job(folder, **watched | evaluated))
+    assert result["error"] is None and not waiting.given_up()
+    step, ending = result["step"], "stopped" if during == "a checkpoint" else "completed"
+    assert (result["outcome"], result["by_signal"], status(folder)["state"]) == (ending, ending == "stopped", ending)
+    assert alerts == ["started", ending]
+    written = {file.name: file.read_bytes() for file in (folder / "tensorboard").rglob("*tfevents*")}
+    assert written and {file.name: file.read_bytes() for file in copy.rglob("*tfevents*")} == written
+    if ending == "stopped":
+        assert 20 <= step <= 30, "the step after the checkpoint, or the next log line"
+        goes_on(folder, whole, 1, step)
+    else:
+        assert step == 200 and damaged(folder) == [] and weights_files(folder)
+
+
+def test_a_process_that_goes_on_after_a_stop(tmp_path):
+    """As a notebook does: data can be read again, and the same trainer goes on or is stopped once more."""
+
+    class Interrupting(Observer):
+        def on_log(self, record):
+            if record["step"] == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(waiting.given_up)
+
+    trainer = Trainer(Toy(), observers=[Interrupting()], **config(tmp_path, max_steps=40))
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    first = trainer.fit()
+    assert (first.outcome, first.reason, first.by_signal) == ("stopped", "SIGINT", True)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers and not (tmp_path / "run.lock").exists()
+    assert set(evaluate_saved(find_saved(tmp_path, "latest", [], True), "validation", None, None)) == {"loss"}
+    trainer.request_stop("once more")
+    second = trainer.fit()
+    assert (second.outcome, second.reason, second.by_signal) == ("stopped", "once more", False)
+    in_thread = []
+    thread = threading.Thread(target=lambda: in_thread.append(trainer.fit()))
+    thread.start()
+    thread.join()
+    assert (in_thread[0].outcome, in_thread[0].step) == ("completed", 40)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,7 +8,7 @@ import signal
 import pytest
 from support import Child, Team, assert_same_run, config, damaged, run, steps_saved, wait_for
 
-from accel_train import cli
+from accel_train import Trainer, cli
 from accel_train.control import request
 
 SETTINGS = dict(max_steps=24, eval_steps=6, logging_steps=5, save_steps=None)
@@ -86,7 +86,29 @@ def test_what_is_asked_of_the_task_before_the_first_step(tmp_path):
     members = start(tmp_path, 1, job(tmp_path, stall=stall(tmp_path, split="baselines")))
     os.kill(members[0].pid, signal.SIGTERM)
     (result,) = results_of(members)
-    assert result["error"][0] == "StoppedError"
+    assert (result["error"], result["outcome"], result["step"]) == (None, "stopped", 0)
+    assert [title for _, title in result["events"]] == ["baselines left out, since the run is to stop"]
+    assert not (tmp_path / "errors").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_while_the_validation_data_are_tried(tmp_path, whole, ranks):
+    members = start(tmp_path, ranks, job(tmp_path, stall=stall(tmp_path, split="validation", rank=ranks - 1)))
+    assert cli.main(["stop", str(tmp_path)]) == 0
+    for result in results_of(members):
+        assert (result["error"], result["outcome"], result["step"]) == (None, "stopped", 0)
+        assert result["reason"] == "accel-train stop"
+    run(job(tmp_path), ranks)
+    assert_same_run(tmp_path, whole(ranks))
+
+
+def test_time_is_up_while_waiting_for_data(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(Trainer, "_time_is_up", lambda trainer: (tmp_path / "stalled").exists())
+    (result,) = run(job(tmp_path, stall=stall(tmp_path, steps=[13])))
+    assert (result["outcome"], result["reason"], result["step"]) == ("stopped", "max_time", 13)
+    assert result["by_signal"] is False
+    monkeypatch.undo()
+    goes_on(tmp_path, whole, 13)
 
 
 @pytest.mark.parametrize("task, asked", [("Toy", 0), ("Toy", 1), ("Toy", None), ("Ragged", 0), ("Gan", 0)])
@@ -122,6 +144,7 @@ def test_ranks_that_cannot_drop_a_step_together(tmp_path, whole):
     without, other = [member.result(20)["error"] for member in reversed(members)]
     assert without[0] == "StoppedError" and "SIGTERM" in without[1] and "last checkpoint is of step 12" in without[1]
     assert other[0] == "LostRankError" and "last checkpoint is of step 12" in other[1]
+    assert (tmp_path / "status.json").read_text().count("last checkpoint is of step 12") == 1
     goes_on(tmp_path, whole, 12, 2)
 
 

@@ -125,6 +125,15 @@ def test_exit_1_means_not_saved(tmp_path, monkeypatch, capsys, fails):
     assert "NOT SAVED" in json.loads((out / "status.json").read_text())["reason"]
 
 
+@pytest.mark.parametrize("more", [{}, {"early_stopping_target": 100, "metric_for_best_model": "loss"}], ids=str)
+def test_what_is_said_to_train_longer(tmp_path, capsys, more):
+    """More steps, where it was the number of steps that ended it."""
+    settings = config(tmp_path / "run", max_steps=6) | more
+    arguments = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items() if v is not None]
+    assert main(["train", "--task=support.Toy", *arguments]) == 0
+    assert ("--max_steps=12" in capsys.readouterr().out) == (not more)
+
+
 # -- trackers --------------------------------------------------------------------------------------------------------
 
 

@@ -50,3 +50,8 @@ def test_a_stream_is_as_long_as_it_says(tmp_path, workers):
     )
     (result,) = streams(tmp_path / "3", [10], announced=10, num_workers=workers)
     assert result["outcome"] == "completed"
+
+
+def test_a_stream_that_knows_its_first_epoch_only(tmp_path):
+    result, *_ = streams(tmp_path, [7], announced=[7, None, None], num_train_epochs=2, max_steps=None)
+    assert (result["error"], result["outcome"], result["step"]) == (None, "completed", 14)
