@@ -147,7 +147,7 @@ class Control:
             waiting.give_up()
         if passed >= TELL_S and not self.alone and not (self.folder / "stop").exists():
             with contextlib.suppress(OSError):  # a full disk: then the other ranks are as deaf as without this
-                request(self.folder.parent, "stop", self.stop_reason)
+                request(self.folder.parent, "stop", self.stop_reason or "")
 
 
 def request(output_dir: Path, command: str, who: str = "") -> None:

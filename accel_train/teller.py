@@ -43,8 +43,8 @@ class Teller:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def start(self, further: Iterable[Observer], resumed: bool) -> None:
-        """The observers that the config asks for, and ``further`` ones, get to know the run, once the run folder says what it is, and
-        hear what there was to tell before.
+        """Write down what the run is; let the observers that the config asks for, and ``further`` ones, know it; and
+        tell them what there was to tell before.
 
         Raises:
             UserError: on every rank, if that cannot be written, or one of them cannot do what it was asked for.
