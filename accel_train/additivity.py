@@ -86,7 +86,7 @@ def _compare(
 
     whole = _values(task, models, objective, [batch])
     if not all(torch.isfinite(value).all() for value in (whole.loss, *whole.totals.values())):
-        return Findings()  # the step will tell
+        return Findings()  # the step will raise it too, and say so
     parts = _values(task, models, objective, halves, whole.totals)
     draws = [whole, _redrawn(task, models, objective, batch, 1)]
     if _spread([draw.loss for draw in draws]) > 0:  # a loss that draws, or kernels that do not repeat
@@ -158,7 +158,7 @@ def _summed(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class Tolerance(NamedTuple):
-    """Wide, since the mistakes sought for are gross and an alarm ends the run."""
+    """Wide: the mistakes looked for make a large difference, and a false alarm would end the run."""
 
     relative: float
     absolute: float
@@ -230,7 +230,7 @@ def _untouched(models: dict[str, nn.Module]) -> Iterator[None]:
 
 
 def _eager(models: dict[str, nn.Module]) -> contextlib.AbstractContextManager:
-    """Halves have another shape, for which nothing should be compiled."""
+    """Halves have another shape; a model must not be compiled once more for them."""
     if any(module._compiled_call_impl is not None for model in models.values() for module in model.modules()):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()

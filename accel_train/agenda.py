@@ -39,7 +39,7 @@ class Agenda:
         self.attention_at = min(due)
 
     def at_once(self) -> None:
-        """The next step is one to look up after."""
+        """Look up after the step that is being done."""
         self.attention_at = 0
 
     def begin_saving_by_clock(self) -> None:

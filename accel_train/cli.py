@@ -65,9 +65,9 @@ def _told(arguments: list[str]) -> int:
     except LostRankError as error:
         _say_once(f"error: {error}")
         if (signals := active()) is not None and signals.program:
-            end_at_once(1)  # with whom should the process group be left?
+            end_at_once(1)  # to leave the process group would wait for the rank that is gone
         return 1
-    except OtherRankError as error:  # that rank says so
+    except OtherRankError as error:  # the rank that met it prints it
         return error.exit_code
     except StoppedError as error:
         _say_once(str(error))

@@ -151,7 +151,7 @@ def _tensor(value: Any, device: torch.device) -> Tensor | None:
     """Numbers and arrays become tensors (none of this waits for the device); None for what is neither."""
     if isinstance(value, Tensor):
         value = value.detach()
-        if value.dtype in (torch.bool, torch.uint8):  # whose sums are no sums
+        if value.dtype in (torch.bool, torch.uint8):  # adding these saturates or overflows
             value = value.long()
         return value if value.device == device or value.dim() else value.to(device, non_blocking=True)
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":

@@ -105,7 +105,7 @@ class Control:
                     print(f"{word!r} is not a command; type stop, save or status and Enter", flush=True)
 
     def poll(self) -> None:
-        """Look for request files. That to stop is for all ranks to see, the others for rank 0."""
+        """Look for request files. All ranks look for ``stop``, rank 0 alone for the others."""
         for command in COMMANDS if self.is_main else COMMANDS[:1]:
             path = self.folder / command
             try:
@@ -146,7 +146,7 @@ class Control:
         if (self.alone or passed >= GRACE_S) and not waiting.given_up():
             waiting.give_up()
         if passed >= TELL_S and not self.alone and not (self.folder / "stop").exists():
-            with contextlib.suppress(OSError):  # a full disk: then the other ranks are as deaf as without this
+            with contextlib.suppress(OSError):  # a full disk: the other ranks cannot be told in this way
                 request(self.folder.parent, "stop", self.stop_reason or "")
 
 
@@ -182,7 +182,7 @@ def _foreground_job(process: int) -> bool:
 
 
 def die_with_launcher() -> None:
-    """A launcher passes not every signal on, and none when it is killed: ask the kernel for a SIGTERM when it dies."""
+    """Ask the kernel for a SIGTERM when the launcher dies: it does not pass all signals on, and none when killed."""
     if sys.platform == "linux" and {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)

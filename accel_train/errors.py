@@ -11,7 +11,7 @@ class DataError(UserError):
 
 
 class AccessError(DataError):
-    """Data cannot be reached or have changed: nothing is wrong with their content, so leaving them out is no answer."""
+    """Data cannot be reached or have changed. Their content may be good, so they are never left out as bad data."""
 
 
 class EvaluationError(RuntimeError):
@@ -27,7 +27,7 @@ class LostRankError(RuntimeError):
 
 
 class OtherRankError(RuntimeError):
-    """Another rank met an error, of which it tells itself. ``exit_code``: with which all of them end."""
+    """Another rank met an error, which it reports itself. ``exit_code``: with which all ranks end."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class OtherRankError(RuntimeError):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """2: a person can mend it."""
+    """With which the program ends: 2 if a person can mend it, else 1."""
     return 2 if isinstance(error, UserError) else 1
 
 

@@ -1,5 +1,5 @@
-"""Standard output and error that cost nobody anything: their reader may leave, their disk fill up, their terminal know
-no umlauts."""
+"""Standard output and error on which printing never fails: their reader may leave, their disk may be full, and their
+terminal may lack a character."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _encodable(text: str, encoding: str | None) -> str:
 
 
 def forgive() -> None:
-    """From now on, for a whole program."""
+    """Make standard output and error of this process forgiving, from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Forgiving):
@@ -60,7 +60,7 @@ def forgive() -> None:
 
 @contextlib.contextmanager
 def forgiving() -> Iterator[None]:
-    """Inside of it; what others put in their place meanwhile stays."""
+    """Standard output and error are forgiving inside; a stream that somebody else has put there meanwhile stays."""
     before = sys.stdout, sys.stderr
     forgive()
     mine: tuple[Any, Any] = sys.stdout, sys.stderr

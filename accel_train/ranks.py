@@ -74,7 +74,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Iterator[None]:
-    """What gloo and NCCL say of a rank that is not there any more, in a line of ours.
+    """Errors of gloo and NCCL about a rank that is not there any more become one plain line.
 
     Raises:
         LostRankError: there is one.
@@ -90,7 +90,7 @@ def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -
 
 
 def _is_loss_of_a_rank(error: RuntimeError) -> bool:
-    """torch has no type for it where gloo is used."""
+    """By the text of the error, since gloo's errors have no type of their own."""
     if process.world_size() == 1:
         return False
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
@@ -111,5 +111,5 @@ def is_first_to_say(text: str) -> bool:
         else:
             return True
         return store.add(f"said: {text}", 1) == 1
-    except RuntimeError:  # it was with a rank that is not there any more
+    except RuntimeError:  # the store was on a rank that is not there any more
         return True

@@ -14,11 +14,11 @@ from accel_train.task import Event
 from accel_train.waiting import StoppedError
 
 FAILURES = (Exception, SystemExit)
-"""What a library may raise that only reports. Not KeyboardInterrupt: that is a person."""
+"""What a library that only reports may raise. Not KeyboardInterrupt, by which a person stops the run."""
 
 
 class Reports:
-    """Guards for the parts of a run that only tell of it.
+    """Guards for the parts of a run that only report on it.
 
     Args:
         folder: of the run; tracebacks go to ``errors/NAME.txt`` in it, or ``errors/NAME-rankN.txt``.
@@ -51,5 +51,5 @@ class Reports:
 
 
 def warn(event: Event) -> None:
-    """How a command that is no run tells a person."""
+    """Prints an event on standard error, for commands that have no observers."""
     print(f"accel-train: {event.kind}: {event.title}", file=sys.stderr)

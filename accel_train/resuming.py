@@ -47,7 +47,7 @@ def restore(session: Session, tell: Tell) -> dict[str, Any] | None:
 
 
 def _choose(session: Session, tell: Tell) -> str | None:
-    """The checkpoint to resume from (rank 0), after everything that could speak against it."""
+    """The checkpoint to resume from (on rank 0), after all checks of whether this run may go on from it."""
     choice, folder = session.config.resume_from_checkpoint, session.checkpoints
     folder.tidy()
     for done in folder.mend_links():
@@ -112,7 +112,7 @@ def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, d
 
 
 def _compare_optimizers(session: Session, path: Path) -> None:
-    """The state of one class means nothing to another, and need not even fail to load."""
+    """Refuse another class of optimiser: the old one's state would mean nothing to it, and might load nevertheless."""
     for group, old, new in _optimizer_settings(session, path):
         before, now = old.get("class_path", new["class_path"]), new["class_path"]
         if not same_class(before, now):

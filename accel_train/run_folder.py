@@ -29,7 +29,7 @@ _FOLDERS = "checkpoints control tensorboard figures phases".split()
 
 
 def check_names(folder: Path) -> None:
-    """Nothing in this run folder stands where a run needs a file or a folder of that name."""
+    """A UserError if something in this run folder is in the way of a file or a folder that a run needs."""
     for name in (*_FILES, "control/stop", "control/save", "control/status"):
         if (folder / name).exists() and not (folder / name).is_file():
             raise UserError(f"{folder / name} is not a file but a run writes one there; move it away")
@@ -199,7 +199,7 @@ def load_weights(models: dict[str, nn.Module], path: Path) -> None:
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Names of what is the same as an earlier one, all of it; it is stored once."""
+    """Names of tensors that are the same as an earlier one, in memory and shape; those are stored once."""
     seen = set()
     tied = set()
     for name, tensor in model.state_dict(keep_vars=True).items():

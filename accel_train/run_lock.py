@@ -31,16 +31,16 @@ from accel_train.process import status_fields
 
 NAME = "run.lock"
 BEAT_S = 20.0
-"""So often a holder gives a sign."""
+"""Seconds between two signs of life of a holder."""
 SILENCE_S = 90.0
 """A holder elsewhere that gives no sign for so long is dead."""
 STOPPING_S = 60.0
-"""So long a holder that is saving and stopping is waited for, since a scheduler may start the next one at once."""
+"""How long a holder that is saving and stopping is waited for: a scheduler may start the next run at once."""
 NOTICE_S = 2.0
-"""So long a living holder is looked at before it is believed that it is not about to stop."""
+"""How long a living holder is watched before the start is refused; it may be about to stop."""
 
 _held: set[str] = set()
-"""Tokens of this process. What names this process but is not here is left from a run that has ended."""
+"""Tokens of the locks that this process holds. A lock that names it with another token is of a run that has ended."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Holder:
 
     @classmethod
     def parse(cls, data: bytes) -> Holder:
-        """What is no lock, or only half of one, is a holder of whom nothing is known; it may still be written."""
+        """Text that is no lock, or half of one, gives a holder of whom nothing is known: it may be being written."""
         try:
             fields = json.loads(data)
             beat, stopping = int(fields.pop("beat")), bool(fields.pop("stopping"))
@@ -77,7 +77,7 @@ class Holder:
         return cls(hashlib.sha256(data).hexdigest()[:16])
 
     def text(self) -> str:
-        """One line that keeps its length as it beats, so that a reader never sees a torn one."""
+        """One line whose length does not change as ``beat`` grows: overwritten in place, it is never half there."""
         fields = dataclasses.asdict(self) | {"beat": f"{self.beat:09d}", "stopping": int(self.stopping)}
         return json.dumps(fields) + "\n"
 
@@ -101,7 +101,7 @@ class Holder:
 
 
 def _machine() -> str:
-    """This boot of this machine, and this container on it; empty where it cannot be had."""
+    """This boot of this machine, and this container on it; empty where that is not known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -109,7 +109,7 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str | None:
-    """In clock ticks since boot; empty if it is dead and only not yet buried, None where it cannot be had."""
+    """In clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if not known."""
     fields = status_fields(pid)
     if fields is None:
         return None
@@ -139,7 +139,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def take(folder: Path, stopping: Callable[[], bool] = lambda: False) -> RunLock:
-    """Have this run folder, which is made if need be, to oneself.
+    """Lock this run folder, which is made if need be, for this process.
 
     Args:
         stopping: whether the run is about to end; a next one then waits for it.
@@ -173,7 +173,7 @@ def _acquire(path: Path, mine: Holder) -> Holder | None:
         held = _read(path)
         if held is None:  # released just now
             continue
-        if held.token == mine.token:  # made by a request that a file server answered twice
+        if held.token == mine.token:  # ours after all: a file server repeated a request and reported the second one
             return None
         alive = watch.alive(held)
         if alive is False:
@@ -208,7 +208,7 @@ class _Watch:
         self.looks = 0
 
     def alive(self, held: Holder) -> bool | None:
-        """None: ask again after a pause. Looks are counted, so that a file server that stalls kills nobody."""
+        """None: ask again after a pause. Looks are counted, not seconds: a stalled file server proves nobody dead."""
         known = held.alive()
         if known is not None:
             return known
@@ -281,7 +281,7 @@ def _refusal(folder: Path, held: Holder) -> str:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no standard error to print to
         print(f"accel-train: {text}", file=sys.stderr, flush=True)
 
 
@@ -322,8 +322,8 @@ class RunLock:
         self._released.set()
         _held.discard(self.mine.token)
         claim = _beside(self.path, self.mine.token)
-        with contextlib.suppress(OSError, UserError):  # left there, it is the lock of a dead process
-            if _create(claim, self.mine):  # so that nobody takes it over just now
+        with contextlib.suppress(OSError, UserError):  # if it stays there, it is the lock of a dead process
+            if _create(claim, self.mine):  # nobody takes it over between the look and the removal
                 try:
                     if not self.lost():
                         self.path.unlink()

@@ -77,7 +77,7 @@ class RunState:
         }
 
     def restore(self, progress: dict[str, Any], tell: Tell) -> None:
-        """Stand where the run stood that saved this."""
+        """Take the place of the run that saved ``progress``."""
         self.position = Position(**progress["position"])
         self.plan.locate(self.position)
         for i, (old, new) in enumerate(zip(progress.get("phases", []), self._phases_so_far(), strict=False)):
@@ -90,7 +90,7 @@ class RunState:
         self.skips.in_a_row = progress["skipped_in_row"]
         self.session.stepper.restore(progress["stepper"])
         if self.selection.last().get("step") == self.position.step:
-            self.ended = self.selection.early_stop()  # unless today's patience or target is another
+            self.ended = self.selection.early_stop()  # unless patience or target have been changed since
 
     def _phases_so_far(self) -> list[str]:
         """The phases that have begun, as "NAME for 30 ep"."""

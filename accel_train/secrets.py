@@ -88,7 +88,7 @@ def _without_query(match: re.Match[str]) -> str:
     if "=" not in query and scheme not in ("http", "https"):  # elsewhere ? is a wildcard
         return match[0]
     parameters = query.split("&")
-    named = bool(VARIABLE.search(query))  # who names a variable for the secret part has thought of the rest
+    named = bool(VARIABLE.search(query))  # whoever took out the secret part has looked at the rest
 
     def shown(parameter: str) -> bool:
         name, _, value = parameter.partition("=")

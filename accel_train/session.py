@@ -81,7 +81,7 @@ class Session:
         self.accelerator.register_load_state_pre_hook(run_folder.load_whole_states)
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
-        self._lock: run_lock.RunLock | None = None  # of rank 0, for all ranks
+        self._lock: run_lock.RunLock | None = None  # held by rank 0 for all ranks
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class Session:
             self._tidily("the best checkpoint could not be marked", lambda: self.checkpoints.link("best", step), tell)
 
     def _tidily(self, otherwise: str, do: Callable[[], object], tell: Tell) -> None:
-        """What only makes a saved run handier: a failure is told, once in each way."""
+        """Do what is convenient but not needed, such as links; a failure is a warning, once for each message."""
         try:
             do()
         except OSError as problem:

@@ -178,8 +178,8 @@ class Trainer:
             with contextlib.suppress(AbandonedError):
                 stepper.step(first, None, self.state.position.step, abandon=True)
         failure = None if stopped else error
-        told = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
-        failures = [each for each in self.ranks.gather(told) if each]
+        mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
+        failures = [each for each in self.ranks.gather(mine) if each]
         try:
             reason = self._attend(short=True)
         except Exception as problem:
@@ -213,13 +213,13 @@ class Trainer:
             clock.seconds_per_step() if main else 0.0,
             float(bool(lost)),
         ])  # fmt: skip
-        told, stop, signals, save, items, waited, step_seconds, lost_on_main = votes
+        has_news, stop, signals, save, items, waited, step_seconds, lost_on_main = votes
         if lost_on_main:
             self.session.check_folder()
         self._signalled = signals > 0
         state.skips.judge(self._places, position.step, bad, self.session.stepper.scale_is_settling, self.tell)
         self._places = []
-        if told:
+        if has_news:
             self.teller.tell_once(news)
         clock.read(items, waited)
         finished = self.plan.finished(position)

@@ -126,8 +126,8 @@ def _trouble(error: BaseException) -> str:
     """What is wrong with this machine or on the way to the file; "" if it is the content."""
     if isinstance(error, MemoryError):
         return "there is not enough memory"
-    told = re.search(r"errno = (\d+)", str(error))  # HDF5 has it in its text only
-    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    in_text = re.search(r"errno = (\d+)", str(error))  # where HDF5 has it
+    number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else 0)
     if number in (errno.EMFILE, errno.ENFILE):
         return f"too many open files ({brief(error)}); raise the limit (ulimit -n), or give fewer lanes or num_workers"
     return brief(error) if number or isinstance(error, ConnectionError | TimeoutError) else ""

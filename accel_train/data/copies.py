@@ -207,7 +207,7 @@ class Copies:
             self._count("deleted", 1)
         elif os.fstat(handle).st_nlink:
             with contextlib.suppress(OSError):  # a disk that has become read-only
-                os.utime(handle)  # the clock of "longest unused"
+                os.utime(handle)  # by this time the copy that is longest unused is found
         os.close(handle)
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 FIRST = 3
 """Reads that are looked at before a source is believed not to draw."""
 SAMPLE = 128
-"""Later on, one of so many is looked at: that takes 0.1 ms."""
+"""Later on, one read in so many is looked at, which takes 0.1 ms."""
 
 
 class _Generator(NamedTuple):
@@ -82,7 +82,7 @@ class Draws:
         self._news: list[Event] = []
 
     def due(self) -> bool:
-        """Is the next one to be read by ``read``? It is counted, if not."""
+        """Whether the next batch must be read by ``read``; one that need not be is counted."""
         if self.found or self.reads < FIRST or self.reads % SAMPLE == 0:
             return True
         self.reads += 1
@@ -116,7 +116,7 @@ class Draws:
         return found
 
     def resumed(self, epoch: int) -> None:
-        """A stream that draws was begun in the middle of an epoch."""
+        """To be called when a stream that draws is begun in the middle of an epoch."""
         line = f"{self.name} is read in sequence and draws from global generators: begun again within epoch {epoch}, it"
         line += " has drawn anew what it draws at the beginning of one, such as an order, and may give batches twice or"
         self._news.append(Event("warning", f"{line} never; draw that from np.random.default_rng((seed, epoch))"))

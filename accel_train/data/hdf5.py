@@ -172,7 +172,7 @@ def _missing_source(data: h5py.Dataset) -> str:
         if here:
             if not isinstance(_follow(data.file, source.dset_name), h5py.Dataset):
                 return f"{what}, where it is not"
-        elif "%b" not in source.file_name:  # a pattern of names may end anywhere
+        elif "%b" not in source.file_name:  # with a pattern of names any number of files may be there
             path = _find(data, source.file_name)
             if path is None or not h5py.is_hdf5(path):
                 return f"{what}, {_state(data, source.file_name)}"

@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 CONNECT_S = 30.0
 RATE, RATE_S = 1000, 60.0
-"""A transfer of fewer bytes a second, over so many seconds, has failed."""
+"""A transfer of fewer bytes a second, over so many seconds, counts as failed."""
 RETRY_AFTER_S = 120.0
-"""No server is left alone for longer, whatever it asks for."""
+"""Seconds to wait at most, whatever a server asks for."""
 
 
 class SlowError(OSError):
-    """Bytes come, but too few to wait for."""
+    """Bytes come, but too slowly to wait for them."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Answer:
         return of_info(known if self.status != 416 else {"size": known["size"]}, self.server)
 
     def retry_after(self) -> float:
-        """Seconds, 0 if it does not say."""
+        """Seconds after which the server wants to be asked again; 0 if it does not say."""
         text = self.headers.get("Retry-After", "").strip() if self.status >= 400 else ""
         if text.isdecimal():
             return min(float(text), RETRY_AFTER_S)
@@ -74,7 +74,7 @@ def noting(answer: Answer, do: Callable[[], T]) -> T:
 
 
 def last_answer() -> Answer:
-    """Of what is done in ``noting``."""
+    """The last answer to what is done inside ``noting``."""
     return _answer.get() or Answer()
 
 
