@@ -149,7 +149,9 @@ def _train(rest: list[str]) -> int:
 
     die_with_launcher()  # at once: nobody would stop a run whose launcher was killed while torch is imported
     if not rest or {"-h", "--help"} & set(rest):
-        print(config.help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
+        from accel_train.options import help_text
+
+        print(help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
         return 0
     task, settings = config.parse([argument for argument in rest if argument != "--print_config"])
     if "--print_config" in rest:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +24,6 @@ from accel_train.values import (
     build,
     hints_of,
     in_range,
-    kind,
     load_mapping,
     loads_or_text,
     refuse_unknown,
@@ -259,27 +256,27 @@ MAY_CHANGE = {
 
 def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
     """Plain data from which the run can be rebuilt: what ``config.yaml`` holds. ``***`` stands where secrets were."""
-    return scrub_tree({"task": _task_node(task), **_plain(dataclasses.asdict(config))})
+    return scrub_tree({"task": _task_node(task), **plain(dataclasses.asdict(config))})
 
 
 def refuse_unusable(task: Any, config: TrainConfig | None = None) -> None:
     """A UserError if a secret was taken out of these settings and not given again, or a variable in them is not set."""
-    refuse_incomplete({"task": _task_node(task), **(_plain(dataclasses.asdict(config)) if config else {})})
+    refuse_incomplete({"task": _task_node(task), **(plain(dataclasses.asdict(config)) if config else {})})
 
 
 def _task_node(task: Any) -> dict[str, Any]:
     cls = type(task)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": _plain(task.init_args)}
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": plain(task.init_args)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(name): _plain(sub) for name, sub in value.items()}
+        return {str(name): plain(sub) for name, sub in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(sub) for sub in value]
+        return [plain(sub) for sub in value]
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Expanded):
@@ -320,9 +317,9 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
-    elsewhere = {name: f"task.init_args.{name}" for name in _arguments(_task_class(node))[0]}
+    elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
     refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
-    config = settings_for(_task_class(node), tree)
+    config = settings_for(task_class(node), tree)
     return build_task(node), config
 
 
@@ -416,8 +413,8 @@ def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def build_task(node: dict[str, Any]) -> Any:
     """A task from its ``class_path`` and ``init_args``."""
-    cls = _task_class(node)
-    known, open_ended = _arguments(cls)
+    cls = task_class(node)
+    known, open_ended = arguments_of(cls)
     given = expand(node.get("init_args") or {})
     if not isinstance(given, dict):
         raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
@@ -430,14 +427,14 @@ def build_task(node: dict[str, Any]) -> Any:
     return cls(**{name: build(hints.get(name, Any), value, f"task.init_args.{name}") for name, value in given.items()})
 
 
-def _task_class(node: Any) -> type:
+def task_class(node: Any) -> type:
     if not isinstance(node, dict) or not isinstance(node.get("class_path"), str):
         raise UserError(f"task: expected a name, or class_path and init_args, got {node!r}")
     refuse_unknown(node, ["class_path", "init_args"], "task.")
     return find(node["class_path"])
 
 
-def _arguments(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+def arguments_of(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
     """(Arguments of the constructor by name, whether it takes any others); ``**kwargs`` are those of the base class."""
     known: dict[str, inspect.Parameter] = {}
     open_ended = False
@@ -453,71 +450,3 @@ def _arguments(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
             if not open_ended:
                 break
     return known, open_ended
-
-
-# -- help ------------------------------------------------------------------------------------------------------------
-
-_HEADINGS = {
-    "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation",
-    "mixed_precision": "numerics",
-    "logging_steps": "log, evaluation, checkpoints", "metric_for_best_model": "the best model, early stopping",
-    "max_time": "stopping and resuming", "report_to": "tracking",
-}  # fmt: skip
-"""The field under which each heading begins."""
-
-
-def help_text(arguments: list[str]) -> str:
-    """Every option with what its docstring says of it, and those of the task if ``arguments`` name one."""
-    shown = argparse.ArgumentParser(
-        prog="accel-train train",
-        usage="accel-train train --config FILE [--KEY=VALUE ...]",
-        epilog="A dot in a name is a level in YAML; values are written as there: --report_to='[tensorboard, wandb]'. "
-        "~ is the home folder and ${NAME} an environment variable.",
-        add_help=False,
-    )
-    group = shown.add_argument_group("what to train")
-    group.add_argument("--config", metavar="FILE", help="YAML with any of these options; several files are merged")
-    group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class: module.Class")
-    group.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
-    node = read(arguments).get("task")
-    defaults = TrainConfig() if node is None else settings_for(_task_class(node), {})
-    if node is None:
-        group.add_argument("--task.init_args.NAME", metavar="VALUE", help="listed by: train --task=NAME --help")
-    else:
-        cls = _task_class(node)
-        group = shown.add_argument_group(f"the task, {cls.__name__}")
-        for name, p in _arguments(cls)[0].items():
-            _add_option(group, f"task.init_args.{name}", p.annotation, _argument_texts(cls).get(name, ""), p.default)
-    for name, default in vars(defaults).items():
-        if name in _HEADINGS:
-            group = shown.add_argument_group(_HEADINGS[name])
-        hint, text = get_type_hints(TrainConfig)[name], _argument_texts(TrainConfig)[name]
-        if not dataclasses.is_dataclass(hint):
-            _add_option(group, name, hint, text, default)
-            continue
-        texts = _argument_texts(type(default))
-        for inner, inner_hint in get_type_hints(type(default)).items():
-            _add_option(group, f"{name}.{inner}", inner_hint, texts[inner], getattr(default, inner))
-    return shown.format_help()
-
-
-def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> None:
-    fields = [f.name for inner in get_args(hint) if dataclasses.is_dataclass(inner) for f in dataclasses.fields(inner)]
-    each = f" Each has {', '.join(fields)}." if fields else ""
-    note = "required" if default is inspect.Parameter.empty else f"default: {json.dumps(_plain(default))}"
-    group.add_argument(f"--{key}", metavar=kind(hint), help=f"{text}{each} ({note})".strip().replace("%", "%%"))
-
-
-def _argument_texts(cls: type) -> dict[str, str]:
-    """The lines ``name: text`` or ``name, name: text`` under ``Args:`` in a docstring, by name."""
-    texts: dict[str, str] = {}
-    names: list[str] = []
-    for line in inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].splitlines():
-        if begins := re.match(r"    (\w[\w, ]*)(?: \(.*?\))?: (.*)", line):
-            names = begins[1].split(", ")
-            texts |= dict.fromkeys(names, begins[2])
-        elif line.startswith("     "):
-            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
-        else:
-            break
-    return texts

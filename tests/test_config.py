@@ -21,13 +21,13 @@ from accel_train.config import (
     TrainConfig,
     WebhookConfig,
     differences,
-    help_text,
     load,
     parse,
     read,
     to_dict,
 )
 from accel_train.errors import UserError
+from accel_train.options import help_text
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.values import Typed, build, dumps, loads
 
