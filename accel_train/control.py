@@ -137,17 +137,17 @@ class Control:
     def _on_tick(self) -> None:
         """Several times a second, beside the loop."""
         self.poll()
-        if self.stop_reason is None:
-            if not self.time_is_up():
-                return
+        if self.stop_reason is None and self.time_is_up():
             self.stop("max_time")
+        if (who := self.stop_reason) is None:
+            return
         self._asked_at = self._asked_at or time.monotonic()
         passed = time.monotonic() - self._asked_at
         if (self.alone or passed >= GRACE_S) and not waiting.given_up():
             waiting.give_up()
         if passed >= TELL_S and not self.alone and not (self.folder / "stop").exists():
             with contextlib.suppress(OSError):  # a full disk: the other ranks cannot be told in this way
-                request(self.folder.parent, "stop", self.stop_reason or "")
+                request(self.folder.parent, "stop", who)
 
 
 def request(output_dir: Path, command: str, who: str = "") -> None:

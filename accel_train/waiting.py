@@ -7,10 +7,11 @@ so neither a stop nor the end of the interpreter waits for them.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ class _Flag:
 
 
 _given_up = _Flag()
+_here = threading.local()
 _exposed = False  # the main thread is where it may be interrupted
 _armed = False  # the signal that does it has its handler; nobody else uses it, and by default it is ignored
 
@@ -59,12 +61,22 @@ def begin() -> None:
 
 
 def given_up() -> bool:
-    return _given_up.is_set()
+    return _given_up.is_set() and not getattr(_here, "to_the_end", False)
+
+
+@contextlib.contextmanager
+def to_the_end(wanted: bool = True) -> Iterator[None]:
+    """What is waited for inside, in this thread and its calls, is waited for all the same: the last words of a run."""
+    _here.to_the_end = wanted
+    try:
+        yield
+    finally:
+        _here.to_the_end = False
 
 
 def sleep(seconds: float) -> None:
     ends = time.monotonic() + seconds
-    while not _given_up.is_set():
+    while not given_up():
         left = ends - time.monotonic()
         if left <= 0:
             return
@@ -80,7 +92,7 @@ def result(future: Future[T]) -> T:
         except FutureTimeoutError:
             if future.done():  # the function itself raised a TimeoutError
                 return future.result()
-            if _given_up.is_set():
+            if given_up():
                 raise StoppedError("stopped while waiting") from None
 
 
@@ -116,10 +128,13 @@ def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Cal
         TimeoutError: after ``seconds``.
     """
     future: Future[T] = Future()
+    patient = getattr(_here, "to_the_end", False)
 
     def work() -> None:
         try:
-            future.set_result(function())
+            with to_the_end(patient):
+                result = function()
+            future.set_result(result)
         except BaseException as error:
             future.set_exception(error)
 
@@ -128,7 +143,7 @@ def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Cal
     while not future.done():
         if ends is not None and time.monotonic() >= ends:
             raise TimeoutError(f"not done in {seconds:g} s")
-        if _given_up.is_set():
+        if given_up():
             raise StoppedError("stopped while waiting")
         try:
             return future.result(SLICE_S)

@@ -39,6 +39,22 @@ def test_it_ends(name):
     assert time.perf_counter() - started < 50
 
 
+@pytest.mark.parametrize("name", ["a pause", "a future", "a call", "a pause in a call"])
+def test_last_words_are_waited_for(name):
+    coming: Future[int] = Future()
+    threading.Timer(0.02, coming.set_result, [5]).start()
+    ways = {
+        "a pause": lambda: waiting.sleep(0.02),
+        "a future": lambda: waiting.result(coming),
+        "a call": lambda: waiting.call(lambda: coming.result(5)),
+        "a pause in a call": lambda: waiting.call(lambda: waiting.sleep(0.02)),
+    }
+    waiting.give_up()
+    with waiting.to_the_end():
+        assert not waiting.given_up() and ways[name]() in (5, None)
+    assert waiting.given_up()
+
+
 def test_nothing_is_interrupted_outside():
     with pytest.raises(StoppedError):
         waiting.interruptibly(waiting.give_up)

@@ -232,11 +232,10 @@ def attempt(
     url: str,
     access: Access | None = None,
     pause: Callable[[float], Any] = waiting.sleep,
-    stoppable: bool = True,
 ) -> T:
     """``do(filesystem, path)``, repeated after failures that may pass, with a pause that grows and is never the same.
 
-    When the run is to stop it is left behind (``StoppedError``), unless it is not ``stoppable``.
+    When the run is to stop it is left behind (``StoppedError``).
 
     Raises ``MissingError`` or ``AccessError`` in one line. The errors of aiohttp are not handed on: they hold the
     headers of the request, and so the token.
@@ -251,7 +250,7 @@ def attempt(
         try:
             token = holder.value() if holder else ""
             say = partial(_say_if_slow, url, answer, began)
-            done = waiting.call(work, meanwhile=say) if stoppable else work()
+            done = waiting.call(work, meanwhile=say)
             access.answered.add(host)
             return done
         except (UserError, waiting.StoppedError):

@@ -180,8 +180,8 @@ def exists(path: str, access: Access | None = None) -> bool:
 def put(local: str, url: str, access: Access | None = None) -> None:
     """Copy a local file to a path (atomically) or URL; what was there is replaced."""
     if is_remote(url):
-        # The last copy is made when a run has been told to stop.
-        attempt(lambda fs, there: fs.put_file(local, there), url, access, time.sleep, stoppable=False)
+        with waiting.to_the_end():  # the last copy is made when a run has been told to stop
+            attempt(lambda fs, there: fs.put_file(local, there), url, access)
         return
     target = local_path(url)
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)

@@ -359,3 +359,13 @@ def test_asking_for_a_token_obeys_a_stop(issuer, tmp_path, monkeypatch, what):
         released.set()
         if what == "another process":
             lock.close()
+
+
+def test_a_token_for_the_last_copy(issuer, tmp_path):
+    """A run that was stopped still brings its last words away."""
+    waiting.give_up()
+    try:
+        with waiting.to_the_end():
+            assert DeviceFlow(["s"], issuer.url, tmp_path / "auth")() == "access-1"
+    finally:
+        waiting.begin()

@@ -220,6 +220,22 @@ def test_a_process_that_goes_on_after_a_stop(tmp_path):
     assert (in_thread[0].outcome, in_thread[0].step) == ("completed", 40)
 
 
+def test_two_interrupts_in_a_process_that_goes_on(tmp_path):
+    """Nothing is saved, and nothing is left behind that a next run would meet."""
+
+    class Impatient(Observer):
+        def on_log(self, record):
+            if record["step"] == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Toy(), observers=[Impatient()], **config(tmp_path)).fit()
+    assert steps_saved(tmp_path) == [6] and not (tmp_path / "run.lock").exists() and not waiting.given_up()
+    assert status(tmp_path)["reason"] == "interrupted; the last checkpoint is of step 6"
+    assert Trainer(Toy(), **config(tmp_path)).fit().outcome == "completed"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_while_it_prepares(tmp_path, number):
     folder, mark = tmp_path / "run", tmp_path / "mark"
