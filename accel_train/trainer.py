@@ -119,7 +119,7 @@ class Trainer:
             StoppedError: someone did before it began.
             LostRankError: another process of this run is gone.
             LockLostError: another run has the folder by now.
-            OtherRankError: data failed on another rank; this one saved as well.
+            OtherRankError: data or an evaluation failed on another rank; this one saved as well.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
@@ -326,9 +326,10 @@ class Trainer:
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame
             saved = "saved" if session.last_saved == self.position.step else "not saved"
-            raise type(error)(
-                f"step {self.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
-            ) from error
+            said = f"step {self.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
+            if isinstance(error, EvaluationError) and error.__cause__ is None:  # on another rank
+                raise OtherRankError(said, exit_code_of(error)) from None
+            raise type(error)(said) from error
         self._evaluation_owed = False
         session.check_folder()  # that may have taken long
         record = self._where("eval") | metrics
