@@ -88,7 +88,7 @@ class Trainer:
             StoppedError: someone did before it began.
             LostRankError: another process of this run is gone.
             LockLostError: another run has the folder by now.
-            OtherRankError: data failed on another rank; this one saved as well.
+            OtherRankError: data or an evaluation failed on another rank; this one saved as well.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
@@ -266,9 +266,10 @@ class Trainer:
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame
             saved = "saved" if session.last_saved == state.position.step else "not saved"
-            raise type(error)(
-                f"step {state.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
-            ) from error
+            said = f"step {state.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
+            if isinstance(error, EvaluationError) and error.__cause__ is None:  # on another rank
+                raise OtherRankError(said, exit_code_of(error)) from None
+            raise type(error)(said) from error
         state.evaluation_owed = False
         session.check_folder()  # that may have taken long
         record = state.where("eval") | metrics

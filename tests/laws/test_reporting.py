@@ -184,6 +184,7 @@ def test_a_failed_evaluation_on_one_of_two_ranks(tmp_path):
     results = run(one_rank_fails("eval_step", tmp_path, eval_steps=8), 2)
     for result in results:
         assert "step 8 is saved" in result["error"][1] and "only here" in result["error"][1]
+    assert [result["error"][0] for result in results] == ["OtherRankError", "EvaluationError"], "one traceback"
     assert steps_saved(tmp_path) == [8]
 
 
