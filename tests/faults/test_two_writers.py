@@ -165,7 +165,7 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path, ranks):
     ("owner", "name"),
     [
         (trainer, "evaluate"),
-        (Session, "_weights_are_finite"),  # before a checkpoint is begun
+        (Session, "_non_finite_weights"),  # before a checkpoint is begun
         (checkpoint.CheckpointFolder, "begin"),  # before it is committed
         (Session, "save"),  # before the best model is exported
     ],
