@@ -520,12 +520,12 @@ def test_what_is_odd_in_the_data_is_said(data, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_frame_in_the_middle_stops_the_run(data, tmp_path, capsys, workers):
+def test_a_bad_frame_in_the_middle_stops_the_run_after_the_last_whole_step(data, tmp_path, capsys, workers):
     bad = changed(tmp_path / "bad", data / "train", nbr_dists=with_nan)
     assert train(tmp_path / "run", data, f"--num_workers={workers}", train_fnames=[str(bad)]) == 2
     said = one_line(capsys)
     assert f"{bad}/nbr_dists.npy: frame 23, atom 4, neighbour 2: nan is no distance" in said
-    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000000001"]
 
 
 @pytest.mark.parametrize("where", ["last batch of an epoch", "every batch", "validation"])
