@@ -452,6 +452,8 @@ class Trainer:
         self.control.begin()
         if restored is not None:
             self._take_progress(restored)
+            if self.config.init_from:
+                self.tell(Event("note", f"init_from: not used, the run goes on from {self.session.resumed_from}"))
         elif self.config.init_from:
             run_folder.load_weights(self.models, Path(self.config.init_from))
         if self.ranks.is_main:
@@ -514,6 +516,9 @@ class Trainer:
             last = self.session.last_saved
             kept = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
             reason = "; ".join(filter(None, [reason, f"step {step} is NOT SAVED, {kept}"]))
+        if done and self.selection.history and self.selection.best is None:
+            name = self.config.metric_for_best_model
+            self.tell(Event("warning", f"no evaluation gave a finite {name}, so there is no best model"))
         self.observers.tell("on_end", outcome, self._status() | {"reason": reason})
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.selection.last().items() if k != "step"}

@@ -86,7 +86,9 @@ class TensorBoard(Observer):
     def _leave_out(self, name: str, error: Exception) -> None:
         if name not in self._left_out:
             self._left_out.add(name)
-            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {brief(error)}"))
+            too_large = "histogram is empty" in str(error)
+            why = "no value is within its largest bin, 1e20" if too_large else brief(error)
+            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {why}"))
 
     def _write(self, record: Record) -> None:
         assert self._writer is not None
