@@ -79,6 +79,12 @@ def models_of(task: Task) -> dict[str, nn.Module]:
                     f"{type(task).__name__}.build_model: {_place(name, path)} ({type(module).__name__}) has no shape "
                     "yet, so it cannot be restored; give its sizes, or call the model once before returning it"
                 )
+            for buffer, tensor in module._buffers.items():
+                if _expanded(tensor):  # nothing could be restored into it
+                    module._buffers[buffer] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if any(map(_expanded, module._parameters.values())):
+                raise UserError(f"{type(task).__name__}.build_model: {_place(name, path)} has an expanded parameter, "
+                                "whose elements share memory; clone it")  # fmt: skip
     if not models:
         raise _wrong(task, "build_model", built, "at least one model")
     return dict(models)
@@ -202,6 +208,13 @@ def described(value: Any) -> str:
     module, name = type(value).__module__.split(".")[0], type(value).__name__
     what = name if module == "builtins" else f"{module} {name}"
     return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
+
+
+def _expanded(tensor: Any) -> bool:
+    """Whether elements of it lie at the same place, so that nothing can be written into it."""
+    if tensor is None or tensor.layout is not torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _place(model: str, path: str) -> str:

@@ -22,7 +22,7 @@ from accel_train.data.draws import generators
 from accel_train.data.fingerprint import changed
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
-from accel_train.errors import LockLostError, NonFiniteError, UserError, brief
+from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, what_is_kept
 from accel_train.optim import Schedule, renew_options, same_class, suggest
 from accel_train.progress import Duration, Phase, Plan
 from accel_train.ranks import Ranks
@@ -331,9 +331,7 @@ class Session:
         if self.last_saved == step and not again:
             return
         if name := self._non_finite_weights():
-            raise NonFiniteError(
-                f"step {step}: the weights {name} are not finite; the last checkpoint is of step {self.last_saved}"
-            )
+            raise NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
         self.check_folder()
         error = ""
         try:

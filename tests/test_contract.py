@@ -185,6 +185,24 @@ def test_modules_that_cannot_be_trained(monkeypatch, module, says):
         raise UserError(refusal(Toy()))
 
 
+def test_an_expanded_buffer_can_be_restored(monkeypatch):
+    def build(self):
+        model = nn.Linear(4, 1)
+        model.register_buffer("same", torch.ones(1, 3).expand(5, 3))
+        return model
+
+    monkeypatch.setattr(Toy, "build_model", build)
+    for steps in (2, 4):
+        assert Trainer(Toy(), **config("run", max_steps=steps)).fit().outcome == "completed"
+
+
+def test_an_expanded_parameter(monkeypatch):
+    module = nn.Linear(4, 1)
+    module.bias = nn.Parameter(torch.ones(1).expand(3))
+    monkeypatch.setattr(Toy, "build_model", lambda self: module)
+    assert "model 'model' has an expanded parameter" in refusal(Toy())
+
+
 def test_sparse_gradients_of_a_function(monkeypatch):
     def loss_step(self, models, batch, totals, objective):
         rows = nn.functional.embedding(batch["index"] % 4, models["model"].weight, sparse=True)

@@ -56,7 +56,10 @@ class TensorBoard(Observer):
     def on_figures(self, step: int, figures: dict[str, Any]) -> None:
         assert self._writer is not None
         for name, figure in figures.items():
-            self._writer.add_figure(f"figures/{name}", figure, step, close=False)
+            try:
+                self._writer.add_figure(f"figures/{name}", figure, step, close=False)
+            except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+                self.tell(Event("note", f"TensorBoard cannot draw the figure {name}, it is left out: {brief(error)}"))
         self._writer.flush()
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:

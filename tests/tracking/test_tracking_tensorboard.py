@@ -118,7 +118,7 @@ def test_figures_are_written_and_stay_usable(tmp_path):
     figure = figure_module.Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
     observer = start(tmp_path)
-    observer.on_figures(3, {"curve": figure})
+    observer.on_figures(3, {"none": 3, "curve": figure})
     observer.on_end("completed", {})
     assert read(tmp_path).Tags()["images"] == ["figures/curve"]
     figure.savefig(tmp_path / "curve.png")
