@@ -220,6 +220,10 @@ def whole(path: Path) -> Path:
         raise UserError(f"checkpoint {path} does not exist{there}")
     if not (path / MANIFEST).exists() and (path / "checkpoints").is_dir():
         return CheckpointFolder(path / "checkpoints").find("latest")
+    if not (path / MANIFEST).exists() and (path / "config.json").exists():
+        raise UserError(
+            f"{path} is a model folder, from which no run can go on: give a checkpoint, or init_from for its weights"
+        )
     reason = verify(path)
     if reason is not None:
         raise UserError(f"checkpoint {path} is damaged: {reason}; use another one or resume_from_checkpoint=auto")

@@ -187,6 +187,7 @@ def _summary(task: Any, metrics: dict[str, float], folder: Path) -> str:
 
 def _say_what_next(result: Any, settings: Any, trust: str) -> None:
     folder, accel_train, tensorboard = result.output_dir, _tool("accel-train"), _tool("tensorboard")
+    run, curves, config = (shlex.quote(str(folder / name)) for name in ("", "tensorboard", "config.yaml"))
     print()
     if result.outcome == "completed":
         weights = [name for name in ("model", "best") if (folder / name).is_dir()]
@@ -195,15 +196,15 @@ def _say_what_next(result: Any, settings: Any, trust: str) -> None:
         if (folder / "figures").is_dir():
             print(f"  figures        {folder}/figures")
         if (folder / "tensorboard").is_dir():
-            print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+            print(f"  look           {tensorboard} --logdir {curves}")
         if (folder / "checkpoints").is_dir() and os.listdir(folder / "checkpoints"):
-            print(f"  evaluate       {accel_train} evaluate {folder}{trust}")
+            print(f"  evaluate       {accel_train} evaluate {run}{trust}")
         if result.step == settings.max_steps and not result.reason:  # no early stopping, no shorter phases or epochs
-            print(f"  train longer   {accel_train} train --config {folder}/config.yaml --max_steps={2 * result.step}")
+            print(f"  train longer   {accel_train} train --config {config} --max_steps={2 * result.step}")
     else:
-        print(f"  go on          {accel_train} train --config {folder}/config.yaml")
+        print(f"  go on          {accel_train} train --config {config}")
         if (folder / "tensorboard").is_dir():
-            print(f"  look           {tensorboard} --logdir {folder}/tensorboard")
+            print(f"  look           {tensorboard} --logdir {curves}")
 
 
 def _tool(name: str) -> str:

@@ -18,6 +18,12 @@ from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Loss, Objective, Task
 
+WHEN = ("kind", "step", "epoch", "phase", "wall_time")
+"""What every record has of its own."""
+
+CLOCK = ("lr", "grad_norm", "skipped", "items_per_s", "step_s", "wait_s", "eta_s")
+"""What the loop adds to a train record."""
+
 
 def require(task: Task, *methods: str) -> None:
     """Raise UserError unless the task has these methods of its own."""
@@ -73,6 +79,12 @@ def models_of(task: Task) -> dict[str, nn.Module]:
                     f"{type(task).__name__}.build_model: {_place(name, path)} ({type(module).__name__}) has no shape "
                     "yet, so it cannot be restored; give its sizes, or call the model once before returning it"
                 )
+            for buffer, tensor in module._buffers.items():
+                if tensor is not None and _expanded(tensor):  # nothing could be restored into it
+                    module._buffers[buffer] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if any(map(_expanded, module._parameters.values())):
+                raise UserError(f"{type(task).__name__}.build_model: {_place(name, path)} has an expanded parameter, "
+                                "whose elements share memory; clone it")  # fmt: skip
     if not models:
         raise _wrong(task, "build_model", built, "at least one model")
     return dict(models)
@@ -113,10 +125,11 @@ def loss_of(task: Task, returned: Any) -> Loss:
     found = {}
     for name, term in terms.items():
         tensor = _tensor(term, value.device)
-        if tensor is None or tensor.numel() != 1 or tensor.is_complex() or not isinstance(name, str):
+        if tensor is None or tensor.numel() != 1 or tensor.is_complex():
             raise _wrong(task, "loss_step", term, "a scalar", f"a Loss with the term {name!r} = ")
         if name == "loss":
             raise UserError(f"{type(task).__name__}.loss_step: the name 'loss' is the value's; give the term another")
+        _refuse_name(task, "loss_step", name, (*WHEN, *CLOCK))
         found[name] = tensor.reshape(()) if tensor.dim() else tensor
     return Loss(value.reshape(()) if value.dim() else value, found)
 
@@ -140,11 +153,20 @@ def metrics_of(task: Task, returned: Any) -> dict[str, float]:
         raise _wrong(task, "eval_metrics", returned, "a dict of names to numbers")
     metrics = {}
     for name, value in returned.items():
+        _refuse_name(task, "eval_metrics", name, WHEN)
         try:
             metrics[name] = float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise _wrong(task, "eval_metrics", value, "a number", f"{name!r} = ") from None
     return metrics
+
+
+def _refuse_name(task: Task, method: str, name: Any, taken: tuple[str, ...]) -> None:
+    """A UserError unless it can name a curve, a column and a field of a record that also has those ``taken``."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UserError(f"{type(task).__name__}.{method} returned the name {name!r}; a name is a text of one line")
+    if name in taken:
+        raise UserError(f"{type(task).__name__}.{method}: the name {name!r} is the trainer's own; give another")
 
 
 def _tensor(value: Any, device: torch.device) -> Tensor | None:
@@ -186,6 +208,13 @@ def described(value: Any) -> str:
     module, name = type(value).__module__.split(".")[0], type(value).__name__
     what = name if module == "builtins" else f"{module} {name}"
     return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
+
+
+def _expanded(tensor: Any) -> bool:
+    """Whether elements of it lie at the same place, so that nothing can be written into it."""
+    if tensor is None or tensor.layout is not torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _place(model: str, path: str) -> str:

@@ -32,6 +32,8 @@ def linear(done: float, base: float, min_lr: float = 0.0) -> float:
 
 def step(done: float, base: float, *, steps_done: int = 0, step_size: int = 1000, gamma: float = 0.1) -> float:
     """Times ``gamma`` after every ``step_size`` steps."""
+    if step_size < 1 or gamma < 0:
+        raise ValueError("step_size must be at least 1, and gamma at least 0")
     return base * gamma ** (steps_done // step_size)
 
 
@@ -50,6 +52,8 @@ def plateau(
     (relative), replayed from the whole list of metric values, so there is no state to restore."""
     if mode not in ("min", "max"):
         raise ValueError(f"mode must be min or max, not {mode}")
+    if not 0 <= factor < 1 or patience < 0:
+        raise ValueError("factor must be less than 1, and neither it nor patience negative")
     sign = 1.0 if mode == "min" else -1.0
     best, bad, rate = math.inf, 0, base
     for value in history:
@@ -130,7 +134,8 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
         if class_path.lower() in short:
             return short[class_path.lower()]
         names = sorted(cls.__name__ for cls in short.values())
-        raise UserError(f"optimizer.class_path: unknown {class_path!r}{suggest(class_path, names)}")
+        raise UserError(f"optimizer.class_path: unknown {class_path!r}{suggest(class_path, names)}; give a name in "
+                        "torch.optim, or module.Class")  # fmt: skip
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -176,6 +181,8 @@ def build_optimizer(
                             "optimizer.init_args.params: the parameters are those of the models")  # fmt: skip
         if name not in known and not takes_any:
             raise UserError(f"optimizer.init_args: {cls.__name__} has no option {name!r}{suggest(name, known)}")
+        if isinstance(init_args[name], str) and name in known and "bool" in str(parameters[name].annotation):
+            raise UserError(f"optimizer.init_args.{name}: expected true or false, got {init_args[name]!r}")
     arguments = dict(init_args)
     if "fused" in known and "fused" not in arguments and "foreach" not in arguments:
         if all(p.is_cuda and p.is_floating_point() for p in params):
@@ -185,8 +192,9 @@ def build_optimizer(
             arguments[name] = tuple(value)
     arguments = {"lr": learning_rate, **arguments}
     try:
+        optimizer = cls(params, **arguments)  # first, so that what it says of a parameter is of a real one
         _rehearse(cls, params, arguments)
-        return cls(params, **arguments)
+        return optimizer
     except Exception as error:  # whatever a class makes of arguments that it does not check
         checked = isinstance(error, (ValueError, TypeError))
         why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]

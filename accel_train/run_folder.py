@@ -52,10 +52,11 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """As NAME.png; returns the figures."""
+    """As NAME.png, with a dash for a slash; returns the figures."""
     for name, figure in figures.items():
+        save = figure.savefig  # before there is a folder, since this may be no figure
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        save(folder / f"{name.replace('/', '-')}.png", dpi=120)
     return figures
 
 

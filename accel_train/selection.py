@@ -60,7 +60,8 @@ class Selection:
         if name not in metrics:
             hint = suggest(name.removeprefix("eval_"), metrics)
             raise UserError(
-                f"metric_for_best_model: the evaluation gives no {name!r}{hint}; it gives {', '.join(metrics)}"
+                f"metric_for_best_model: the evaluation gives no {name!r}{hint}; it gives "
+                f"{', '.join(metrics) or 'nothing'}"
             )
         return metrics[name]
 

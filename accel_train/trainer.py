@@ -323,6 +323,8 @@ class Trainer:
         self.control.begin()
         if restored is not None:
             self.state.restore(restored, self.tell)
+            if self.config.init_from:
+                self.tell(Event("note", f"init_from: not used, the run goes on from {self.session.resumed_from}"))
         elif self.config.init_from:
             run_folder.load_weights(self.models, Path(self.config.init_from))
         session, state = self.session, self.state
@@ -352,6 +354,9 @@ class Trainer:
         if not saved:
             unsaved = f"step {step} is NOT SAVED, {what_is_kept(self.session.last_saved)}"
             reason = "; ".join(filter(None, [reason, unsaved]))
+        if done and self.state.selection.history and self.state.selection.best is None:
+            name = self.config.metric_for_best_model
+            self.tell(Event("warning", f"no evaluation gave a finite {name}, so there is no best model"))
         self.teller.end(outcome, reason)
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
         metrics = {k: v for k, v in self.state.selection.last().items() if k != "step"}

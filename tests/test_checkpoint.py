@@ -56,6 +56,12 @@ def _alter(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_a_model_folder_is_no_damaged_checkpoint(tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(UserError, match="is a model folder, from which no run can go on: give a checkpoint"):
+        whole(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

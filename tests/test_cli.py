@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -372,6 +373,13 @@ def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what)
     monkeypatch.setattr("accel_train.inspection.inspect", lambda *given, trust: asked.append(given) or "shown")
     assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
     assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
+
+
+def test_what_to_do_next_can_be_pasted(here, capsys):
+    assert main(["train", "--task=own_toy.ToyTask", "--max_steps=2", "--output_dir=my runs/50%"]) == 0
+    said = {line.split()[0]: shlex.split(line) for line in capsys.readouterr().out.splitlines() if line[:2] == "  "}
+    assert said["look"][-1] == "my runs/50%/tensorboard" and "my runs/50%" in said["evaluate"]
+    assert "my runs/50%/config.yaml" in said["train"]
 
 
 def test_runs_are_merged_as_trained(here, capsys):

@@ -54,6 +54,12 @@ def test_a_loss_that_is_none(returned, says):
         contract.loss_of(Toy(), returned)
 
 
+@pytest.mark.parametrize("name", ["step", "lr", "grad_norm", "", "a\nb", 3])
+def test_names_that_no_term_can_have(name):
+    with pytest.raises(UserError, match=r"Toy.loss_step.* the name .*(trainer's own|text of one line)"):
+        contract.loss_of(Toy(), Loss(VALUE, {name: VALUE.detach()}))
+
+
 def test_numbers_are_taken_for_tensors():
     numbers = {"a": 2, "b": 2.0, "c": np.float32(2), "d": np.array(2), "e": torch.tensor([2.0], requires_grad=True)}
     value, terms = contract.loss_of(Toy(), Loss(VALUE[None], numbers | {"f": torch.tensor(True)}))  # type: ignore
@@ -88,6 +94,12 @@ def test_a_run_with_python_numbers():
         ("eval_step", {"a": "b"}, r"Toy.eval_step returned 'a' = 'b'; expected a number or a tensor"),
         ("eval_metrics", 0.5, "Toy.eval_metrics returned 0.5; expected a dict of names to numbers"),
         ("eval_metrics", {"loss": torch.ones(2)}, "Toy.eval_metrics returned 'loss' = a tensor .* expected a number"),
+        ("eval_metrics", {"loss": 10**400}, "Toy.eval_metrics returned 'loss' = 1.*; expected a number"),
+        ("eval_metrics", {"loss": 1.0, 3: 1.0}, "Toy.eval_metrics returned the name 3; a name is a text of one line"),
+        ("eval_metrics", {"loss": 1.0, "": 1.0}, "Toy.eval_metrics returned the name ''; a name is"),
+        ("eval_metrics", {"loss": 1.0, "a\nb": 1.0}, r"Toy.eval_metrics returned the name 'a\\nb'; a name is"),
+        ("eval_metrics", {"loss": 1.0, "step": 7}, "Toy.eval_metrics: the name 'step' is the trainer's own"),
+        ("eval_metrics", {}, "metric_for_best_model: the evaluation gives no 'loss'; it gives nothing"),
         ("totals", 5, "Toy.totals returned 5; expected a dict of names to sums"),
         ("build_model", None, "Toy.build_model returned None; expected a torch.nn.Module"),
         ("build_model", nn.Linear, "Toy.build_model returned the class Linear; expected a torch.nn.Module"),
@@ -171,6 +183,24 @@ def test_modules_that_cannot_be_trained(monkeypatch, module, says):
     monkeypatch.setattr(Toy, "build_model", lambda self: nn.Sequential(nn.Linear(4, 1), module))
     with pytest.raises(UserError, match=says):
         raise UserError(refusal(Toy()))
+
+
+def test_an_expanded_buffer_can_be_restored(monkeypatch):
+    def build(self):
+        model = nn.Linear(4, 1)
+        model.register_buffer("same", torch.ones(1, 3).expand(5, 3))
+        return model
+
+    monkeypatch.setattr(Toy, "build_model", build)
+    for steps in (2, 4):
+        assert Trainer(Toy(), **config("run", max_steps=steps)).fit().outcome == "completed"
+
+
+def test_an_expanded_parameter(monkeypatch):
+    module = nn.Linear(4, 1)
+    module.bias = nn.Parameter(torch.ones(1).expand(3))
+    monkeypatch.setattr(Toy, "build_model", lambda self: module)
+    assert "model 'model' has an expanded parameter" in refusal(Toy())
 
 
 def test_sparse_gradients_of_a_function(monkeypatch):

@@ -96,6 +96,8 @@ def test_rates_are_pure_finite_and_between_zero_and_the_base(kind, at, warmup, t
         ("step", 5, {"step_size": 0}, "lr_scheduler_kwargs"),
         ("cosine", 5, {"min_lr": "low"}, "lr_scheduler_kwargs"),
         ("plateau", 5, {"mode": "lowest"}, "lr_scheduler_kwargs"),
+        ("plateau", 5, {"factor": 2}, "factor must be less than 1"),
+        ("step", 5, {"step_size": -5}, "step_size must be at least 1"),
     ],
 )
 def test_schedules_that_cannot_be(kind, total, kwargs, says):
@@ -157,7 +159,8 @@ def test_parameters_of_every_kind():
         ("Adamm", {}, r"optimizer.class_path: unknown 'Adamm' \(did you mean Adam\?\)"),
         ("no.such", {}, "optimizer.class_path: cannot import 'no.such'"),
         ("torch.optim.Adamm", {}, "optimizer.class_path: cannot import 'torch.optim.Adamm'"),
-        ("Optimizer", {}, "optimizer.class_path: unknown 'Optimizer'"),
+        ("Optimizer", {}, "optimizer.class_path: unknown 'Optimizer'; give a name in torch.optim, or module.Class"),
+        ("AdamW", {"fused": "maybe"}, "optimizer.init_args.fused: expected true or false, got 'maybe'"),
         ("AdamW", {"beta": 1}, r"optimizer.init_args: AdamW has no option 'beta' \(did you mean betas\?\)"),
         ("AdamW", {"lr": 1}, "optimizer.init_args.lr: give the rate as learning_rate"),
         ("AdamW", {"betas": [2.0, 0.9]}, "optimizer: AdamW refuses its arguments: Invalid beta"),
@@ -181,6 +184,11 @@ def test_parameters_of_every_kind():
 def test_optimisers_that_cannot_be(name, arguments, says):
     with pytest.raises(UserError, match=says):
         build_optimizer(parameters(), name, 0.1, arguments)
+
+
+def test_an_optimiser_speaks_of_the_model_s_own_parameters():
+    with pytest.raises(UserError, match=r"Muon only supports 2D .*Size\(\[7\]\)"):
+        build_optimizer([torch.nn.Parameter(torch.ones(7))], "Muon", 0.1, {})
 
 
 def test_suggestions():

@@ -15,6 +15,7 @@ from accel_train.run_folder import (
     environment,
     export_models,
     load_weights,
+    save_figures,
     whole_state,
     write_config,
     write_json,
@@ -280,3 +281,12 @@ def test_a_parameter_that_is_not_finite_is_named(tmp_path):
 
     with pytest.raises(NonFiniteError, match="step 24: the weights model.unused are not finite"):
         Trainer(NanTask(), **config(tmp_path, eval_steps=0)).fit()
+
+
+def test_a_figure_may_be_named_like_a_curve(tmp_path):
+    class Figure:
+        def savefig(self, path, dpi):
+            path.touch()
+
+    save_figures(tmp_path / "figures", {"a/b": Figure(), "../c": Figure()})
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["..-c.png", "a-b.png"]

@@ -56,7 +56,10 @@ class TensorBoard(Observer):
     def on_figures(self, step: int, figures: dict[str, Any]) -> None:
         assert self._writer is not None
         for name, figure in figures.items():
-            self._writer.add_figure(f"figures/{name}", figure, step, close=False)
+            try:
+                self._writer.add_figure(f"figures/{name}", figure, step, close=False)
+            except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+                self.tell(Event("note", f"TensorBoard cannot draw the figure {name}, it is left out: {brief(error)}"))
         self._writer.flush()
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
@@ -86,7 +89,9 @@ class TensorBoard(Observer):
     def _leave_out(self, name: str, error: Exception) -> None:
         if name not in self._left_out:
             self._left_out.add(name)
-            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {brief(error)}"))
+            too_large = "histogram is empty" in str(error)
+            why = "no value is within its largest bin, 1e20" if too_large else brief(error)
+            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {why}"))
 
     def _write(self, record: Record) -> None:
         assert self._writer is not None

@@ -83,6 +83,7 @@ def test_resuming_comes_before_init_from(stopped, tmp_path):
     run({"config": settings, "stop_at": {"step": 5}})
     (result,) = run({"config": settings})
     assert min(result["samples"]) == 6
+    assert any("init_from: not used" in str(event) for event in result["events"])
     run({"config": config(tmp_path / "whole", init_from=str(stopped))})
     assert_same_run(tmp_path / "new", tmp_path / "whole")
 

@@ -210,6 +210,17 @@ def test_the_deciding_metric_is_looked_at_before_the_first_step(tmp_path, name):
     assert records(tmp_path) == [] and steps_saved(tmp_path) == []
 
 
+def test_a_run_without_a_best_model_says_so(tmp_path):
+    class Vague(Toy):
+        name = "toy"
+
+        def eval_metrics(self, sums):
+            return super().eval_metrics(sums) | {"loss": float("nan")}
+
+    fit(tmp_path, Vague(), max_steps=4)
+    assert warnings_of(tmp_path) == ["no evaluation gave a finite loss, so there is no best model"]
+
+
 @pytest.mark.parametrize("how", ["fails", "is silent"])
 def test_a_metric_that_a_part_of_the_data_does_not_give(tmp_path, how):
     class Whole(Toy):

@@ -118,7 +118,7 @@ def test_figures_are_written_and_stay_usable(tmp_path):
     figure = figure_module.Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
     observer = start(tmp_path)
-    observer.on_figures(3, {"curve": figure})
+    observer.on_figures(3, {"none": 3, "curve": figure})
     observer.on_end("completed", {})
     assert read(tmp_path).Tags()["images"] == ["figures/curve"]
     figure.savefig(tmp_path / "curve.png")
@@ -149,5 +149,6 @@ def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path):
     assert [event.title.split(",")[0] for event in told] == [
         "TensorBoard cannot draw the histogram of huge", "TensorBoard cannot draw the histogram of words"
     ]  # fmt: skip
+    assert "no value is within its largest bin" in told[0].title
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 1.0)]
     assert set(read(tmp_path).Tags()["histograms"]) == {"complex", "weights/weight", "weights/bias"}

@@ -59,9 +59,10 @@ class Job:
             values[0][i], values[1][i], found = nearest(frame, listed, radius)
             few = np.flatnonzero(found < listed)
             if len(few) and not self.plan["pad"]:
+                cell = "" if frame.periodic.any() else " (no periodic cell is given)"
                 raise DataError(
-                    f"{frame.place}, atom {few[0]}: {found[few[0]]} neighbours within {radius:g} A, {listed} wanted; "
-                    "give a larger --radius, a smaller --n_nbrs, or --pad"
+                    f"{frame.place}, atom {few[0]}: {found[few[0]]} neighbours within {radius:g} A{cell}, {listed} "
+                    "wanted; give a larger --radius, a smaller --n_nbrs, or --pad"
                 )
             if len(same := np.flatnonzero((values[1][i][:, 0] == 0) & (found > 0))):
                 other = values[0][i, same[0], 0]
