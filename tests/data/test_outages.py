@@ -311,11 +311,11 @@ def test_a_full_disk_is_one_line_with_its_cause(federation, url, tmp_path, monke
         monkeypatch.setattr("accel_train.data.copies._lock", fail)
     elif where == "get_file":
         monkeypatch.setattr(fs, "get_file", fail)
-        monkeypatch.setattr("accel_train.data.copies._write", fail)  # the marker does not fit either
+        monkeypatch.setattr("accel_train.data.copies.write_atomic", fail)  # the marker does not fit either
     elif where == "replace":
         monkeypatch.setattr("os.replace", fail)
     else:
-        monkeypatch.setattr("accel_train.data.copies._write", fail)
+        monkeypatch.setattr("accel_train.data.copies.write_atomic", fail)
     with stage, pytest.raises(AccessError, match="No space left on device") as caught:
         stage.acquire(url)
     assert "\n" not in str(caught.value) and "cannot be staged to" in str(caught.value)
