@@ -12,8 +12,10 @@ TORCH  ?= torch==2.13.0
 
 TASK   ?= collatz
 CONFIG ?= examples/$(TASK)_small.yaml
-# further arguments, for train (--seed=1 --task.init_args.d_model=256), test (-k collatz -n 4) and bench
+# further arguments, for train (--seed=1 --task.init_args.d_model=256), test (-k collatz) and bench
 ARGS   ?=
+# tests side by side
+JOBS   ?= 3
 # threads per process, which accelerate would otherwise guess, with a warning
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # asked when `train` runs, since only then is torch there to answer
@@ -52,11 +54,12 @@ train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
 	@test $(TASK) = collatz -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || $(BIN)/accel-train synth $(TASK) --out data/$(TASK)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet --config_file $(LAUNCH) -m accel_train train --config $(CONFIG) $(ARGS)
 
+# Most tests wait more than they compute: for other processes, for time-outs. A file's tests stay together.
 test: $(STAMP) ## run the test suite (minutes); ARGS= goes to pytest
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests too
-	$(PY) -m pytest -m "slow or not slow" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)
