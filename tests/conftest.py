@@ -1,5 +1,10 @@
-"""One thread a process: tests run beside each other and start several ranks, and tiny models gain nothing from more."""
+"""One thread a process: tests run beside each other and start several ranks, and tiny models gain nothing from more.
+The examples of property tests are the same in every run; HYPOTHESIS_PROFILE=default looks for new ones."""
 
 import os
 
+from hypothesis import settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -98,7 +98,9 @@ def test_the_oracle_is_vamp_of_indicators(seed, k, tau):
     score = np.trace(np.linalg.solve(c00, c0t) @ np.linalg.solve(ctt, c0t.T))
     _, vamp2, times = truth.oracle(states, tau)
     assert vamp2 == pytest.approx(score, abs=1e-9)
-    assert times == pytest.approx(truth.timescales(counted / counted.sum(1, keepdims=True), tau))
+    expected = truth.timescales(counted / counted.sum(1, keepdims=True), tau)
+    # As eigenvalues: the time scale of one that is zero is rounding.
+    assert np.exp(-tau / times) == pytest.approx(np.exp(-tau / expected), abs=1e-9)
 
 
 def test_what_an_oracle_cannot_say():
