@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 from accel_train.arguments import Parser
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
 from accel_train.output import forgive
-from accel_train.process import rank
+from accel_train.process import rank, world_size
 from accel_train.secrets import scrub
 from accel_train.signals import active, caught, end_at_once
 from accel_train.waiting import StoppedError, given_up
@@ -37,17 +38,29 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. 0 done, 1 training failed, 2 something to mend in config or data."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
+    program = argv is None
+    arguments = list(sys.argv[1:] if program else argv)
+    if program:
         forgive()
-    if arguments[:1] != ["train"]:
-        return _told(arguments)
-    with caught(program=argv is None) as signals:
+    code = _trained(arguments, program) if arguments[:1] == ["train"] else _told(arguments)
+    if program and world_size() > 1:
+        # Gloo's threads outlive the process group, and one that frees a finished sum while Python shuts down aborts the
+        # process: a rank that had done everything would count as crashed.
+        atexit._run_exitfuncs()
+        end_at_once(code)
+    return code
+
+
+def _trained(arguments: list[str], program: bool) -> int:
+    with caught(program) as signals:
         code = _told(arguments)
-        if signals.program and signals.forced:
+        if program and signals.forced:
             end_at_once(code)
-        _leave_process_group()
-    if signals.program and given_up():
+        if "accel_train.ranks" in sys.modules:
+            from accel_train.ranks import leave_process_group
+
+            leave_process_group()
+    if program and given_up():
         _end_without_those_who_wait(code)
     return code
 
@@ -213,12 +226,6 @@ def _tool(name: str) -> str:
 
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
-
-
-def _leave_process_group() -> None:
-    dist = sys.modules.get("torch.distributed")
-    if dist is not None and dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 # -- after and beside training ---------------------------------------------------------------------------------------

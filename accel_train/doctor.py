@@ -262,14 +262,16 @@ def _add_a_number() -> None:
     import torch
 
     from accel_train.config import TrainConfig
-    from accel_train.ranks import Ranks
+    from accel_train.ranks import Ranks, leave_process_group
     from accel_train.session import start_accelerate
+    from accel_train.signals import end_at_once
 
     ranks = Ranks(start_accelerate(TrainConfig()))
     total = ranks.host_sum(torch.tensor(ranks.rank + 1.0))
     if ranks.is_main:
         print(json.dumps({"world_size": ranks.world_size, "sum": float(total)}), flush=True)
-    torch.distributed.destroy_process_group()
+    leave_process_group()
+    end_at_once(0)  # as the commands do
 
 
 # -- small things ----------------------------------------------------------------------------------------------------

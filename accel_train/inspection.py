@@ -471,8 +471,10 @@ def _bytes(size: float) -> str:
 
 @contextlib.contextmanager
 def _accelerate_as_it_was() -> Iterator[None]:
-    """A process group that was joined inside is left again, since a rank that just exits is taken for a crash."""
+    """A process group that was joined inside is left again."""
     import torch.distributed as dist
+
+    from accel_train.ranks import leave_process_group
 
     joined_before = dist.is_available() and dist.is_initialized()
     try:
@@ -481,5 +483,5 @@ def _accelerate_as_it_was() -> Iterator[None]:
         if not joined_before and dist.is_available() and dist.is_initialized():
             from accelerate.state import AcceleratorState
 
-            dist.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
+            leave_process_group()

@@ -96,6 +96,12 @@ def _is_loss_of_a_rank(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
 
 
+def leave_process_group() -> None:
+    """A rank that just exits is taken for a crash."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_first_to_say(text: str) -> bool:
     """Whether no other rank of this run has said so yet. True if they cannot be asked."""
     if process.world_size() == 1:

@@ -104,7 +104,8 @@ def test_two_ranks_give_the_same_metrics(run: Path):
         "evaluate", str(run), "--checkpoint", "latest", "--out", str(run / "two"),
     ]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     record = json.loads((run / "two" / "evaluation.json").read_text())
     assert record["metrics"] == pytest.approx(logged(run)[12], rel=1e-6)
 
