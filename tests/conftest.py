@@ -2,9 +2,13 @@
 The examples of property tests are the same in every run; HYPOTHESIS_PROFILE=default looks for new ones."""
 
 import os
+import signal
 
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# Ignored under nohup; the runs that tests start would inherit that, and rightly go on when a test hangs up on them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
