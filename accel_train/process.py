@@ -1,21 +1,31 @@
-"""What a process can know of itself and of others without asking torch."""
+"""What a process can know of itself and of others without importing torch."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def rank() -> int:
-    """As the launcher says; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
+    """As torch.distributed says once it is set up, before as the launcher says; 0 without one."""
+    dist = _distributed()
+    return int(os.environ.get("RANK", "0")) if dist is None else dist.get_rank()
 
 
 def world_size() -> int:
-    """As the launcher says; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """As torch.distributed says once it is set up, before as the launcher says; 1 without one."""
+    dist = _distributed()
+    return int(os.environ.get("WORLD_SIZE", "1")) if dist is None else dist.get_world_size()
+
+
+def _distributed() -> Any:
+    """accelerate's debug_launcher sets up the process group itself and no RANK."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
 
 def status_fields(pid: int) -> list[str] | None:

@@ -152,9 +152,16 @@ def take(folder: Path, stopping: Callable[[], bool] = lambda: False) -> RunLock:
     _held.add(mine.token)
     made: list[Path] = []
     try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        before = _acquire(folder / NAME, mine)
+        while True:
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                before = _acquire(folder / NAME, mine)
+                break
+            except FileNotFoundError:
+                if folder.exists():
+                    raise
+                # a run that ended before it wrote anything has just removed its folder
     except BaseException as error:
         _held.discard(mine.token)
         _remove_empty(made)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accel_train.errors import UserError
-from accel_train.process import rank
 
 
 def write_atomic(path: Path, text: str, sync: bool = False) -> None:
@@ -32,29 +31,30 @@ def write_atomic(path: Path, text: str, sync: bool = False) -> None:
 
 
 def refuse_unwritable(name: str, folder: Path) -> None:
-    """A UserError unless a small file can be written into ``folder``. What is made to find out is removed again, so one
-    rank alone does it.
+    """A UserError unless a small file can be written into ``folder``, or into the nearest folder above it that exists.
+
+    Nothing is made, which other runs that start at the same time might meet.
 
     Args:
         name: the option that gave the folder, for the message.
     """
-    if rank() != 0:
-        return
-    made: list[Path] = []
     try:
-        for path in reversed((folder, *folder.parents)):
-            if not os.path.lexists(path):
-                path.mkdir(exist_ok=True)
-                made.append(path)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=_existing(folder)) as file:
             file.write(bytes(4096))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         verb = "written to" if os.path.isdir(folder) else "made"
         raise UserError(f"{name}: {_shown(folder)} cannot be {verb}: {_why(error, folder)}") from None
-    finally:
-        for path in reversed(made):
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                path.rmdir()
+
+
+def _existing(folder: Path) -> Path:
+    for path in (folder, *folder.parents):
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)
+            for part in folder.relative_to(path).parts:
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(path / part)  # raises what is wrong with the name
+            return path
+    return Path()
 
 
 @contextlib.contextmanager

@@ -209,6 +209,21 @@ def test_but_not_for_ever(tmp_path, sleeper):
         take(tmp_path)
 
 
+def test_a_folder_that_another_run_removes_as_it_ends(tmp_path, monkeypatch):
+    acquire, times = run_lock._acquire, []
+
+    def late(path, mine):
+        times.append(path)
+        if len(times) < 3:
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
+        return acquire(path, mine)
+
+    monkeypatch.setattr(run_lock, "_acquire", late)
+    take(tmp_path / "runs" / "a").release()
+    assert len(times) == 3 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_threads_one_has_it(tmp_path, links, monkeypatch):
     if not links:

@@ -2,6 +2,7 @@
 state is told that the two gloo ranks shard their parameters, and everything after that is the real thing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Task, Trainer
+from accel_train import IndexedSource, Loss, Task, Trainer, process
 from accel_train.errors import UserError
 from accel_train.task import Event
 from accel_train.tracking import Observer
@@ -93,6 +94,7 @@ def shard_from_now_on():
 
 
 def train(folder, steps, sharded, batch=16):
+    assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
     if sharded:
         shard_from_now_on()
     try:
