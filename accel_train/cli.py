@@ -15,11 +15,11 @@ from typing import Any
 
 from accel_train.arguments import Parser
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
-from accel_train.output import forgive
-from accel_train.process import rank, world_size
-from accel_train.secrets import scrub
-from accel_train.signals import active, caught, end_at_once
-from accel_train.waiting import StoppedError, given_up
+from accel_train.system.output import forgive
+from accel_train.system.process import rank, world_size
+from accel_train.system.secrets import scrub
+from accel_train.system.signals import active, caught, end_at_once
+from accel_train.system.waiting import StoppedError, given_up
 
 COMMANDS = {
     "train": "train a task, or go on with a run",
@@ -56,8 +56,8 @@ def _trained(arguments: list[str], program: bool) -> int:
         code = _told(arguments)
         if program and signals.forced:
             end_at_once(code)
-        if "accel_train.ranks" in sys.modules:
-            from accel_train.ranks import leave_process_group
+        if "accel_train.train.world" in sys.modules:
+            from accel_train.train.world import leave_process_group
 
             leave_process_group()
     if program and given_up():
@@ -99,7 +99,7 @@ def _say_once(text: str) -> None:
     """On standard error, on the first of the ranks that have the same to say."""
     first = True
     if "RANK" in os.environ:
-        from accel_train.ranks import is_first_to_say
+        from accel_train.train.world import is_first_to_say
 
         first = is_first_to_say(text)
     if first:
@@ -128,8 +128,8 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in COMMANDS:
         return globals()[f"_{name}"](rest)
-    from accel_train.optim import suggest
-    from accel_train.tasks import TASKS, run_command
+    from accel_train.registry import TASKS, run_command
+    from accel_train.train.optim import suggest
 
     if name in TASKS:
         return run_command(name, rest)
@@ -138,7 +138,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    from accel_train.tasks import TASKS
+    from accel_train.registry import TASKS
 
     lines = ["usage: accel-train COMMAND ...", "", "commands:"]
     lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
@@ -156,13 +156,13 @@ def _help() -> str:
 
 
 def _train(rest: list[str]) -> int:
-    from accel_train import config
-    from accel_train.control import die_with_launcher
-    from accel_train.values import dumps
+    from accel_train.config import schema as config
+    from accel_train.config.convert import dumps
+    from accel_train.train.control import die_with_launcher
 
     die_with_launcher()  # at once: nobody would stop a run whose launcher was killed while torch is imported
     if not rest or {"-h", "--help"} & set(rest):
-        from accel_train.options import help_text
+        from accel_train.config.help import help_text
 
         print(help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
         return 0
@@ -171,12 +171,12 @@ def _train(rest: list[str]) -> int:
         print(dumps(config.to_dict(task, settings)), end="")
         return 0
 
-    from accel_train.trust import is_own
+    from accel_train.config.trust import is_own
 
     with caught() as signals:
         signals.exit_code = settings.requeue_exit_code
         with signals.preparing():
-            from accel_train.trainer import Trainer
+            from accel_train.train.trainer import Trainer
 
     result = Trainer(task, settings).fit()
     if rank() == 0:
@@ -191,7 +191,7 @@ def _train(rest: list[str]) -> int:
 
 
 def _summary(task: Any, metrics: dict[str, float], folder: Path) -> str:
-    from accel_train.reporting import Reports, warn
+    from accel_train.run.reports import Reports, warn
 
     with Reports(folder)("summary", warn):
         return str(task.summary(metrics) or "")
@@ -252,7 +252,7 @@ def _evaluate(rest: list[str]) -> int:
     for other in others:
         if not other.startswith("--task.init_args."):
             parser.error(f"unrecognized arguments: {other}")
-    from accel_train.inspection import evaluate_saved, find_saved
+    from accel_train.commands.inspect import evaluate_saved, find_saved
 
     saved = find_saved(options.run, options.checkpoint, others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
@@ -276,7 +276,7 @@ def _export(rest: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     _add_trust(parser)
     options = parser.parse_args(rest)
-    from accel_train.inspection import export_run
+    from accel_train.commands.inspect import export_run
 
     print(f"exported to {export_run(options.run, options.checkpoint, options.out, options.trust)}")
     return 0
@@ -290,7 +290,7 @@ def _inspect(rest: list[str]) -> int:
     _add_trust(parser)
     parser.usage = "accel-train inspect WHAT [OTHERS ...]"
     options, others = parser.parse_known_args(rest)
-    from accel_train.inspection import inspect
+    from accel_train.commands.inspect import inspect
 
     print(inspect(os.path.expanduser(options.what), others, trust=options.trust))
     return 0
@@ -304,9 +304,9 @@ def _synth(rest: list[str]) -> int:
     parser.add_argument("--size", type=int, default=None, help="how many items (the task says of what)")
     parser.usage = "accel-train synth TASK --out DIR [--seed N] [--size N] [--OPTION=VALUE of the task ...]"
     options, others = parser.parse_known_args(rest)
-    from accel_train.tasks import find
-    from accel_train.values import further_options
-    from accel_train.writing import refuse_unwritable, writing
+    from accel_train.config.convert import further_options
+    from accel_train.registry import find
+    from accel_train.system.writing import refuse_unwritable, writing
 
     task = find(options.task)
     if not hasattr(task, "synth"):
@@ -331,8 +331,8 @@ def _runs(rest: list[str]) -> int:
     merge.add_argument("--match", metavar="REGEX", help="only runs in whose name this is found")
     merge.add_argument("--glob", metavar="PATTERN", help="only runs whose name fits this")
     options = parser.parse_args(rest)
-    from accel_train.tracking.merge import merge as merge_runs
-    from accel_train.writing import writing
+    from accel_train.commands.runs import merge as merge_runs
+    from accel_train.system.writing import writing
 
     with writing("--dst", options.dst):
         done = merge_runs(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
@@ -357,9 +357,9 @@ def _ask(command: str, rest: list[str]) -> int:
     parser = _parser(command)
     parser.add_argument("run", type=Path)
     options = parser.parse_args(rest)
-    from accel_train.control import request
+    from accel_train.system.writing import writing
     from accel_train.tracking.status import why_over
-    from accel_train.writing import writing
+    from accel_train.train.control import request
 
     if not (options.run / "config.yaml").is_file():
         raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
@@ -382,7 +382,7 @@ def _save(rest: list[str]) -> int:
 
 def _tasks(rest: list[str]) -> int:
     _parser("tasks").parse_args(rest)
-    from accel_train.tasks import TASKS
+    from accel_train.registry import TASKS
 
     for name, (path, text) in TASKS.items():
         print(f"{name:<10} {text}\n{'':<10} {path}")
@@ -393,7 +393,7 @@ def _doctor(rest: list[str]) -> int:
     parser = _parser("doctor")
     parser.add_argument("--launch", action="store_true", help="also start two processes and let them add a number")
     options = parser.parse_args(rest)
-    from accel_train.doctor import report
+    from accel_train.commands.doctor import report
 
     text, healthy = report(options.launch)
     print(text)

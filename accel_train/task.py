@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from accel_train.secrets import scrub, scrub_tree
+from accel_train.system.secrets import scrub, scrub_tree
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from accel_train.data.loader import Loader
-from accel_train.progress import Position
+from accel_train.plan import Position
 from accel_train.tasks.collatz.task import CollatzTask
 
 BATCH = 512

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from accel_train.data.loader import Loader
-from accel_train.progress import Position
+from accel_train.plan import Position
 from accel_train.tasks.gdynet.data import FramePairs, FrameSource, load
 
 ATOMS, NEIGHBOURS, PAIRS, TAU = 200, 20, 32, 10

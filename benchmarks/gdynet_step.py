@@ -29,10 +29,10 @@ def work(rank: int, ranks: int, folder: str, steps: int, rounds: int, results: A
     import torch
 
     torch.set_num_threads(1)
-    from accel_train.config import settings_for
-    from accel_train.progress import Position
-    from accel_train.session import Session
+    from accel_train.config.schema import settings_for
+    from accel_train.plan import Position
     from accel_train.tasks.gdynet.task import GDyNetTask
+    from accel_train.train.session import Session
 
     task = GDyNetTask([f"{folder}/train"], [f"{folder}/val"], state_len=3, atom_fea_len=16, n_conv=2, num_gaussians=24)
     config = settings_for(GDyNetTask, {"output_dir": f"{folder}/run", "report_to": [], "global_batch_size": 96})

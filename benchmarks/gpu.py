@@ -53,7 +53,7 @@ EXACT = ("collatz_small", "muon_small", "gdynet_small")
 
 
 def make_data(preset: str, folder: str, tiny: bool) -> None:
-    from accel_train.tasks import find
+    from accel_train.registry import find
 
     name = preset.partition("_")[0]
     if name in SIZES and not Path(folder, name).exists():
@@ -63,7 +63,7 @@ def make_data(preset: str, folder: str, tiny: bool) -> None:
 
 def settings_of(preset: str, data: str, output_dir: str, **more: Any) -> tuple[Any, Any]:
     """Task and config of a run without evaluations, in which nothing but the loop is timed."""
-    from accel_train import config
+    from accel_train.config import schema as config
 
     example, replaced = PRESETS[preset]
     options = {name: value.format(data=data) for name, value in replaced.items()}
@@ -114,7 +114,7 @@ def train(preset: str, data: str, steps: int, seconds: float, **more: Any) -> di
     import torch
 
     from accel_train import Trainer
-    from accel_train.tracking import Observer
+    from accel_train.tracking.observer import Observer
 
     class Rates(Observer):
         def __init__(self) -> None:
@@ -176,7 +176,7 @@ def resume(preset: str, data: str, steps: int) -> dict[str, Any]:
     import torch
 
     from accel_train import Trainer
-    from accel_train.run_folder import read_weights
+    from accel_train.run.folder import read_weights
 
     ends = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

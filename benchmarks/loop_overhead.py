@@ -83,7 +83,7 @@ def ours(steps: int) -> tuple[float, float]:
     import torch
 
     from accel_train import IndexedSource, Loss, Task, Trainer
-    from accel_train.tracking import Observer
+    from accel_train.tracking.observer import Observer
 
     class Rows:
         def __init__(self):

@@ -90,8 +90,8 @@ def scanner(files: list[str]) -> Batches:
 
 def lanes(files: list[str], **options: Any) -> Any:
     from accel_train.data.bad import Bad
+    from accel_train.data.formats.parquet import Parquet
     from accel_train.data.lanes import LanesSource
-    from accel_train.data.parquet import Parquet
     from accel_train.tasks.muon.layout import MuonLayout
 
     layout = MuonLayout()
@@ -108,7 +108,7 @@ def ours(make: Callable[[], Any], half: bool = False) -> Batches:
     import torch
 
     from accel_train.data.loader import Loader
-    from accel_train.progress import Position
+    from accel_train.plan import Position
 
     source = make()
     start = Position(batch=source.steps(0) // 2 if half else 0)
@@ -211,8 +211,8 @@ def measure(row: str, folder: Path) -> dict[str, float]:
     import torch  # noqa: F401
 
     import accel_train.data.flat_cache  # noqa: F401
+    import accel_train.data.formats.parquet  # noqa: F401
     import accel_train.data.loader  # noqa: F401
-    import accel_train.data.parquet  # noqa: F401
     import accel_train.tasks.muon.layout  # noqa: F401
 
     warnings.simplefilter("ignore")  # of tensors that cannot be written to

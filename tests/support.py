@@ -34,13 +34,14 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, Trainer, keyed, waiting
-from accel_train.checkpoint import CheckpointFolder, verify
+from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, Trainer, keyed
 from accel_train.errors import DataError
+from accel_train.run.checkpoint import CheckpointFolder, verify
+from accel_train.system import waiting
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
-from accel_train.tracking import Observer
+from accel_train.tracking.observer import Observer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -633,7 +634,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     probe = Probe(job, ears)
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     # a full collection takes as long as the rest of a toy run
-    patience = mock.patch.multiple("accel_train.control", GRACE_S=0.3, TELL_S=0.1)
+    patience = mock.patch.multiple("accel_train.train.control", GRACE_S=0.3, TELL_S=0.1)
     with disk_faults(job.get("disk")), mock.patch("gc.collect"), mock.patch.dict(os.environ, ON_CPU), patience:
         try:
             done = probe.fit()
@@ -691,11 +692,11 @@ def _full(real, steps: list[int]):
 DISK_PLACES = {
     "weights": "accelerate.utils.other.safe_save_file",
     "optimizer": "torch.save",
-    "progress": "accel_train.run_folder.write_json",
-    "manifest": "accel_train.checkpoint.write_manifest",
-    "flush": "accel_train.checkpoint._flush",
-    "folder": "accel_train.checkpoint.CheckpointFolder.begin",
-    "best model": "accel_train.run_folder.replace_folder",
+    "progress": "accel_train.run.folder.write_json",
+    "manifest": "accel_train.run.checkpoint.write_manifest",
+    "flush": "accel_train.run.checkpoint._flush",
+    "folder": "accel_train.run.checkpoint.CheckpointFolder.begin",
+    "best model": "accel_train.run.folder.replace_folder",
 }
 
 
@@ -713,7 +714,11 @@ def disk_faults(setting: dict[str, Any] | None) -> Iterator[None]:
             real = getattr(_resolve(owner), name)
             patches.enter_context(mock.patch(DISK_PLACES[place], _full(real, setting["steps"])))
         if slow := setting.get("slow"):
-            for target in ("accel_train.checkpoint._flush", "accel_train.checkpoint.write_manifest", "torch.save"):
+            for target in (
+                "accel_train.run.checkpoint._flush",
+                "accel_train.run.checkpoint.write_manifest",
+                "torch.save",
+            ):
                 patches.enter_context(_slowed(target, slow))
         yield
 

@@ -10,8 +10,16 @@ from unittest import mock
 
 import pytest
 
-from accel_train.checkpoint import MANIFEST, CheckpointFolder, files_in, replace_folder, verify, whole, write_manifest
 from accel_train.errors import UserError
+from accel_train.run.checkpoint import (
+    MANIFEST,
+    CheckpointFolder,
+    files_in,
+    replace_folder,
+    verify,
+    whole,
+    write_manifest,
+)
 
 
 def save(root: Path, step: int, **retention) -> CheckpointFolder:

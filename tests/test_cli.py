@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from accel_train.cli import COMMANDS, main
-from accel_train.tasks import TASKS
+from accel_train.registry import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = str(ROOT / "examples" / "collatz_small.yaml")
@@ -370,7 +370,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize("what", ["a b.parquet", "data/*.parquet", "pelican://federation.org/x/*.parquet"])
 def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what):
     asked = []
-    monkeypatch.setattr("accel_train.inspection.inspect", lambda *given, trust: asked.append(given) or "shown")
+    monkeypatch.setattr("accel_train.commands.inspect.inspect", lambda *given, trust: asked.append(given) or "shown")
     assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
     assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support import config, records, run
 
-from accel_train.clock import MIB, Clock, cuda_memory
 from accel_train.tracking import records as shown
+from accel_train.train.clock import MIB, Clock, cuda_memory
 
 NAMES = ["cuda/alloc_mib", "cuda/reserved_mib", "cuda/max_alloc_mib", "cuda/max_reserved_mib"]
 
@@ -54,7 +54,7 @@ def test_nothing_on_a_cpu(gpu, tmp_path):
 
 
 def test_it_is_read_when_something_is_logged_and_only_then(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr("accel_train.teller.cuda_memory", lambda device: cuda_memory(torch.device("cuda", 0)))
+    monkeypatch.setattr("accel_train.train.reporter.cuda_memory", lambda device: cuda_memory(torch.device("cuda", 0)))
     gpu.use(5 * MIB)
     run({"config": config(tmp_path, max_steps=12, logging_steps=4, save_steps=1)})
     logged = [record for record in records(tmp_path) if record["kind"] == "train"]
@@ -68,7 +68,7 @@ def test_it_is_read_when_something_is_logged_and_only_then(gpu, tmp_path, monkey
 
 def test_rates_are_means_since_the_last_log_line_without_the_pauses(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("accel_train.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("accel_train.train.clock.time.monotonic", lambda: now[0])
     clock = Clock(10)
     now[0] = 104.0
     clock.pause(12)

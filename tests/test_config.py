@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train import Task, Trainer
-from accel_train.config import (
+from accel_train.config.convert import Typed, build, dumps, loads
+from accel_train.config.help import help_text
+from accel_train.config.schema import (
     OptimizerConfig,
     PhaseConfig,
     TrainConfig,
@@ -27,9 +29,7 @@ from accel_train.config import (
     to_dict,
 )
 from accel_train.errors import UserError
-from accel_train.options import help_text
 from accel_train.tasks.collatz.task import CollatzTask
-from accel_train.values import Typed, build, dumps, loads
 
 
 class Colour(enum.Enum):

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from accel_train.control import Control, _readable
-from accel_train.signals import Signals
+from accel_train.system.signals import Signals
+from accel_train.train.control import Control, _readable
 
 
 def control(folder, words: bytes, monkeypatch, **hooks):
@@ -46,7 +46,7 @@ def test_files_and_terminals_of_others_are_not_read(tmp_path):
     assert _readable(None) is None
 
 
-RANK = "import sys; from accel_train.control import _readable; print(_readable(sys.stdin))"
+RANK = "import sys; from accel_train.train.control import _readable; print(_readable(sys.stdin))"
 LAUNCHER = """
 import os, subprocess, sys
 if {background}:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from accel_train import doctor
 from accel_train.cli import main
+from accel_train.commands import doctor
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:

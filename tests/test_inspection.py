@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from accel_train import Task, Trainer, load_exported
-from accel_train.checkpoint import verify
 from accel_train.cli import main
-from accel_train.config import TrainConfig
+from accel_train.commands.inspect import _preview, _shape, evaluate_run, export_run, inspect
+from accel_train.config.schema import TrainConfig
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.inspection import _preview, _shape, evaluate_run, export_run, inspect
+from accel_train.run.checkpoint import verify
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tracking.plot import plot_history
 
@@ -150,7 +150,7 @@ def test_a_task_without_that_split(run: Path):
     shutil.rmtree(run / "best")
     checkpoint = run / "checkpoints" / "step-000000012"
     (checkpoint / "config.yaml").write_text((run / "config.yaml").read_text())
-    from accel_train.checkpoint import write_manifest
+    from accel_train.run.checkpoint import write_manifest
 
     write_manifest(checkpoint, {"step": 12})
     with pytest.raises(UserError, match="there is no test data"):

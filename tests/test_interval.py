@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train.interval import BadStep, Interval
-from accel_train.ranks import Ranks
+from accel_train.train.scalars import BadStep, Interval
+from accel_train.train.world import Ranks
 
 
 def interval() -> Interval:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support import Toy, config, run
 
 from accel_train import Trainer
-from accel_train.looks import Looks, describe
-from accel_train.tracking import Observer
+from accel_train.tracking.observer import Observer
+from accel_train.train.probes import Looks, describe
 
 
 def test_the_words_for_a_batch():

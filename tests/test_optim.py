@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.errors import UserError
-from accel_train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class, suggest
+from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class, suggest
 
 
 def test_the_cosine_of_the_known_run():

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from accel_train.errors import UserError
-from accel_train.progress import Duration, Every, Phase, Plan, Position
+from accel_train.plan import Duration, Every, Phase, Plan, Position
 from accel_train.task import Objective
 
 # -- durations -------------------------------------------------------------------------------------------------------

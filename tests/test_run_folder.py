@@ -9,9 +9,10 @@ from support import Toy, config, weights_files
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
-from accel_train.config import TrainConfig, to_dict
+from accel_train.config.convert import loads
+from accel_train.config.schema import TrainConfig, to_dict
 from accel_train.errors import NonFiniteError, UserError
-from accel_train.run_folder import (
+from accel_train.run.folder import (
     environment,
     export_models,
     load_weights,
@@ -20,7 +21,6 @@ from accel_train.run_folder import (
     write_config,
     write_json,
 )
-from accel_train.values import loads
 
 
 def test_no_secret_in_the_environment(monkeypatch, tmp_path):

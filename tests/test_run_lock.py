@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from accel_train import run_lock, waiting
 from accel_train.errors import UserError
-from accel_train.run_lock import NAME, Holder, look, take
+from accel_train.run import lock as run_lock
+from accel_train.run.lock import NAME, Holder, look, take
+from accel_train.system import waiting
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +260,7 @@ def no_links(*_):
 def test_of_many_processes_one_takes_it_from_the_dead(tmp_path):
     lies_in(tmp_path, dead())
     script = (
-        "import sys, time; from pathlib import Path; from accel_train.run_lock import take\n"
+        "import sys, time; from pathlib import Path; from accel_train.run.lock import take\n"
         "print('ready', flush=True); input()\n"
         "try: lock = take(Path(sys.argv[1]))\n"
         "except Exception as error: print('refused:', error, flush=True)\n"

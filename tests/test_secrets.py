@@ -11,10 +11,10 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
 from accel_train.cli import main
-from accel_train.config import TrainConfig, to_dict
+from accel_train.commands.inspect import evaluate_run, export_run
+from accel_train.config.schema import TrainConfig, to_dict
 from accel_train.errors import UserError
-from accel_train.inspection import evaluate_run, export_run
-from accel_train.secrets import HIDDEN, scrub, scrub_tree, was_scrubbed
+from accel_train.system.secrets import HIDDEN, scrub, scrub_tree, was_scrubbed
 from accel_train.task import Event
 
 # -- text ------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(UrlTask, "__module__", "secret_urls")
     monkeypatch.setitem(sys.modules, "secret_urls", sys.modules[__name__])
     monkeypatch.setattr(sys, "argv", ["accel-train", "train", f"--task.init_args.files={URL}"])
-    monkeypatch.setattr("accel_train.secrets._known", set())
+    monkeypatch.setattr("accel_train.system.secrets._known", set())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -10,10 +10,10 @@ import pytest
 
 from accel_train import load_exported
 from accel_train.cli import main
+from accel_train.commands.inspect import evaluate_run, export_run, find_saved, inspect
+from accel_train.config.trust import imports_for, is_own
 from accel_train.errors import UserError
-from accel_train.inspection import evaluate_run, export_run, find_saved, inspect
 from accel_train.tasks.collatz.task import CollatzTask
-from accel_train.trust import imports_for, is_own
 
 OWN = """
 open("it_ran", "w").close()
@@ -136,7 +136,7 @@ def test_a_class_among_the_arguments_of_a_task_is_looked_at_too(here, monkeypatc
     monkeypatch.setitem(sys.modules, "config_classes", test_config)
     Path("own_deep.py").write_text(f"{OWN}\nfrom config_classes import Encoder\nclass Deep(Encoder): pass\n")
     node = {"class_path": "config_classes.EncoderTask", "init_args": {"encoder": {"class_path": "own_deep.Deep"}}}
-    from accel_train.config import build_task
+    from accel_train.config.schema import build_task
 
     monkeypatch.syspath_prepend(str(here))
     with pytest.raises(UserError, match="own_deep.*--trust"), imports_for("run", trust=False):
@@ -159,7 +159,7 @@ def test_built_in_tasks_and_installed_packages_need_no_trust(tmp_path, monkeypat
             monkeypatch.delitem(sys.modules, name)
         import xml.dom.minidom  # noqa: F401
 
-        from accel_train.tasks import find
+        from accel_train.registry import find
 
         find("gdynet")
         monkeypatch.delitem(sys.modules, "typing_extensions", raising=False)

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from accel_train import waiting
-from accel_train.waiting import StoppedError
+from accel_train.system import waiting
+from accel_train.system.waiting import StoppedError
 
 
 @pytest.fixture(autouse=True)

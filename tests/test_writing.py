@@ -8,7 +8,7 @@ import pytest
 
 from accel_train.cli import main
 from accel_train.errors import UserError
-from accel_train.writing import refuse_unwritable, write_atomic, writing
+from accel_train.system.writing import refuse_unwritable, write_atomic, writing
 
 
 def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path):

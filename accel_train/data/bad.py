@@ -14,8 +14,8 @@ import numpy as np
 
 from accel_train.data.ragged import Ragged
 from accel_train.errors import AccessError, DataError, brief
+from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
-from accel_train.waiting import StoppedError
 
 
 class BadRows(DataError):

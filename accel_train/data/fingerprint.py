@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from accel_train.data.identity import Identity
-from accel_train.data.remote import path_of
+from accel_train.data.remote.identity import Identity
+from accel_train.data.remote.requests import path_of
 
 
 def of_files(paths: Sequence[str], identities: Sequence[Identity], rows: Sequence[int]) -> dict[str, Any]:

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from accel_train import waiting
-from accel_train.data import storage
 from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
-from accel_train.data.remote import SAY_S, is_remote
+from accel_train.data.remote import storage
+from accel_train.data.remote.requests import SAY_S, is_remote
 from accel_train.data.source import IndexedSource
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
-from accel_train.secrets import scrub
+from accel_train.system import waiting
+from accel_train.system.secrets import scrub
 from accel_train.task import Batch, Event
 
 log = logging.getLogger(__name__)

@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from accel_train import keyed, waiting
+from accel_train import keyed
 from accel_train.data import fingerprint
 from accel_train.data.bad import Bad
-from accel_train.data.identity import Identity
 from accel_train.data.ragged import Ragged, concatenate
-from accel_train.data.remote import is_remote
+from accel_train.data.remote.identity import Identity
+from accel_train.data.remote.requests import is_remote
+from accel_train.data.remote.storage import known, local_path
 from accel_train.data.source import BatchSource
-from accel_train.data.storage import known, local_path
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
+from accel_train.system import waiting
 from accel_train.task import Batch, Event
 
 if TYPE_CHECKING:
-    from accel_train.data.staging import Staging
+    from accel_train.data.remote.staging import Staging
 
 BLOCK_ROWS = 16_384
 """Rows decoded at once, and the reach of the shuffling of rows; two blocks per lane are in memory."""

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from accel_train import waiting
+from accel_train.system import waiting
 
 T = TypeVar("T")
 S = TypeVar("S")

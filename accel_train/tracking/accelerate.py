@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from accel_train.errors import UserError, brief
-from accel_train.reporting import FAILURES
-from accel_train.tracking import Observer, Record, Run
+from accel_train.run.reports import FAILURES
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import scalars
 
 if TYPE_CHECKING:

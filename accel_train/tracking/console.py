@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from accel_train.task import Event
-from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, show_clock, show_terms
 
 STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "crash": "bold red"}

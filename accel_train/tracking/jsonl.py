@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from accel_train.reporting import Reports
+from accel_train.run.reports import Reports
+from accel_train.system.writing import write_atomic
 from accel_train.task import Event
-from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import plain
-from accel_train.writing import write_atomic
 
 
 class Jsonl(Observer):

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from accel_train.tracking import Record
+    from accel_train.tracking.observer import Record
 
 BOOKKEEPING = frozenset(
     "kind step epoch phase wall_time lr grad_norm items_per_s step_s wait_s eta_s skipped items".split()

@@ -10,11 +10,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from accel_train import run_lock
 from accel_train.errors import UserError
-from accel_train.tracking import Observer, Record, Run
+from accel_train.run import lock as run_lock
+from accel_train.system.writing import write_atomic
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, plain, show_clock, show_terms
-from accel_train.writing import write_atomic
 
 SILENCE_S = 120.0
 """A running run that has not reported for so long deserves a remark: it evaluates, or somebody killed it."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
-from accel_train.secrets import scrub
+from accel_train.system.secrets import scrub
 from accel_train.task import Event
-from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.observer import Observer, Record, Run
 
 
 class TensorBoardSync(Observer):
@@ -84,7 +84,7 @@ class TensorBoardSync(Observer):
 def copy(file: Path, target: str) -> Any:
     """To a path or a URL. A file is overwritten in place: a TensorBoard that has it open goes on reading from there."""
     if "://" in target:
-        from accel_train.data.storage import put
+        from accel_train.data.remote.storage import put
 
         put(str(file), target)
     else:

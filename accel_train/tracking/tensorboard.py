@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import brief
 from accel_train.task import Event
-from accel_train.tracking import Observer, Record, Run
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import scalars
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from accel_train.config import AlertKind
+from accel_train.config.schema import AlertKind
 from accel_train.errors import UserError
 from accel_train.task import Event
-from accel_train.tracking import Observer, Record, Run
 from accel_train.tracking.delivery import ALERTS, Message, Sender, Url
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import number, show_clock, show_terms
 
 KINDS = get_args(AlertKind)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train.data.arrow import column, nested, vectors
 from accel_train.data.bad import BadRows
+from accel_train.data.formats.arrow import column, nested, vectors
 from accel_train.errors import DataError
 
 NUMBERS = (pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint16(), pa.int64())

@@ -13,7 +13,7 @@ from accel_train.data.lanes import LanesSource
 from accel_train.data.loader import Loader
 from accel_train.data.ragged import Ragged
 from accel_train.data.source import BatchSource, IndexedSource
-from accel_train.progress import Position
+from accel_train.plan import Position
 
 CPU = torch.device("cpu")
 

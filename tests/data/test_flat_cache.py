@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from accel_train.data import flat_cache
 from accel_train.data.bad import Bad, BadRows
 from accel_train.data.flat_cache import FlatCache, build, cached
+from accel_train.data.formats.parquet import Parquet
 from accel_train.data.lanes import LanesSource
 from accel_train.data.loader import Loader
-from accel_train.data.parquet import Parquet
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
-from accel_train.progress import Position
+from accel_train.plan import Position
 
 
 def decode(batch: pa.RecordBatch) -> Ragged:

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import accel_train.data.hdf5 as hdf5
-from accel_train.data.arrow import column, nested, vectors
+import accel_train.data.formats.hdf5 as hdf5
 from accel_train.data.bad import Bad, BadRows
-from accel_train.data.hdf5 import Hdf5
+from accel_train.data.formats.arrow import column, nested, vectors
+from accel_train.data.formats.hdf5 import Hdf5
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.errors import AccessError, DataError
 

@@ -14,16 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel_train import waiting
 from accel_train.data import lanes as lanes_module
 from accel_train.data.bad import Bad, BadRows
 from accel_train.data.fingerprint import changed
+from accel_train.data.formats.parquet import Parquet
 from accel_train.data.lanes import LanesSource, quotas
 from accel_train.data.loader import Loader
-from accel_train.data.parquet import Parquet
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.errors import AccessError, DataError, UserError
-from accel_train.progress import Position
+from accel_train.plan import Position
+from accel_train.system import waiting
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import torch
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import DataError, UserError
-from accel_train.progress import Position
+from accel_train.plan import Position
 
 CPU = torch.device("cpu")
 

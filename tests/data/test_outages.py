@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from federation import Federation
 
-from accel_train import waiting
-from accel_train.data import remote, storage, transfers
 from accel_train.data.bad import Bad
-from accel_train.data.identity import ChangedError
-from accel_train.data.parquet import Parquet
-from accel_train.data.remote import Access
-from accel_train.data.staging import Staging
+from accel_train.data.formats.parquet import Parquet
+from accel_train.data.remote import requests as remote
+from accel_train.data.remote import storage, transfers
+from accel_train.data.remote.identity import ChangedError
+from accel_train.data.remote.requests import Access
+from accel_train.data.remote.staging import Staging
 from accel_train.errors import AccessError, UserError
+from accel_train.system import waiting
 
 DATA = bytes(range(256)) * 40
 OTHER = DATA[:5000] + b"x" + DATA[5001:]
@@ -106,7 +107,7 @@ def test_a_staged_file_that_hangs_obeys_a_stop(federation, url, tmp_path, ahead)
 
 
 def test_a_copy_that_another_process_makes_obeys_a_stop(federation, url, tmp_path, monkeypatch):
-    monkeypatch.setattr("accel_train.data.copies._is_locked", lambda path: True)
+    monkeypatch.setattr("accel_train.data.remote.copies._is_locked", lambda path: True)
     with Staging(tmp_path, access=fast()) as stage:
         assert isinstance(stopped_at_once(lambda: stage.acquire(url)), waiting.StoppedError)
 
@@ -278,8 +279,8 @@ def test_a_long_transfer_has_no_limit_of_its_own(federation, url):
 
 
 def test_a_part_that_another_process_holds_is_said(federation, url, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("accel_train.data.copies._is_locked", lambda path: True)
-    monkeypatch.setattr("accel_train.data.copies.SAY_S", 0.1)
+    monkeypatch.setattr("accel_train.data.remote.copies._is_locked", lambda path: True)
+    monkeypatch.setattr("accel_train.data.remote.copies.SAY_S", 0.1)
     with Staging(tmp_path, access=fast(), timeout_s=0.5) as stage, pytest.raises(AccessError, match="within 0.5 s"):
         stage.acquire(url)
     lines = [r.getMessage() for r in caplog.records]
@@ -308,14 +309,14 @@ def test_a_full_disk_is_one_line_with_its_cause(federation, url, tmp_path, monke
     if where == "mkdir":
         monkeypatch.setattr("pathlib.Path.mkdir", fail)
     elif where == "open":
-        monkeypatch.setattr("accel_train.data.copies._lock", fail)
+        monkeypatch.setattr("accel_train.data.remote.copies._lock", fail)
     elif where == "get_file":
         monkeypatch.setattr(fs, "get_file", fail)
-        monkeypatch.setattr("accel_train.data.copies.write_atomic", fail)  # the marker does not fit either
+        monkeypatch.setattr("accel_train.data.remote.copies.write_atomic", fail)  # the marker does not fit either
     elif where == "replace":
         monkeypatch.setattr("os.replace", fail)
     else:
-        monkeypatch.setattr("accel_train.data.copies.write_atomic", fail)
+        monkeypatch.setattr("accel_train.data.remote.copies.write_atomic", fail)
     with stage, pytest.raises(AccessError, match="No space left on device") as caught:
         stage.acquire(url)
     assert "\n" not in str(caught.value) and "cannot be staged to" in str(caught.value)

@@ -16,7 +16,7 @@ from accel_train.data import processes
 from accel_train.data.loader import Loader
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.progress import Position
+from accel_train.plan import Position
 
 
 class Items:

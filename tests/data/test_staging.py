@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from federation import Federation
 
-from accel_train.data import remote, staging, storage
-from accel_train.data.copies import MARK, Copies
-from accel_train.data.remote import Access, MissingError
-from accel_train.data.staging import Staging
+from accel_train.data.remote import requests as remote
+from accel_train.data.remote import staging, storage
+from accel_train.data.remote.copies import MARK, Copies
+from accel_train.data.remote.requests import Access, MissingError
+from accel_train.data.remote.staging import Staging
 from accel_train.errors import DataError, UserError
 
 FAST = Access(backoff_s=0.001, retries=2)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from accel_train import waiting
 from accel_train.data.lanes import LanesSource, read_groups
 from accel_train.data.loader import Loader
 from accel_train.data.ragged import Ragged
 from accel_train.data.source import BatchSource, IndexedSource
-from accel_train.progress import Position
+from accel_train.plan import Position
+from accel_train.system import waiting
 
 CPU = torch.device("cpu")
 FOR_EVER = threading.Event()
@@ -140,7 +140,7 @@ def test_a_run_that_is_given_up_reads_nothing_more():
 PROGRAM = """
 import sys, threading
 sys.path.insert(0, {here!r})
-from accel_train import waiting
+from accel_train.system import waiting
 import test_stopping as t
 make, options, _ = t.WAYS[{name!r}]
 threading.Timer(0.2, waiting.give_up).start()

@@ -18,9 +18,10 @@ from federation import Federation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train.data import remote, storage, wildcards
-from accel_train.data.remote import Access, MissingError
-from accel_train.data.tokens import Token
+from accel_train.data.remote import requests as remote
+from accel_train.data.remote import storage, wildcards
+from accel_train.data.remote.requests import Access, MissingError
+from accel_train.data.remote.tokens import Token
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.muon.data import kind_of
 
@@ -395,7 +396,7 @@ def test_put(federation, tmp_path):
 
 SCRIPT = """
 import sys
-from accel_train.data import storage
+from accel_train.data.remote import storage
 print(storage.size(sys.argv[1]))
 """
 

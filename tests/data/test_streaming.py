@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from accel_train.data.bad import Bad
-from accel_train.data.hdf5 import Hdf5
+from accel_train.data.formats.hdf5 import Hdf5
+from accel_train.data.formats.streaming import Streaming
 from accel_train.data.ragged import Ragged
-from accel_train.data.streaming import Streaming
 from accel_train.errors import DataError
 from accel_train.tasks.muon.layout import MuonLayout
 

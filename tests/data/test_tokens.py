@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train import waiting
-from accel_train.data import tokens
-from accel_train.data.device_flow import DeviceFlow
-from accel_train.data.tokens import Token, auto_token, expiry, scope_path, scopes
+from accel_train.data.remote import tokens
+from accel_train.data.remote.device_flow import DeviceFlow
+from accel_train.data.remote.tokens import Token, auto_token, expiry, scope_path, scopes
 from accel_train.errors import UserError
+from accel_train.system import waiting
 
 
 def jwt(**claims):
@@ -338,7 +338,7 @@ def test_asking_for_a_token_obeys_a_stop(issuer, tmp_path, monkeypatch, what):
         lock = open(tmp_path / "auth.lock", "w")  # noqa: SIM115
         fcntl.flock(lock, fcntl.LOCK_EX)
     else:
-        monkeypatch.setattr("accel_train.data.device_flow._OPENER.open", lambda *_, **__: released.wait(30.0))
+        monkeypatch.setattr("accel_train.data.remote.device_flow._OPENER.open", lambda *_, **__: released.wait(30.0))
 
     def ask():
         try:

@@ -9,7 +9,7 @@ import pytest
 from support import config, run, weights_files
 
 from accel_train import cli
-from accel_train.checkpoint import verify
+from accel_train.run.checkpoint import verify
 
 
 def flip(path, at=None):

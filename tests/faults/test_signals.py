@@ -28,12 +28,15 @@ from support import (
     weights_files,
 )
 
-from accel_train import Trainer, checkpoint, cli, run_folder, waiting
-from accel_train import config as config_module
-from accel_train.control import request
-from accel_train.inspection import evaluate_saved, find_saved
-from accel_train.signals import SIGNALS, caught
-from accel_train.tracking import Observer
+from accel_train import Trainer, cli
+from accel_train.commands.inspect import evaluate_saved, find_saved
+from accel_train.config import schema as config_module
+from accel_train.run import checkpoint
+from accel_train.run import folder as run_folder
+from accel_train.system import waiting
+from accel_train.system.signals import SIGNALS, caught
+from accel_train.tracking.observer import Observer
+from accel_train.train.control import request
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
 TOY = {"dropout": 0.2}
@@ -273,7 +276,7 @@ def test_a_second_interrupt_while_nothing_can_be_interrupted(tmp_path):
     """As in a library that does not return: the main thread never gets to its handler."""
     code = (
         "import ctypes, signal\n"
-        "from accel_train.signals import caught\n"
+        "from accel_train.system.signals import caught\n"
         "with caught(program=True):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
         "    print('ready', flush=True)\n"

@@ -9,7 +9,7 @@ import pytest
 from support import Child, Team, assert_same_run, config, damaged, run, steps_saved, wait_for
 
 from accel_train import Trainer, cli
-from accel_train.control import request
+from accel_train.train.control import request
 
 SETTINGS = dict(max_steps=24, eval_steps=6, logging_steps=5, save_steps=None)
 

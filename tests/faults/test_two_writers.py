@@ -22,10 +22,13 @@ from support import (
     wait_for,
 )
 
-from accel_train import checkpoint, cli, run_lock, validation
-from accel_train.control import request
-from accel_train.run_lock import NAME, look
-from accel_train.session import Session
+from accel_train import cli
+from accel_train.run import checkpoint
+from accel_train.run import lock as run_lock
+from accel_train.run.lock import NAME, look
+from accel_train.train import validation
+from accel_train.train.control import request
+from accel_train.train.session import Session
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
 LIKE_THEM = {"dropout": 0.2}

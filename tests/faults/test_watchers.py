@@ -16,7 +16,7 @@ from support import Toy, config, steps_saved
 from accel_train import Trainer
 from accel_train.cli import main
 from accel_train.errors import UserError
-from accel_train.output import Forgiving, forgiving
+from accel_train.system.output import Forgiving, forgiving
 from accel_train.tracking.accelerate import _wandb_may_start
 from accel_train.tracking.jsonl import Jsonl
 
@@ -105,7 +105,8 @@ def test_a_log_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["checkpoint", "both"])
 def test_exit_1_means_not_saved(tmp_path, monkeypatch, capsys, fails):
-    from accel_train import checkpoint, run_folder
+    from accel_train.run import checkpoint
+    from accel_train.run import folder as run_folder
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,10 +12,11 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Task, Trainer, process
+from accel_train import IndexedSource, Loss, Task, Trainer
 from accel_train.errors import UserError
+from accel_train.system import process
 from accel_train.task import Event
-from accel_train.tracking import Observer
+from accel_train.tracking.observer import Observer
 
 
 class Points:
@@ -78,7 +79,7 @@ def shard_from_now_on():
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    import accel_train.session as session
+    import accel_train.train.session as session
 
     real = session.start_accelerate
 

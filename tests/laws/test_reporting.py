@@ -10,11 +10,11 @@ import torch
 from support import Numbers, Toy, config, records, run, steps_saved, weights_files
 
 from accel_train import IndexedSource, Task, Trainer, load_exported
-from accel_train.checkpoint import CheckpointFolder, read_progress
 from accel_train.cli import main
 from accel_train.errors import EvaluationError, NonFiniteError, UserError
-from accel_train.reporting import Reports
-from accel_train.tracking import Observer
+from accel_train.run.checkpoint import CheckpointFolder, read_progress
+from accel_train.run.reports import Reports
+from accel_train.tracking.observer import Observer
 
 HOOKS = ["figures", "histories", "monitor", "histograms", "baselines", "export"]
 SETTINGS = dict(eval_steps=6, save_steps=6, monitor_steps=4, histogram_steps=4, report_to=["tensorboard"])

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accel_train.config.convert import Typed
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet import synth as synth_module
 from accel_train.tasks.gdynet import truth
 from accel_train.tasks.gdynet.data import load
 from accel_train.tasks.gdynet.synth import SPLITS, synth
 from accel_train.tasks.gdynet.systems import RADIUS, SYSTEMS, Ellipsoids, Ferro, Markov, Prinz
-from accel_train.values import Typed
 
 SMALL = {"ferro": {"clusters": 2}, "prinz": {"walkers": 2}, "ellipsoids": {"walkers": 2}, "markov": {"walkers": 2}}
 FERRO = Ferro().chain()

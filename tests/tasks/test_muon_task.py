@@ -17,10 +17,10 @@ import torch
 from support import config, run
 
 from accel_train.cli import main
-from accel_train.config import parse
+from accel_train.config.schema import parse
 from accel_train.data.loader import Loader
 from accel_train.errors import DataError, NonFiniteError, UserError
-from accel_train.progress import Position
+from accel_train.plan import Position
 from accel_train.tasks.muon import generate, synth
 from accel_train.tasks.muon.data import in_split, shower_number
 from accel_train.tasks.muon.task import MuonTask

@@ -3,8 +3,8 @@
 import pytest
 
 from accel_train.task import Task
-from accel_train.tracking import Run
 from accel_train.tracking.accelerate import AccelerateTrackers, flatten
+from accel_train.tracking.observer import Run
 
 
 class ToyTask(Task):

@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from accel_train.task import Event, Task
-from accel_train.tracking import Run
 from accel_train.tracking.console import Console
+from accel_train.tracking.observer import Run
 
 
 class CollatzTask(Task):

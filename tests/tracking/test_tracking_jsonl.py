@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from accel_train.task import Event, Task
-from accel_train.tracking import Run
 from accel_train.tracking.jsonl import EventLog, Jsonl, histories
+from accel_train.tracking.observer import Run
 
 
 def start(folder, step=0, resumed=False) -> Jsonl:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accel_train.commands.runs import Log, find, merge, select
 from accel_train.errors import DataError, UserError
-from accel_train.tracking.merge import Log, find, merge, select
 
 NEW_YEAR = datetime(2026, 1, 1).timestamp()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from accel_train.task import Task
-from accel_train.tracking import Run
+from accel_train.tracking.observer import Run
 from accel_train.tracking.status import Status, describe
 
 

@@ -11,10 +11,10 @@ import fsspec
 import pytest
 from support import config, run, wait_for, weights_files
 
-from accel_train.config import MAY_CHANGE, TrainConfig
+from accel_train.config.schema import MAY_CHANGE, TrainConfig
 from accel_train.errors import UserError
 from accel_train.task import Task
-from accel_train.tracking import Run
+from accel_train.tracking.observer import Run
 from accel_train.tracking.sync import TensorBoardSync
 
 

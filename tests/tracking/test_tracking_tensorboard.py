@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from accel_train.task import Task
-from accel_train.tracking import Run
+from accel_train.tracking.observer import Run
 from accel_train.tracking.tensorboard import TensorBoard
 
 

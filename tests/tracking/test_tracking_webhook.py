@@ -15,8 +15,8 @@ import pytest
 
 from accel_train.errors import UserError
 from accel_train.task import Event, Task
-from accel_train.tracking import Run
 from accel_train.tracking.delivery import Message, Sender, Url
+from accel_train.tracking.observer import Run
 from accel_train.tracking.webhook import KINDS, Webhook, body
 
 TOKEN = "sEcReT-tOkEn_0123456789"

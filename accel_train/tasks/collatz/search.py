@@ -19,9 +19,9 @@ import numpy as np
 
 from accel_train.arguments import Parser
 from accel_train.errors import DataError, UserError
+from accel_train.system.writing import write_atomic, writing
 from accel_train.tasks.collatz.cycles import Cycle, find_cycle, step
 from accel_train.tasks.collatz.trajectory import JUMP, PATIENCE, jump
-from accel_train.writing import write_atomic, writing
 
 DEFAULT_START = 1 << 71
 MAPS = {"3n+1": (3, 1), "3n-1": (3, -1), "5n+1": (5, 1)}

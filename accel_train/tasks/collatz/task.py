@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from accel_train.config.convert import in_range
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Loss, Objective, Task
 from accel_train.tasks.collatz.data import Rows
 from accel_train.tasks.collatz.numbers import Numbers
 from accel_train.tasks.collatz.trajectory import PAD, exact_trajectory
-from accel_train.values import in_range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from accel_train.config.convert import in_range
 from accel_train.tasks.gdynet import truth
-from accel_train.values import in_range
 
 RADIUS = 6.0  # Angstrom: a cluster fits into it, and no two clusters do
 SPACING = 12.0  # Angstrom between the middles of clusters

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from accel_train.config.convert import in_range
 from accel_train.data.source import BatchSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
 from accel_train.tasks.gdynet.splits import Splits
 from accel_train.tasks.gdynet.truth import noise_floor
-from accel_train.values import in_range
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class GDyNetTask(Task):
         known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
         for name in loss_schedule:
             if name not in known:
-                from accel_train.optim import suggest
+                from accel_train.train.optim import suggest
 
                 hint = suggest(name, known)
                 raise UserError(f"task.init_args.loss_schedule: unknown {name!r}{hint}; there are {', '.join(known)}")

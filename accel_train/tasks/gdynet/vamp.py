@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from accel_train.config.convert import in_range
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, MODES
-from accel_train.values import in_range
 
 MODE = "trunc"
 CONSTANT = 1e-12  # a variance below this part of the mean square is rounding

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from accel_train import keyed
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
-from accel_train.data.remote import path_of
+from accel_train.data.remote.requests import path_of
 from accel_train.errors import DataError, UserError
+from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.task import Batch
-from accel_train.writing import refuse_unwritable, writing
 
 if TYPE_CHECKING:
     from accel_train.tasks.muon.metrics import Sample

@@ -15,11 +15,11 @@ import torch
 
 from accel_train import keyed
 from accel_train.arguments import Parser
-from accel_train.data.arrow import column, vectors
+from accel_train.data.formats.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
+from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.muon.data import SCHEMA, table
-from accel_train.writing import refuse_unwritable, writing
 
 ROWS = 10_000
 """Events generated at once and rows of a row group."""
@@ -33,7 +33,7 @@ FLAT = ("E", "zenith", "mass", "depth")
 def main(argv: list[str]) -> int:
     """Run the command; prints one line per file."""
     options = _parser().parse_args(argv)
-    from accel_train.data.storage import expand
+    from accel_train.data.remote.storage import expand
 
     if options.counts_mode == "constant" and (options.count_constant is None or options.count_constant < 0):
         raise UserError("generate: --counts_mode=constant needs --count_constant=N, at least 0")
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     for target in targets:
         if target.exists():
             raise UserError(f"generate: {target} exists; give another --out, or remove it")
-    from accel_train.inspection import find_saved
+    from accel_train.commands.inspect import find_saved
 
     saved = find_saved(options.run, options.checkpoint, trust=options.trust)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -106,7 +106,7 @@ def _generate_file(
 
 
 def _rows(path: str) -> Generator[pa.RecordBatch, None, None]:
-    from accel_train.data.storage import open_file
+    from accel_train.data.remote.storage import open_file
 
     try:
         with pq.ParquetFile(open_file(path), page_checksum_verification=True) as source:

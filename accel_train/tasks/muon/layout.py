@@ -17,8 +17,8 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from accel_train.data import arrow
 from accel_train.data.bad import BadRows
+from accel_train.data.formats import arrow
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from accel_train.data.bad import Bad
 from accel_train.data.ragged import Ragged, concatenate
-from accel_train.data.storage import expand, open_file
+from accel_train.data.remote.storage import expand, open_file
 from accel_train.tasks.muon.data import kind_of
 from accel_train.tasks.muon.layout import MuonLayout
 from accel_train.tasks.muon.sources import make_format

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from accel_train.data.bad import Bad
 from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
-from accel_train.data.storage import expand, open_file, place
+from accel_train.data.remote.storage import expand, open_file, place
 from accel_train.errors import UserError
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
@@ -105,13 +105,13 @@ class Sources:
 def make_format(kind: str, layout: MuonLayout, bad: Bad) -> Format:
     """The reader for files of one kind."""
     if kind == "parquet":
-        from accel_train.data.parquet import Parquet
+        from accel_train.data.formats.parquet import Parquet
 
         return Parquet(layout.columns, layout.decode, bad, open_file)
     if kind == "hdf5":
-        from accel_train.data.hdf5 import Hdf5
+        from accel_train.data.formats.hdf5 import Hdf5
 
         return Hdf5(layout.decode, bad)
-    from accel_train.data.streaming import Streaming
+    from accel_train.data.formats.streaming import Streaming
 
     return Streaming(layout.decode, bad)

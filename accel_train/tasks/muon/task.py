@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from accel_train.config.convert import in_range
 from accel_train.data.lanes import LanesSource, Shuffle
-from accel_train.data.remote_files import RemoteFiles
+from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.source import BatchSource, IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Loss, Objective, Task
 from accel_train.tasks.muon.data import HeldOut
-from accel_train.values import in_range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.config.convert import in_range
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.analysis.agreement import agreement
 from accel_train.tasks.gdynet.analysis.figures import figures
@@ -43,7 +44,6 @@ from accel_train.tasks.gdynet.analysis.timescales import (
 )
 from accel_train.tasks.gdynet.truth import noise_floor
 from accel_train.tracking.records import is_number, plain
-from accel_train.values import in_range
 
 __all__ = [
     "agreement", "analyse", "autocorrelations", "chapman_kolmogorov", "connected", "constrained", "figures",

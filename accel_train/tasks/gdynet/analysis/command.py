@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from accel_train.arguments import Parser
+from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
 from accel_train.tasks.gdynet.analysis.predictions import Loaded
-from accel_train.writing import refuse_unwritable, writing
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +53,7 @@ def write(out: Path, found: dict[str, Any], loaded: Loaded) -> None:
 
     Where matplotlib is missing there are no figures, and a line that says so.
     """
-    from accel_train.run_folder import write_json
+    from accel_train.run.folder import write_json
 
     write_json(out / "analysis.json", found)
     np.savez_compressed(out / "populations.npz", *(p.astype(np.float32) for p in loaded.populations))

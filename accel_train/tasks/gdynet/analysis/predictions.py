@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.config.convert import loads
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.analysis import moments
-from accel_train.values import loads
 
 INDEX = "predictions.json"
 """Beside the predictions: ``{"split", "tau", "dt_ns", "trajectories": [{"name", "file", "start", "frames"}]}``, where

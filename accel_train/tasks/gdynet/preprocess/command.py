@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from accel_train import process
 from accel_train.arguments import Parser
 from accel_train.errors import UserError
+from accel_train.system import process
+from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.preprocess import blocks, work_folder
 from accel_train.tasks.gdynet.preprocess.frames import element
 from accel_train.tasks.gdynet.preprocess.trajectories import READER
-from accel_train.writing import refuse_unwritable, writing
 
 CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""

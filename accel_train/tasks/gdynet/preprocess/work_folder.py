@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import UserError
-from accel_train.process import end_with_parent
+from accel_train.system.process import end_with_parent
 from accel_train.tasks.gdynet.preprocess import trajectories
 from accel_train.tasks.gdynet.preprocess.blocks import Job, describe, find_targets, write_json
 

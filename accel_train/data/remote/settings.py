@@ -1,0 +1,82 @@
+"""What a task lets its users set about remote files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from accel_train.errors import UserError
+
+if TYPE_CHECKING:
+    from accel_train.data.remote.requests import Access
+    from accel_train.data.remote.staging import Staging
+
+
+@dataclass
+class RemoteFiles:
+    """How files behind URLs are reached. Nothing here changes what is learned, and no token can stand here.
+
+    Args:
+        federation_url: the Pelican federation of all pelican:// URLs; null: the host of each URL.
+        token_file: a file with a bearer token; read again before the token expires.
+        token_env: or the name of an environment variable that holds one.
+        auto_token: or ask the issuer for one; a person confirms it once in a browser.
+        token_issuer: where to ask; null: the one of IceCube.
+        token_scope: the path of the rights to ask for; null: it follows from the files.
+        token_cache: the file that remembers the confirmation, readable by its owner only.
+        storage_prefix: not part of that path; null: /icecube/wipac.
+        write_to: URLs that the token must also let us write, such as ``tb_sync_to``.
+        staging_dir: a folder on local disk to which files are brought ahead of use; null: they are read by ranges.
+        ahead: so many files are brought ahead; 0: each when it is asked for.
+        max_bytes: staged files that nobody uses are deleted to stay below this.
+        max_files: only so many files are staged; the others are read by ranges.
+        delete_after_use: delete a staged file when it has been read.
+        retries: how often a failed request is repeated during an outage, with growing pauses: 25 times take ten
+            minutes. What does not look like an outage is repeated five times.
+    """
+
+    federation_url: str | None = None
+    token_file: str | None = None
+    token_env: str | None = None
+    auto_token: bool = False
+    token_issuer: str | None = None
+    token_scope: str | None = None
+    token_cache: str = ".pelican_auth_cache"
+    storage_prefix: str | None = None
+    write_to: list[str] = field(default_factory=list)
+    staging_dir: str | None = None
+    ahead: int = 4
+    max_bytes: int | None = None
+    max_files: int | None = None
+    delete_after_use: bool = False
+    retries: int = 25
+
+    def access(self, urls: Sequence[str]) -> Access:
+        """For these URLs and patterns; from now on also for everything else in this process."""
+        from accel_train.data.remote import requests as remote
+        from accel_train.data.remote import tokens
+
+        ways = [name for name in ("token_file", "token_env", "auto_token") if getattr(self, name)]
+        if len(ways) > 1:
+            raise UserError(f"remote: {' and '.join(ways)} are two ways to a token; give one")
+        token = None
+        if self.token_file:
+            token = tokens.Token.from_file(self.token_file)
+        elif self.token_env:
+            token = tokens.Token.from_environment(self.token_env)
+        elif self.auto_token:
+            token = tokens.auto_token(
+                list(urls), self.write_to, self.token_issuer or tokens.ISSUER,
+                self.storage_prefix or tokens.STORAGE_PREFIX, self.token_scope, self.token_cache,
+            )  # fmt: skip
+        access = remote.Access(token, self.federation_url, self.retries)
+        remote.use(access)
+        return access
+
+    def staging(self, access: Access) -> Staging | None:
+        if self.staging_dir is None:
+            return None
+        from accel_train.data.remote.staging import Staging
+
+        return Staging(self.staging_dir, self.ahead, self.max_bytes, self.max_files, self.delete_after_use, access)

@@ -1,0 +1,69 @@
+"""The built-in tasks by short name. Importing this imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+from accel_train.errors import UserError
+from accel_train.train.optim import suggest
+
+TASKS = {
+    "collatz": (
+        "accel_train.tasks.collatz.task.CollatzTask",
+        "transformer on Collatz parity sequences, made as it goes",
+    ),
+    "muon": (
+        "accel_train.tasks.muon.task.MuonTask",
+        "conditional WGAN-GP for bundles of muons in ragged Parquet, local or remote",
+    ),
+    "gdynet": (
+        "accel_train.tasks.gdynet.task.GDyNetTask",
+        "slow dynamics of atoms' surroundings from trajectories: graph network, VAMP losses in phases",
+    ),
+}
+"""Short name -> (class path, one line of what it is)."""
+
+
+def class_path(name: str) -> str:
+    """A short name, or any dotted path, as the dotted path of a class."""
+    if name in TASKS:
+        return TASKS[name][0]
+    if "." in name.strip("."):
+        return name
+    raise UserError(f"task: unknown {name!r}{suggest(name, TASKS)}; there are {', '.join(TASKS)}, or give module.Class")
+
+
+def find(name: str) -> type:
+    """The class itself; modules are also looked for in the working directory."""
+    from accel_train.task import Task
+
+    module, _, attribute = class_path(name).rpartition(".")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, SyntaxError, TypeError) as error:  # TypeError: a relative name
+        raise UserError(f"task: cannot import {name!r}: {error}") from None
+    cls = getattr(found, attribute, None)
+    if isinstance(cls, type) and issubclass(cls, Task):
+        return cls
+    tasks = [n for n, c in vars(found).items() if isinstance(c, type) and issubclass(c, Task) and c is not Task]
+    what = "is not a Task" if hasattr(found, attribute) else "does not exist"
+    raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")
+
+
+def run_command(name: str, argv: list[str]) -> int:
+    """``accel-train NAME COMMAND ...``: one of the commands that the task's ``commands`` module lists."""
+    package = class_path(name).removesuffix(".task." + class_path(name).rpartition(".")[2])
+    if importlib.util.find_spec(f"{package}.commands") is None:
+        raise UserError(f"{name} has no commands of its own")
+    own = importlib.import_module(f"{package}.commands")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(own.USAGE)
+        return 0
+    if argv[0] not in own.COMMANDS:
+        raise UserError(f"{name}: unknown command {argv[0]!r}; there is: {', '.join(own.COMMANDS)}")
+    return importlib.import_module(own.COMMANDS[argv[0]]).main(argv[1:])

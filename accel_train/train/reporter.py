@@ -1,0 +1,150 @@
+"""What whoever watches a run is told: events, log lines, how it stands, its figures, its beginning and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from accel_train.errors import UserError
+from accel_train.run import folder as run_folder
+from accel_train.task import Event
+from accel_train.tracking.chosen import observers_of
+from accel_train.tracking.observer import Observer, Observers, Record, Run
+from accel_train.train.clock import cuda_memory
+from accel_train.train.session import Session
+from accel_train.train.state import RunState
+
+
+class Teller:
+    """Speaks to the observers, which live on rank 0. Every rank has one and makes the same calls."""
+
+    def __init__(self, session: Session, state: RunState) -> None:
+        self.session, self.state = session, state
+        self.task, self.ranks = session.task, session.ranks
+        self.observers = Observers([])
+        self._waiting: list[Event] | None = []  # until the observers know the run
+        self._last: Record = {}  # log record
+
+    def tell(self, event: Event) -> None:
+        """An event to the observers; while the run is being set up, kept until they are there."""
+        if self._waiting is not None:
+            self._waiting.append(event)
+        else:
+            self.observers.tell("on_event", event)
+
+    def tell_once(self, found: list[Event]) -> None:
+        """What the ranks found in their data; a file that all of them looked at is told of once."""
+        by_title = {event.title: event for events in self.ranks.gather(found) for event in events}
+        for event in by_title.values():
+            self.tell(event)
+
+    # -- beginning and end -------------------------------------------------------------------------------------------
+
+    def start(self, further: Iterable[Observer], resumed: bool) -> None:
+        """Write down what the run is; let the observers that the config asks for, and ``further`` ones, know it; and
+        tell them what there was to tell before.
+
+        Raises:
+            UserError: on every rank, if that cannot be written, or one of them cannot do what it was asked for.
+        """
+        session, baselines = self.session, {}
+        if self.ranks.is_main:
+            with session.reports("baselines", self.tell):
+                baselines = dict(self.task.baselines())
+        run = Run(
+            output_dir=session.output_dir,
+            task=self.task,
+            config=session.described,
+            models=session.models,
+            total_steps=self.state.plan.total_steps,
+            start_step=self.state.position.step,
+            world_size=self.ranks.world_size,
+            device="cpu" if session.device.type == "cpu" else str(session.device),
+            precision=session.accelerator.mixed_precision,
+            resumed_from=str(session.resumed_from) if resumed else None,
+            baselines=baselines,
+        )
+        problem = ""
+        if self.ranks.is_main:
+            try:
+                session.write_about()
+                self.observers = Observers([*observers_of(session.config, session.accelerator, self.tell), *further])
+                self.observers.tell("on_start", run)
+            except UserError as error:
+                problem = str(error)
+        if problem := self.ranks.from_main(problem):
+            raise UserError(problem)
+        waited, self._waiting = self._waiting, None
+        for event in [*session.notes, *(waited or ())]:
+            self.tell(event)
+
+    def end(self, outcome: str, reason: str) -> None:
+        self.observers.tell("on_end", outcome, self.status() | {"reason": reason})
+
+    # -- on the way --------------------------------------------------------------------------------------------------
+
+    def log(self) -> None:
+        """The means since the last log line."""
+        means = self.state.interval.means(self.task.logs_last)
+        if not means:
+            return
+        record = self.state.where("train") | means
+        rates = {group.name: group.lr for group in self.session.stepper.groups.values()}
+        record["lr"] = next(iter(rates.values()))
+        if len(rates) > 1:
+            record |= {f"lr/{name}": lr for name, lr in rates.items()}
+        record |= self.state.clock.rates(self.state.position.step, self.state.plan.total_steps)
+        record |= cuda_memory(self.session.device)
+        self.state.clock.new_window()
+        self._last = record
+        self.observers.tell("on_log", record)
+
+    def phase(self) -> None:
+        """Which phase the run is in, if there are several."""
+        phases, position = self.state.plan.phases, self.state.position
+        if len(phases) == 1:
+            return
+        phase, how_long = phases[position.phase], "to the end"
+        if phase.length is not None:
+            epochs = phase.length.unit == "ep"
+            done = position.epoch - position.phase_epoch if epochs else position.step - position.phase_step
+            how_long = f"{phase.length.count:,} {'epochs' if epochs else 'steps'}"
+            how_long += f", {done:,} of them done" if done else ""
+        self.tell(Event("note", f"phase {position.phase + 1} of {len(phases)}: {phase.name}, {how_long}"))
+
+    def figures(self, sums: dict[str, torch.Tensor]) -> None:
+        """The task's figures of the last evaluation, after everything is saved."""
+        if not self.ranks.is_main:
+            return
+        metrics = {name: value for name, value in self.state.selection.last().items() if name != "step"}
+        figures: dict[str, Any] = {}
+        with self.session.reports("figures", self.tell):
+            try:
+                figures = dict(self.task.figures(metrics, sums))
+                run_folder.save_figures(self.session.output_dir / "figures", figures)
+            except ModuleNotFoundError as error:  # matplotlib is an extra
+                self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
+        if figures:
+            self.observers.tell("on_figures", self.state.position.step, figures)
+
+    def tick(self) -> None:
+        if self.ranks.is_main:
+            self.observers.tell("on_tick", self.status())
+
+    def status(self) -> Record:
+        """How the run stands: the last log record, brought up to date."""
+        total = self.state.plan.total_steps
+        rates = self.state.clock.rates(self.state.position.step, total)
+        return {**self._last, **self.state.where("status"), **rates, "total_steps": total,
+                "best": self.state.selection.best, "last_checkpoint_step": self.session.last_saved}  # fmt: skip
+
+    def print_status(self) -> None:
+        from accel_train.tracking.status import describe
+
+        saved = self.session.last_saved
+        more = {"task": self.task.task_name(), "state": "running"}
+        if saved is not None:
+            more["last_checkpoint"] = str(self.session.checkpoints.path(saved))
+        print(describe(self.status() | more), flush=True)

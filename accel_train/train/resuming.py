@@ -1,0 +1,129 @@
+"""Going on from a checkpoint: which one, and whether it is this run's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from accel_train.config.schema import differences
+from accel_train.data.fingerprint import changed
+from accel_train.errors import UserError, brief
+from accel_train.run.checkpoint import read_progress, whole
+from accel_train.task import Event
+from accel_train.train.optim import renew_options, same_class
+from accel_train.train.session import Session, Tell
+from accel_train.train.step import Group
+
+
+def restore(session: Session, tell: Tell) -> dict[str, Any] | None:
+    """Load the checkpoint that ``resume_from_checkpoint`` names and return its progress; None to start afresh."""
+    answer: tuple[str, Any] = ("none", None)
+    if session.ranks.is_main:
+        try:
+            answer = ("path", _choose(session, tell))
+        except UserError as error:
+            answer = ("error", str(error))
+        except OSError as error:
+            answer = ("error", f"{session.checkpoints.root} cannot be used: {brief(error)}")
+    kind, value = session.ranks.from_main(answer)
+    if kind == "error":
+        raise UserError(value)
+    if value is None:
+        return None
+    path = Path(value)
+    try:
+        session.accelerator.load_state(str(path))
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
+    _renew_options(session, path)
+    progress = read_progress(path)
+    session.last_saved = progress["position"]["step"] if path.parent == session.checkpoints.root else None
+    session.resumed_from = path
+    return progress
+
+
+def _choose(session: Session, tell: Tell) -> str | None:
+    """The checkpoint to resume from (on rank 0), after all checks of whether this run may go on from it."""
+    choice, folder = session.config.resume_from_checkpoint, session.checkpoints
+    folder.tidy()
+    for done in folder.mend_links():
+        tell(Event("warning", done))
+    if choice == "never":
+        for path in folder.set_aside(-1):
+            tell(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
+        return None
+    if choice == "auto":
+        path, damaged = folder.newest_whole()
+        for damage in damaged:
+            tell(Event("warning", f"checkpoint {damage} - not used"))
+        if path is None:
+            if damaged:
+                raise UserError(
+                    f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
+                    "resume_from_checkpoint=never starts over"
+                )
+            return None
+    else:
+        path = whole(Path(choice))
+    path = path.resolve() if path.is_symlink() else path
+    _compare(session, path, tell)
+    _compare_optimizers(session, path)
+    here = path.parent.resolve() == folder.root.resolve()
+    for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
+        tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
+    return str(path)
+
+
+def _compare(session: Session, path: Path, tell: Tell) -> None:
+    old = yaml.safe_load((path / "config.yaml").read_text())
+    free, identity = differences(old, session.described, session.task.movable)
+    if identity and not session.config.allow_changed_config:
+        shown = "; ".join(identity[:5]) + (f"; and {len(identity) - 5} more" if len(identity) > 5 else "")
+        raise UserError(
+            f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
+            "or --allow_changed_config=true"
+        )
+    if what := changed(read_progress(path).get("data", {}), session.data):
+        if not session.config.allow_changed_data:
+            raise UserError(
+                f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
+                "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
+            )
+        tell(Event("warning", f"resuming with changed data: {what}"))
+    quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
+    for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
+        tell(Event("warning", f"resuming with a changed config: {line}"))
+
+
+def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
+    """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
+    configs = yaml.safe_load((path / "config.yaml").read_text()), session.described
+    for group in {id(group): group for group in session.stepper.groups.values()}.values():
+        old, new = (
+            next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
+                 each.get("optimizer", {}))
+            for each in configs
+        )  # fmt: skip
+        yield group, old, new
+
+
+def _compare_optimizers(session: Session, path: Path) -> None:
+    """Refuse another class of optimiser: the old one's state would mean nothing to it, and might load nevertheless."""
+    for group, old, new in _optimizer_settings(session, path):
+        before, now = old.get("class_path", new["class_path"]), new["class_path"]
+        if not same_class(before, now):
+            raise UserError(
+                f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
+                f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
+            )
+
+
+def _renew_options(session: Session, path: Path) -> None:
+    """What the config says of the optimisers now, not when the checkpoint was written."""
+    for group, old, new in _optimizer_settings(session, path):
+        before, now = old.get("init_args", {}), new["init_args"]
+        renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})

@@ -1,0 +1,481 @@
+"""One optimiser step whose gradient is that of the whole global batch, however the batch is cut.
+
+Every micro-batch contributes its share of the global loss and shares add up, so the gradient does not depend on the
+number of ranks or micro-batches. What happens when something goes wrong is agreed without asking the device: a
+non-finite loss poisons the gradient of its rank, the all-reduce spreads it, and every rank skips the same update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from accel_train import contract, keyed
+from accel_train.errors import UserError
+from accel_train.task import Batch, Event, Objective, Task
+from accel_train.train import additivity
+from accel_train.train.optim import Schedule, build_optimizer
+from accel_train.train.step_module import StepModule, unsay_that_all_are_used
+from accel_train.train.world import Ranks
+
+_NOTHING = contextlib.nullcontext()
+
+
+class AbandonedError(RuntimeError):
+    """No rank takes this step, since one of them has not got its share of the batch."""
+
+
+@contextlib.contextmanager
+def _frozen(params: list[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for these; one would be added to the next update of their own objective."""
+    for param in params:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in params:
+            param.requires_grad_(True)
+
+
+@dataclass
+class Group:
+    """Objectives that train the same models share one wrapped module, optimiser, schedule and scaler."""
+
+    name: str
+    objectives: tuple[Objective, ...]
+    module: nn.Module
+    local: StepModule  # the same without the wrapper that reduces gradients
+    params: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
+    read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
+    scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
+    lr: float = field(default=math.nan)
+
+    def set_lr(self, lr: float) -> None:
+        if lr != self.lr:
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = lr
+            self.lr = lr
+
+
+def group_objectives(
+    objectives: Sequence[Objective], model_names: Sequence[str]
+) -> dict[tuple[str, ...], list[Objective]]:
+    """Objectives by the models they train. Refuses unknown names and groups that overlap without being equal."""
+    groups: dict[tuple[str, ...], list[Objective]] = {}
+    for objective in objectives:
+        trains = tuple(objective.trains) or tuple(model_names)
+        for name in trains:
+            if name not in model_names:
+                raise UserError(
+                    f"objective {objective.name!r} trains {name!r}, but the models are {', '.join(model_names)}"
+                )
+        groups.setdefault(tuple(sorted(trains)), []).append(objective)
+    seen: dict[str, tuple[str, ...]] = {}
+    for trains, members in groups.items():
+        for name in trains:
+            if name in seen:
+                raise UserError(
+                    f"objective {members[0].name!r} trains {trains} and another trains {seen[name]}: objectives must "
+                    "train the same models or none in common, since a shared parameter would be reduced twice"
+                )
+            seen[name] = trains
+    return groups
+
+
+class Stepper:
+    """Takes optimiser steps. Knows nothing of epochs, logs or checkpoints.
+
+    Args:
+        micro_batch_size: at most so many items go through the models at once, on every rank; None for no limit.
+            Halved (on all ranks together) by an out-of-memory error if ``memory_guard``.
+        check_contract: the first batch of every objective is also cut in two, to see whether its shares add up.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        models: dict[str, nn.Module],
+        accelerator: Accelerator,
+        ranks: Ranks,
+        seed: int,
+        max_grad_norm: float | None = 1.0,
+        micro_batch_size: int | None = None,
+        memory_guard: bool = True,
+        check_contract: bool = True,
+    ) -> None:
+        self.task, self.models, self.accelerator, self.ranks = task, models, accelerator, ranks
+        self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
+        self.device = accelerator.device
+        self.groups: dict[str, Group] = {}  # by objective name
+        self.memory_halvings = 0
+        self.check_contract = check_contract
+        self.news: list[Event] = []  # for whoever watches the run
+        self._seen: set[str] = set()  # objectives that have made a step
+        self._run_seed = seed
+        self._seeds: dict[str, int] = {}
+        self._guarded = memory_guard and ranks.world_size > 1
+        self._retry_memory = memory_guard
+        self.updating = False  # still true after an error: then the weights are of no step
+        self._sharded = False
+        self._equal_forwards = False  # ranks talk to each other within them
+        self._largest_micro_batch = 0
+        self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
+        self._item_counts: dict[int, Tensor] = {}
+        self._counts_items = type(task).totals is Task.totals
+
+    def add_group(
+        self, trains: tuple[str, ...], objectives: list[Objective], optimizer: dict[str, Any], schedule: Schedule
+    ) -> Group:
+        """Wrap and prepare the models of one group; must be called in the same order on every rank."""
+        sharded = self.accelerator.distributed_type.value == "FSDP"
+        module = StepModule(self.task, self.models, trains, self.ranks.world_size > 1, sharded)
+        params = [p for p in module.trained.parameters() if p.requires_grad]
+        if not params:
+            raise UserError(f"objective {objectives[0].name!r}: {', '.join(trains)} has no trainable parameters")
+        elsewhere = {id(p) for group in self.groups.values() for p in group.params}
+        if any(id(p) in elsewhere for p in params):
+            raise UserError(
+                f"objective {objectives[0].name!r}: {', '.join(trains)} has a parameter that another objective's "
+                "models have too, and two optimizers would move it; train these models by the same objectives"
+            )
+        built = build_optimizer(params, optimizer["class_path"], schedule.base, optimizer["init_args"])
+        if sharded:  # must be prepared together; takes one model only
+            prepared, wrapped = self.accelerator.prepare(module, built)
+            built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
+            self._sharded = self._equal_forwards = True
+        else:
+            with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+                prepared = self.accelerator.prepare_model(module)
+                if self.ranks.world_size > 1 and not self.groups:
+                    unsay_that_all_are_used(self.device)
+            self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        if self.task.communicates and self.ranks.world_size > 1:
+            self._equal_forwards = True
+        if self._equal_forwards:  # nothing can be taken back on one rank alone
+            self._guarded = self._retry_memory = False
+        scaler = None
+        if self.accelerator.mixed_precision == "fp16":
+            scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
+        others = [model for name, model in self.models.items() if name not in trains]
+        read_only = [p for model in others for p in model.parameters() if p.requires_grad]
+        kept = module.trained.state_dict(keep_vars=True)
+        buffers = [buffer for name, buffer in module.trained.named_buffers() if name in kept]
+        group = Group(
+            name="+".join(trains),
+            objectives=tuple(objectives),
+            module=prepared,
+            local=module,
+            params=params,
+            optimizer=built,
+            schedule=schedule,
+            buffers=buffers,
+            read_only=read_only,
+            scaler=scaler,
+        )
+        for objective in objectives:
+            self.groups[objective.name] = group
+            self._seeds[objective.name] = keyed.key(self._run_seed, "generators", objective.name, self.ranks.rank)
+        return group
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(
+        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0, abandon: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One update of ``objective``'s models on this rank's share of global batch ``step``.
+
+        Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
+        and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
+
+        ``abandon``: join the other ranks without items, to tell them that there is to be no such step. What their
+        models remember besides parameters (running statistics) may have taken it in already.
+
+        Raises:
+            AbandonedError: a rank did so; the weights are those before. Only if ``can_abandon``.
+        """
+        group = self.groups[objective.name]
+        if repeat:
+            objective = replace(objective, repeat=repeat)
+        first = objective.name not in self._seen
+        if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
+            self._check_shares(objective, batch)
+        while True:
+            self._seed_generators(objective, step, repeat)
+            try:
+                with _frozen(group.read_only) if group.read_only else _NOTHING:
+                    values, complete = self._accumulate(group, objective, batch), True
+            except torch.OutOfMemoryError as error:
+                if not self._retry_memory:
+                    raise
+                values, complete, cause = {}, False, error
+            if first:
+                self._check_gradients(group)
+            if self._guarded:
+                incomplete, abandoned = self.ranks.count(not complete, abandon)
+                if abandoned:
+                    raise AbandonedError(f"step {step + 1}")
+                complete_everywhere = incomplete == 0
+                if complete_everywhere:
+                    self._reduce_gradients(group, objective)
+            else:
+                complete_everywhere = complete
+            if complete_everywhere:
+                if first and self.check_contract and all(p.grad is None for p in group.params):
+                    raise UserError(
+                        f"{type(self.task).__name__}.loss_step: the loss of objective {objective.name!r} has no "
+                        f"gradient by any parameter of {group.name} in its first step: was it detached, or computed "
+                        "without gradient? (check_contract: false goes on)"
+                    )
+                self._seen.add(objective.name)
+                self.updating = True
+                norm = self._update(group)
+                self.updating = False
+                # DDP would do this in its first forward, at another moment on a rank that has no items
+                self.ranks.share(group.buffers)
+                return values, norm
+            self._halve_micro_batch(group, cause if not complete else None)  # pyright: ignore[reportPossiblyUnbound]
+
+    def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
+        """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
+        micro_batches = self._cut(batch)
+        if self._equal_forwards:
+            self._check_equal_forwards(len(micro_batches))
+        totals = self._totals(group, objective, micro_batches)
+        values: dict[str, Tensor] = {}
+        for i, micro_batch in enumerate(micro_batches):
+            # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
+            reduce_now = self._sharded or (not self._guarded and i == len(micro_batches) - 1)
+            loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective)
+            self._backward(group, loss.value)
+            for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
+                values[name] = values[name] + share if name in values else share
+        if not micro_batches and not self._guarded:
+            self._reduce_gradients(group, objective)
+        return values
+
+    def _check_shares(self, objective: Objective, batch: Batch | None) -> None:
+        """Look once at what the task promises, on every rank that has something to cut in two."""
+        found = additivity.Findings()
+        largest = max(self._cut(batch), key=self.task.size, default=None)
+        if largest is not None and self.task.size(largest) > 1:
+            found = additivity.examine(self.task, self.models, objective, largest, self.accelerator)
+        everywhere = self.ranks.gather(found)
+        error = next((each.error for each in everywhere if each.error), "")
+        if error:
+            raise UserError(error)
+        lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
+        told = {event.title for event in self.news}
+        self.news += [Event("warning", line) for line in lines if line not in told]
+
+    def _check_gradients(self, group: Group) -> None:
+        if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
+            raise UserError(f"{group.name} has sparse gradients, which are not supported; use dense ones")
+
+    def _cut(self, batch: Batch | None) -> list[Batch]:
+        if batch is None:
+            return []
+        size = self.task.size(batch)
+        limit = self.micro_batch_size or size
+        self._largest_micro_batch = min(size, limit)
+        # Copies, since a task may leave in them what it has computed, for this attempt only.
+        return [dict(micro_batch) for micro_batch in self.task.split(batch, limit)]
+
+    def _check_equal_forwards(self, count: int) -> None:
+        """Sharded weights are gathered in every forward, or statistics shared: all ranks must make as many."""
+        counts = self.ranks.gather(count)
+        if min(counts) != max(counts) or min(counts) == 0:
+            what, instead = ("FSDP", "DDP") if self._sharded else ("this model", "another norm")
+            raise UserError(
+                f"{what}: the ranks have {counts} micro-batches in this step, and must have equally many; make "
+                "global_batch_size a multiple of ranks x micro_batch_size and the data a multiple of it, or use "
+                f"{instead}"
+            )
+
+    def _reduce_gradients(self, group: Group, objective: Objective) -> None:
+        """Join the gradient all-reduce with what has been accumulated so far and nothing more."""
+        group.module(None, {}, objective).value.backward()
+
+    def _backward(self, group: Group, share: Tensor) -> None:
+        # DDP divides the sum over ranks by their number. A loss that is not finite must not leave a finite gradient.
+        scale = float(self.ranks.world_size)
+        if group.scaler is not None:
+            share = group.scaler.scale(share)  # pyright: ignore[reportAssignmentType]
+        try:
+            if share.device.type == "cpu":
+                if not math.isfinite(share.item()):
+                    scale = math.nan
+                (share if scale == 1.0 else share * scale).backward()
+            else:
+                finite = torch.isfinite(share)
+                share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
+        except RuntimeError as error:
+            if "mark a variable ready only once" not in str(error):
+                raise
+            raise UserError(  # a graph within the graph, in which DDP cannot see which parameters it will reach
+                "memory_guard: false does not go with reentrant checkpointing on several ranks: give "
+                "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
+            ) from None
+
+    def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""
+        totals: dict[str, Tensor] = {}
+        if self._counts_items:  # nothing but the number of items: no need to ask the task
+            totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
+        else:
+            # What runs the models does so where autocast and sharding see it.
+            module = (group.module if self._sharded else group.local) if self.task.one_forward else None
+            with torch.set_grad_enabled(module is not None and len(micro_batches) == 1 and not self._sharded):
+                for micro_batch in micro_batches:
+                    if module is not None:
+                        parts = module(micro_batch, None, objective)
+                    else:
+                        parts = self.task.totals(self.models, micro_batch, objective)
+                    for name, part in contract.sums_of(self.task, "totals", parts, self.device).items():
+                        totals[name] = totals[name] + part if name in totals else part
+        if self.ranks.world_size == 1:
+            return totals
+        like = self._totals_like.get(objective.name)
+        if like is None:  # a rank without items learns from the others what is summed
+            mine = {name: (tuple(t.shape), t.dtype) for name, t in totals.items()}
+            like = next((names for names in self.ranks.gather(mine) if names), {})
+            if not like:  # no rank has items: they all abandon the step
+                return totals
+            self._totals_like[objective.name] = like
+        parts = [
+            totals[name].double().reshape(-1).to(self.device)
+            if name in totals
+            else torch.zeros(math.prod(shape), dtype=torch.float64, device=self.device)
+            for name, (shape, _) in like.items()
+        ]
+        flat = self.ranks.sum(torch.cat(parts))
+        cut = flat.split([part.numel() for part in parts])
+        return {
+            name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)
+        }
+
+    def _item_count(self, count: int) -> Tensor:
+        """On the device already: the same few numbers come again and again, and each copy would cost a launch."""
+        if count not in self._item_counts:
+            self._item_counts[count] = torch.tensor(float(count), device=self.device)
+        return self._item_counts[count]
+
+    def _update(self, group: Group) -> Tensor:
+        """Clip, and step if the gradient is finite; the norm tells which. It is 0 where no parameter was reached."""
+        optimizer, scaler = group.optimizer, group.scaler
+        poison = group.local.take_poison()
+        reached = next((p.grad for p in group.params if p.grad is not None), None)
+        if reached is None:
+            return torch.zeros((), device=self.device) if poison is None else poison
+        if poison is not None:  # of a share that was not finite and may have reached nothing else
+            reached.add_(poison)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = self._clip(group)
+        if scaler is not None:  # the scaler looks for non-finite gradients itself and adapts its scale
+            scaler.step(optimizer)
+            scaler.update()
+        elif norm.device.type == "cpu":
+            if math.isfinite(norm.item()):
+                optimizer.step()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif torch.isfinite(norm).item():  # no fused kernel: this waits for the device
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, group: Group) -> Tensor:
+        if self.max_grad_norm:
+            norm = nn.utils.clip_grad_norm_(group.params, self.max_grad_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in group.params if p.grad is not None])
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+
+    # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _halve_micro_batch(self, group: Group, cause: torch.OutOfMemoryError | None) -> None:
+        """After an out-of-memory error on any rank: forget the step and use half the micro-batch from now on."""
+        for each in self.groups.values():
+            each.optimizer.zero_grad(set_to_none=True)
+            each.local.take_poison()
+        largest = max(self.ranks.gather(self._largest_micro_batch))
+        if largest <= 1:
+            raise UserError(
+                "out of memory with a micro-batch of one item: a smaller model or item is needed"
+            ) from cause
+        self.micro_batch_size = max(largest // 2, 1)
+        self.memory_halvings += 1
+        if cause is not None:
+            cause.__traceback__ = None  # its frames hold the tensors that did not fit
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _seed_generators(self, objective: Objective, step: int, repeat: int) -> None:
+        """Dropout and whatever else draws from torch's global generators depends on the step alone."""
+        seed = (self._seeds[objective.name] + step * 0x9E3779B97F4A7C15 + repeat * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, every parameter is whole on every rank, for evaluation and export; only FSDP has anything to do.
+        All ranks must enter together; what they do inside needs no further agreement."""
+        if not self._sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        shards = [m for g in self.groups.values() for m in g.module.modules() if isinstance(m, FSDPModule)]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            plugin = self.accelerator.state.fsdp_plugin
+            for module in shards:
+                module.reshard()
+                module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
+
+    @property
+    def can_abandon(self) -> bool:
+        """Several ranks agree before they reduce gradients, so that a step can still be dropped by all of them."""
+        return self._guarded
+
+    @property
+    def scale_is_settling(self) -> bool:
+        """fp16 only: a loss scale that is still coming down explains non-finite gradients."""
+        return any(g.scaler is not None and g.scaler.get_scale() > 1.0 for g in self.groups.values())
+
+    def take_news(self) -> list[Event]:
+        """What was noticed since the last call and whoever watches the run should hear of."""
+        news, self.news = self.news, []
+        return news
+
+    def state(self) -> dict[str, Any]:
+        """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""
+        scalers = {g.name: g.scaler.state_dict() for g in self.groups.values() if g.scaler is not None}
+        return {"scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for group in self.groups.values():
+            if group.scaler is not None and group.name in state["scalers"]:
+                group.scaler.load_state_dict(state["scalers"][group.name])
+        if state["micro_batch_size"] is not None:  # what did not fit then would not fit now
+            self.micro_batch_size = min(state["micro_batch_size"], self.micro_batch_size or state["micro_batch_size"])
+            self.memory_halvings += 1

@@ -1,0 +1,121 @@
+"""The few things ranks say to each other. On one process every call returns at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from accel_train.errors import LostRankError, brief, what_is_kept
+from accel_train.system import process
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """Sums over all ranks, on the device (no host sync on a GPU) or between the hosts."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+        self.is_main: bool = self.rank == 0
+        self._hosts = None
+        if self.world_size > 1:
+            # NCCL cannot sum host memory; votes and metrics must not wait for the GPU.
+            gloo = dist.get_backend() == "gloo"
+            self._hosts = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In place, where the tensor lives."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def host_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In place, for a CPU tensor."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, group=self._hosts)
+        return tensor
+
+    def share(self, tensors: list[torch.Tensor]) -> None:
+        """Make these device tensors those of rank 0, everywhere."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def all_agree(self, ok: bool) -> bool:
+        return self.count(not ok) == [0]
+
+    def count(self, *votes: bool) -> list[int]:
+        """How many ranks say so, for each of the votes."""
+        if self.world_size == 1:
+            return [int(vote) for vote in votes]
+        return [int(n) for n in self.host_sum(torch.tensor(votes, dtype=torch.float32)).tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """One picklable value of every rank, on every rank. For rare moments only."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._hosts)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        return self.gather(value)[0]
+
+
+@contextlib.contextmanager
+def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+    """Errors of gloo and NCCL about a rank that is not there any more become one plain line.
+
+    Raises:
+        LostRankError: there is one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_loss_of_a_rank(error):
+            raise
+        found = re.search("connection [a-z]+ by peer|broken pipe|timed? ?out", str(error), re.IGNORECASE)
+        why, kept = found[0] if found else brief(error), what_is_kept(last_saved())
+        raise LostRankError(f"another rank has died or left ({why}); {kept}") from None
+
+
+def _is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """By the text of the error, since gloo's errors have no type of their own."""
+    if process.world_size() == 1:
+        return False
+    return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None
+
+
+def leave_process_group() -> None:
+    """A rank that just exits is taken for a crash."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other rank of this run has said so yet. True if they cannot be asked."""
+    if process.world_size() == 1:
+        return process.rank() == 0
+    try:
+        if dist.is_initialized():
+            store = dist.distributed_c10d._get_default_store()
+        elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # before they have met: the launcher's
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                address, port, is_master=False, timeout=timedelta(seconds=5)
+            )
+        else:
+            return True
+        return store.add(f"said: {text}", 1) == 1
+    except RuntimeError:  # the store was on a rank that is not there any more
+        return True
