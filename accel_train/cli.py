@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
 from accel_train.system.output import forgive
 from accel_train.system.process import rank, world_size
@@ -128,8 +128,8 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in COMMANDS:
         return globals()[f"_{name}"](rest)
+    from accel_train.errors import suggest
     from accel_train.registry import TASKS, run_command
-    from accel_train.train.optim import suggest
 
     if name in TASKS:
         return run_command(name, rest)

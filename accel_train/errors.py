@@ -1,6 +1,12 @@
 """The errors of a run, and what is said of them. A ``UserError`` is one that a person can mend: the command line prints
 it as one line and exits with code 2."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(Exception):
     """Something in the config, the command or the data is wrong; the message says what, where and what to do."""
@@ -50,3 +56,9 @@ def what_is_kept(last_saved: int | None) -> str:
 
 class LockLostError(RuntimeError):
     """The run folder is another run's by now; nothing more may be written into it."""
+
+
+def suggest(word: str, names: Iterable[Any]) -> str:
+    """`` (did you mean X?)`` if there is a near name, else nothing."""
+    near = difflib.get_close_matches(word, [str(name) for name in names], n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""

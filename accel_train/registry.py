@@ -7,8 +7,7 @@ import importlib.util
 import os
 import sys
 
-from accel_train.errors import UserError
-from accel_train.train.optim import suggest
+from accel_train.errors import UserError, suggest
 
 TASKS = {
     "collatz": (

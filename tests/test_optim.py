@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel_train.errors import UserError
-from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class, suggest
+from accel_train.errors import UserError, suggest
+from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class
 
 
 def test_the_cosine_of_the_known_run():

@@ -153,7 +153,7 @@ def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path |
         batch_size: global batch; by default that of training, which repeats the metrics in its log to the last digit.
         out: for evaluation.json and figures; by default ``evaluation`` in the run folder.
     """
-    from accel_train.train.optim import suggest
+    from accel_train.errors import suggest
 
     if split not in SPLITS:
         raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")

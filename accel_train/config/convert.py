@@ -19,9 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.system.expansion import Expanded
-from accel_train.train.optim import suggest
 
 LARGE = sys.float_info.max  # so that inf and nan are out of range
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from accelerate import Accelerator
 
 from accel_train.config.schema import TrainConfig
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
-from accel_train.train.optim import suggest
 
 
 def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[Event], None]) -> list[Observer]:

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from accel_train.config.schema import TrainConfig
-from accel_train.errors import UserError
-from accel_train.train.optim import suggest
+from accel_train.errors import UserError, suggest
 
 
 class Selection:

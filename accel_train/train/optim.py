@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -234,9 +233,3 @@ def _rehearse(cls: Any, params: list[torch.nn.Parameter], arguments: dict[str, A
     optimizer = cls(small, **arguments)
     optimizer.step()
     return optimizer
-
-
-def suggest(word: str, known: Any) -> str:
-    """`` (did you mean X?)`` if there is a near name, else nothing."""
-    near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""

@@ -20,7 +20,7 @@ from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig,
 from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.data.source import BatchSource
-from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, what_is_kept
+from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, suggest, what_is_kept
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run import folder as run_folder
 from accel_train.run import lock as run_lock
@@ -31,7 +31,7 @@ from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
 from accel_train.task import Event, Objective, Task
 from accel_train.tracking.chosen import other_trackers
-from accel_train.train.optim import Schedule, suggest
+from accel_train.train.optim import Schedule
 from accel_train.train.step import Stepper, group_objectives
 from accel_train.train.world import Ranks
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.errors import DataError, UserError
 from accel_train.system.writing import write_atomic, writing
 from accel_train.tasks.collatz.cycles import Cycle, find_cycle, step

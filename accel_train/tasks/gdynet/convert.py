@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.config.convert import build, dumps, in_range, load_mapping, loads
 from accel_train.config.schema import build_task, flatten, settings_for
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.system.writing import writing
 from accel_train.tasks.gdynet.task import GDyNetTask
-from accel_train.train.optim import suggest
 
 KEYS: dict[str, Any] = {
     "model_type": Literal["gdynet_vanilla", "gdynet_ferro"],

@@ -19,10 +19,9 @@ import numpy as np
 
 from accel_train import keyed
 from accel_train.config.convert import build, in_range
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.tasks.gdynet import systems, truth
 from accel_train.tasks.gdynet.systems import RADIUS, SYSTEMS, Atoms, Frames, Random, System
-from accel_train.train.optim import suggest
 
 SPLITS = {"train": 1.0, "val": 0.375, "test": 2.0}  # frames, over those of train
 DT_NS = 0.001  # what meta.json says a frame is; nothing else depends on it

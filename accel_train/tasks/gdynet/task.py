@@ -96,7 +96,7 @@ class GDyNetTask(Task):
         known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
         for name in loss_schedule:
             if name not in known:
-                from accel_train.train.optim import suggest
+                from accel_train.errors import suggest
 
                 hint = suggest(name, known)
                 raise UserError(f"task.init_args.loss_schedule: unknown {name!r}{hint}; there are {', '.join(known)}")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from accel_train import keyed
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.data.formats.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY

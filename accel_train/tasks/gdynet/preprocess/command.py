@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.arguments import Parser
+from accel_train.command import Parser
 from accel_train.errors import UserError
 from accel_train.system import process
 from accel_train.system.writing import refuse_unwritable, writing
