@@ -252,7 +252,8 @@ def _evaluate(rest: list[str]) -> int:
     for other in others:
         if not other.startswith("--task.init_args."):
             parser.error(f"unrecognized arguments: {other}")
-    from accel_train.commands.inspect import evaluate_saved, find_saved
+    from accel_train.commands.evaluate import evaluate_saved
+    from accel_train.run.saved import find_saved
 
     saved = find_saved(options.run, options.checkpoint, others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
@@ -276,7 +277,7 @@ def _export(rest: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     _add_trust(parser)
     options = parser.parse_args(rest)
-    from accel_train.commands.inspect import export_run
+    from accel_train.commands.export import export_run
 
     print(f"exported to {export_run(options.run, options.checkpoint, options.out, options.trust)}")
     return 0

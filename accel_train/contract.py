@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from accel_train import keyed
 from accel_train.data.draws import generators
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import BatchSource, IndexedSource, described
 from accel_train.errors import UserError
 from accel_train.task import Loss, Objective, Task
 
@@ -190,24 +190,6 @@ def _tensor(value: Any, device: torch.device) -> Tensor | None:
 
 def _wrong(task: Task, method: str, returned: Any, expected: str, before: str = "") -> UserError:
     return UserError(f"{type(task).__name__}.{method} returned {before}{described(returned)}; expected {expected}")
-
-
-def described(value: Any) -> str:
-    """What a value is, in a few words."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, Tensor):
-        kind = str(value.dtype).removeprefix("torch.")
-        return f"a tensor of type {kind} and shape {tuple(value.shape)}"
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
-        return repr(value)[:60]
-    if isinstance(value, dict) and value:
-        return "a dict with " + ", ".join(f"{name!r}: {described(sub)}" for name, sub in list(value.items())[:2])
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of length {len(value)}"
-    module, name = type(value).__module__.split(".")[0], type(value).__name__
-    what = name if module == "builtins" else f"{module} {name}"
-    return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
 
 
 def _expanded(tensor: Any) -> bool:

@@ -15,7 +15,9 @@ import torch
 
 from accel_train import Task, Trainer, load_exported
 from accel_train.cli import main
-from accel_train.commands.inspect import _preview, _shape, evaluate_run, export_run, inspect
+from accel_train.commands.evaluate import evaluate_run
+from accel_train.commands.export import export_run
+from accel_train.commands.inspect import _preview, _shape, inspect
 from accel_train.config.schema import TrainConfig
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError

@@ -10,9 +10,12 @@ import pytest
 
 from accel_train import load_exported
 from accel_train.cli import main
-from accel_train.commands.inspect import evaluate_run, export_run, find_saved, inspect
+from accel_train.commands.evaluate import evaluate_run
+from accel_train.commands.export import export_run
+from accel_train.commands.inspect import inspect
 from accel_train.config.trust import imports_for, is_own
 from accel_train.errors import UserError
+from accel_train.run.saved import find_saved
 from accel_train.tasks.collatz.task import CollatzTask
 
 OWN = """

@@ -263,8 +263,7 @@ def _add_a_number() -> None:
 
     from accel_train.config.schema import TrainConfig
     from accel_train.system.signals import end_at_once
-    from accel_train.train.session import start_accelerate
-    from accel_train.train.world import Ranks, leave_process_group
+    from accel_train.train.world import Ranks, leave_process_group, start_accelerate
 
     ranks = Ranks(start_accelerate(TrainConfig()))
     total = ranks.host_sum(torch.tensor(ranks.rank + 1.0))

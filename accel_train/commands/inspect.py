@@ -1,245 +1,33 @@
-"""After training: evaluate and export what a run has saved, and say what is in a folder, a config or a task."""
+"""accel-train inspect: what is in a folder, a config file or a task's data, for a person to read."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train.config.convert import load_mapping
-from accel_train.config.schema import TrainConfig, build_task, load, merged, parse, read, refuse_unusable, to_dict
+from accel_train.config.schema import TrainConfig, parse, to_dict
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import (
-    MANIFEST,
-    PROGRESS,
     CheckpointFolder,
     files_in,
-    followed,
     read_progress,
     verify,
-    whole,
 )
 from accel_train.run.folder import read_described
-from accel_train.run.reports import Reports, warn
+from accel_train.run.saved import NEITHER, kind_of_folder
 from accel_train.system.secrets import scrub_tree
-from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tracking.records import number, plain, show_terms
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from accel_train.task import Batch, Task
 
-SPLITS = ("train", "validation", "test")
 UNITS = {"st": "steps", "ep": "epochs"}
-NEITHER = "neither a run folder, a checkpoint nor a model folder"
-
-
-# -- which weights ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Saved:
-    """Weights somewhere on disk, and what is known of the run that they come from."""
-
-    weights: Path  # a checkpoint or an exported model folder
-    task: Task
-    config: TrainConfig
-    info: dict[str, Any]  # step, epoch, metrics, seed
-    home: Path  # where results about it belong
-
-    def load_models(self) -> dict[str, nn.Module]:
-        from accel_train import contract
-        from accel_train.run import folder as run_folder
-
-        models = contract.models_of(self.task)
-        run_folder.load_weights(models, self.weights)
-        return models
-
-
-def find_saved(run: Path, checkpoint: str | None = None, given: Sequence[str] = (), trust: bool = False) -> Saved:
-    """What ``run`` (a run folder, a checkpoint, an exported model) and ``--checkpoint`` mean; says what is missing.
-
-    Args:
-        given: options over its config, as for ``train``.
-        trust: also import code that is in no installed package.
-    """
-    run = followed(Path(run))
-    kind = kind_of_folder(run)
-    if kind == "":
-        raise UserError(f"{run}: {NEITHER if run.exists() else 'no such folder'}")
-    if kind != "run":
-        if checkpoint is not None:
-            raise UserError(f"--checkpoint {checkpoint}: {run} is a {kind} itself; give the run folder to choose")
-        with imports_for(run, trust):
-            return _from_model(run, given) if kind == "model" else _from_checkpoint(run, given)
-    best = run / "best"
-    if checkpoint in (None, "best") and kind_of_folder(best) == "model":
-        return find_saved(best, None, given, trust)
-    if checkpoint is not None and not checkpoint.isdecimal() and checkpoint not in ("best", "latest"):
-        return find_saved(Path(checkpoint), None, given, trust)
-    return find_saved(CheckpointFolder(run / "checkpoints").find(checkpoint or "latest"), None, given, trust)
-
-
-def kind_of_folder(path: Path) -> str:
-    """``run``, ``checkpoint``, ``model`` or an empty string."""
-    if (path / MANIFEST).is_file() or (path / PROGRESS).is_file():
-        return "checkpoint"
-    if (path / "config.yaml").is_file():
-        return "run"
-    return "model" if (path / "config.json").is_file() else ""
-
-
-def _from_checkpoint(path: Path, given: Sequence[str]) -> Saved:
-    path = whole(path.resolve())
-    task, config = load(path, given)
-    progress = read_progress(path)
-    position, evaluations = progress["position"], progress["selection"]["evaluations"]
-    evaluated = evaluations[-1] if evaluations else {}
-    info = {"step": position["step"], "epoch": position["epoch"], "metrics": evaluated, "seed": config.seed}
-    # Never inside: a checkpoint with a file that its manifest does not list counts as damaged.
-    run = path.parent.parent
-    home = run if kind_of_folder(run) == "run" else path.with_name(f"{path.name}.evaluated")
-    return Saved(path, task, config, info, home)
-
-
-def _from_model(path: Path, given: Sequence[str]) -> Saved:
-    described = read_described(path)
-    info = {key: described.get(key) for key in ("step", "epoch", "metrics", "seed")}
-    run = path.resolve().parent
-    if kind_of_folder(run) == "run":  # the batch and the precision that the metrics of training were made with
-        if to_dict(*load(run))["task"] == described["task"]:
-            return Saved(path, *load(run, given), info, run)
-    task = build_task(merged({"task": described["task"]}, read(list(given)))["task"])
-    return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(described, dict) or "task" not in described:
-        raise UserError(f"{path}: does not describe a model")
-    return described
-
-
-# -- evaluate and export ---------------------------------------------------------------------------------------------
-
-
-def evaluate_run(
-    run: Path, checkpoint: str | None, split: str, batch_size: int | None, out: Path | None, trust: bool = False
-) -> dict[str, float]:
-    """``evaluate_saved`` of a run folder, a checkpoint, or an exported model.
-
-    Args:
-        checkpoint: of a run folder: best (the default where there is one), latest, a step, or a path.
-        trust: also import a task that is in no installed package, and not imported yet.
-    """
-    return evaluate_saved(find_saved(run, checkpoint, trust=trust), split, batch_size, out)
-
-
-def evaluate_saved(saved: Saved, split: str, batch_size: int | None, out: Path | None) -> dict[str, float]:
-    """Metrics of saved weights over a held-out split, the same on any number of ranks.
-
-    Args:
-        batch_size: global batch; by default that of training, which repeats the metrics in its log to the last digit.
-        out: for evaluation.json and figures; by default ``evaluation`` in the run folder.
-    """
-    from accel_train.errors import suggest
-
-    if split not in SPLITS:
-        raise UserError(f"--split: unknown {split!r}{suggest(split, SPLITS)}; there are {', '.join(SPLITS)}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch_size: {batch_size} is out of range, must be at least 1")
-    refuse_unusable(saved.task)
-    out = Path(out) if out is not None else saved.home / "evaluation"
-    refuse_unwritable("--out", out)
-    with _accelerate_as_it_was(), writing("--out", out):
-        return _evaluate(saved, split, batch_size, out)
-
-
-def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> dict[str, float]:
-    from accel_train import contract
-    from accel_train.data.loader import Loader
-    from accel_train.run import folder as run_folder
-    from accel_train.train.evaluation import evaluate, predict
-    from accel_train.train.session import start_accelerate
-    from accel_train.train.world import Ranks
-
-    task, config = saved.task, dataclasses.replace(saved.config, report_to=[])
-    accelerator = start_accelerate(config)
-    ranks = Ranks(accelerator)
-    batch_size = batch_size or config.global_batch_size
-    source = contract.source_of(task, split, batch_size, config.seed)
-    if source is None:
-        raise UserError(f"{task.task_name()}: there is no {split} data")
-    models = saved.load_models()
-    for model in models.values():
-        model.to(accelerator.device)
-    device = accelerator.device
-    reading = (config.num_workers, config.worker_type, 2, config.seed)
-    loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
-    metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
-    ordered = task.predict_data(split, batch_size)
-    if ordered is not None:
-        loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
-        predict(task, models, loader, accelerator, ranks, config.micro_batch_size, out / "predictions")
-    if ranks.is_main:
-        reports = Reports(out)
-        if ordered is not None:
-            about: dict[str, Any] = {"split": split, "weights": str(saved.weights)}
-            with reports("describe_predictions", warn):
-                about |= task.describe_predictions(split)
-            run_folder.write_json(out / "predictions" / "predictions.json", scrub_tree(plain(about)))
-        record: dict[str, Any] = {
-            "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,
-            "precision": accelerator.mixed_precision, "metrics": metrics, "baselines": {}, "figures": [],
-        }  # fmt: skip
-        with reports("baselines", warn):
-            record["baselines"] = dict(task.baselines())
-        with reports("figures", warn):
-            try:
-                record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
-            except ModuleNotFoundError as error:  # matplotlib is an extra
-                record["figures"] = f"none: {error} (pip install -e '.[plots]')"
-        run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
-    ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
-    return metrics
-
-
-def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False) -> Path:
-    """Weights as safetensors with what is needed to rebuild the models, for ``accel_train.load_exported``.
-
-    Args:
-        trust: also import a task that is in no installed package, and not imported yet.
-    """
-    from accel_train.run.folder import export_models, whole_state
-
-    refuse_unwritable("--out", Path(out))
-    target = Path(out).resolve()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"--out {out}: there is something there; give an empty or new folder")
-    saved = find_saved(run, checkpoint, trust=trust)
-    models = saved.load_models()
-    states = {name: whole_state(model) for name, model in models.items()}
-    reports = Reports(target)
-    described = to_dict(saved.task, saved.config)
-    with writing("--out", target):
-        export_models(target, saved.task, states, described, saved.info, reports("export", warn))
-    with reports("export_programs", warn):
-        saved.task.export_programs(models, target)
-    return Path(out)
-
-
-# -- inspect ---------------------------------------------------------------------------------------------------------
 
 
 def inspect(what: str, others: list[str], trust: bool = False) -> str:
@@ -469,21 +257,3 @@ def _bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
-
-
-@contextlib.contextmanager
-def _accelerate_as_it_was() -> Iterator[None]:
-    """A process group that was joined inside is left again."""
-    import torch.distributed as dist
-
-    from accel_train.train.world import leave_process_group
-
-    joined_before = dist.is_available() and dist.is_initialized()
-    try:
-        yield
-    finally:
-        if not joined_before and dist.is_available() and dist.is_initialized():
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state(reset_partial_state=True)
-            leave_process_group()

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from accel_train.contract import described
 from accel_train.data.draws import place_key, seed_generators
-from accel_train.data.source import BatchSource
+from accel_train.data.source import BatchSource, described
 from accel_train.errors import DataError, UserError, brief
 from accel_train.system import waiting
 from accel_train.system.process import end_with_parent

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from accel_train import keyed
 from accel_train.task import Batch, Event
@@ -105,3 +106,21 @@ class IndexedSource(BatchSource):
         indices = self.indices(epoch, step)
         shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         return f"epoch {epoch}, batch {step}, {len(indices)} items: {shown}"
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a tensor of type {kind} and shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return repr(value)[:60]
+    if isinstance(value, dict) and value:
+        return "a dict with " + ", ".join(f"{name!r}: {described(sub)}" for name, sub in list(value.items())[:2])
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    module, name = type(value).__module__.split(".")[0], type(value).__name__
+    what = name if module == "builtins" else f"{module} {name}"
+    return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from accel_train import contract, keyed
 from accel_train.config.convert import build
@@ -26,14 +24,12 @@ from accel_train.run import folder as run_folder
 from accel_train.run import lock as run_lock
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.run.reports import Reports
-from accel_train.system import process
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
 from accel_train.task import Event, Objective, Task
-from accel_train.tracking.chosen import other_trackers
 from accel_train.train.optim import Schedule
 from accel_train.train.step import Stepper, group_objectives
-from accel_train.train.world import Ranks
+from accel_train.train.world import Ranks, start_accelerate
 
 Tell = Callable[[Event], None]
 
@@ -352,35 +348,3 @@ class Session:
 
 def run_dir(task: Task, config: TrainConfig) -> Path:
     return Path(config.output_dir or Path("runs") / task.task_name())
-
-
-def start_accelerate(config: TrainConfig) -> Accelerator:
-    """The accelerator for this config, in this process; several runs may follow each other in one process."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state()  # a second run in a notebook may want another precision
-    GradientState._reset_state()
-    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
-    several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
-    accelerator = Accelerator(
-        cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
-        mixed_precision=precision,
-        log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
-        project_dir=config.output_dir or None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
-        step_scheduler_with_optimizer=False,
-    )
-    launched = process.world_size()
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
-            "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
-        )
-    if precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
-    return accelerator

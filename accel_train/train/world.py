@@ -1,4 +1,4 @@
-"""The few things ranks say to each other. On one process every call returns at once."""
+"""The processes of a run: accelerate set up for them, and the few things that they say to each other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,60 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from accel_train.errors import LostRankError, brief, what_is_kept
+from accel_train.config.schema import TrainConfig
+from accel_train.errors import LostRankError, UserError, brief, what_is_kept
 from accel_train.system import process
+from accel_train.tracking.chosen import other_trackers
 
 T = TypeVar("T")
+
+
+def start_accelerate(config: TrainConfig) -> Accelerator:
+    """The accelerator for this config, in this process; several runs may follow each other in one process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()  # a second run in a notebook may want another precision
+    GradientState._reset_state()
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
+    several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
+        mixed_precision=precision,
+        log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
+        project_dir=config.output_dir or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    launched = process.world_size()
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
+            "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
+        )
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+@contextlib.contextmanager
+def accelerate_as_it_was() -> Iterator[None]:
+    """A process group that was joined inside is left again."""
+    joined_before = dist.is_available() and dist.is_initialized()
+    try:
+        yield
+    finally:
+        if not joined_before and dist.is_available() and dist.is_initialized():
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+            leave_process_group()
 
 
 class Ranks:

@@ -29,10 +29,11 @@ from support import (
 )
 
 from accel_train import Trainer, cli
-from accel_train.commands.inspect import evaluate_saved, find_saved
+from accel_train.commands.evaluate import evaluate_saved
 from accel_train.config import schema as config_module
 from accel_train.run import checkpoint
 from accel_train.run import folder as run_folder
+from accel_train.run.saved import find_saved
 from accel_train.system import waiting
 from accel_train.system.signals import SIGNALS, caught
 from accel_train.tracking.observer import Observer

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     for target in targets:
         if target.exists():
             raise UserError(f"generate: {target} exists; give another --out, or remove it")
-    from accel_train.commands.inspect import find_saved
+    from accel_train.run.saved import find_saved
 
     saved = find_saved(options.run, options.checkpoint, trust=options.trust)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
