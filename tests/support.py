@@ -119,8 +119,9 @@ class Toy(Task):
 
     def loss_step(self, models, batch, totals, objective):
         fault(batch)
-        if self.slow:
-            time.sleep(self.slow)
+        if self.slow >= 1.0:
+            print("asleep", flush=True)
+        time.sleep(self.slow)
         value = self._error(models, batch) / totals["items"]
         return Loss(spoil(value), {"mse": value.detach()})
 
