@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from accel_train import keyed
 from accel_train.data.draws import generators
-from accel_train.data.source import BatchSource, IndexedSource, described
+from accel_train.data.source import IndexedSource, described
 from accel_train.errors import UserError
-from accel_train.task import Loss, Objective, Task
+from accel_train.task import BatchSource, Loss, Objective, Task
 
 WHEN = ("kind", "step", "epoch", "phase", "wall_time")
 """What every record has of its own."""

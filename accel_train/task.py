@@ -8,7 +8,7 @@ and micro-batches, the gradient is the same.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -17,7 +17,6 @@ from accel_train.system.secrets import scrub, scrub_tree
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from accel_train.data.source import BatchSource
 
 Batch = dict[str, Any]
 """One batch or micro-batch: names to tensors. Unless a task overrides ``split`` and ``size``, axis 0 is the item."""
@@ -65,6 +64,40 @@ class Event:
         """It goes to logs, screens and chats, where no secret belongs."""
         object.__setattr__(self, "title", scrub(self.title))
         object.__setattr__(self, "fields", scrub_tree(self.fields))
+
+
+class BatchSource:
+    """Global batches by position. Subclasses give random access (``batch``) or a sequential scan (``iterate``)."""
+
+    def steps(self, epoch: int) -> int | None:
+        """Global batches in this epoch; None if the data never ends or does not know its length."""
+        raise NotImplementedError
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        """This rank's share of one global batch, as CPU tensors or numpy arrays; None if its share is empty."""
+        raise NotImplementedError
+
+    def iterate(
+        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
+    ) -> Iterator[Batch | None] | None:
+        """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``. It may
+        read ahead with ``num_workers`` threads of its own (0: not ahead); closing it must end them. There are as many
+        as ``steps`` says. If that is None the epoch ends when the data of all ranks have ended, and a rank that ends
+        before has empty shares: from a ``step`` beyond its end there is nothing."""
+        return None
+
+    def events(self) -> list[Event]:
+        """What reading found, since the last call, that whoever watches the run should hear of."""
+        return []
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON: a checkpoint keeps it, and a resume with other data is refused.
+        Empty: nobody knows."""
+        return {}
+
+    def describe(self, epoch: int, step: int) -> str:
+        """Which items global batch ``step`` holds, for error messages."""
+        return f"epoch {epoch}, batch {step}"
 
 
 class Task:

@@ -26,11 +26,10 @@ from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.remote.identity import Identity
 from accel_train.data.remote.requests import is_remote
 from accel_train.data.remote.storage import known, local_path
-from accel_train.data.source import BatchSource
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.system import waiting
-from accel_train.task import Batch, Event
+from accel_train.task import Batch, BatchSource, Event
 
 if TYPE_CHECKING:
     from accel_train.data.remote.staging import Staging

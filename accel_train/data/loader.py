@@ -13,12 +13,11 @@ import torch
 
 from accel_train.data.draws import Draws
 from accel_train.data.processes import Processes, result_of, to_tensors
-from accel_train.data.source import BatchSource
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
 from accel_train.plan import Position
 from accel_train.system import waiting
-from accel_train.task import Batch, Event
+from accel_train.task import Batch, BatchSource, Event
 
 CHEAP_SECONDS = 0.0002
 """A batch that is read faster than this is read in the loop: handing it over between threads would cost more."""

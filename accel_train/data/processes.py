@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from accel_train.data.draws import place_key, seed_generators
-from accel_train.data.source import BatchSource, described
+from accel_train.data.source import described
 from accel_train.errors import DataError, UserError, brief
 from accel_train.system import waiting
 from accel_train.system.process import end_with_parent
 from accel_train.system.signals import SIGNALS
-from accel_train.task import Batch
+from accel_train.task import Batch, BatchSource
 
 T = TypeVar("T")
 

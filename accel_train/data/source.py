@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from accel_train import keyed
-from accel_train.task import Batch, Event
-
-
-class BatchSource:
-    """Global batches by position. Subclasses give random access (``batch``) or a sequential scan (``iterate``)."""
-
-    def steps(self, epoch: int) -> int | None:
-        """Global batches in this epoch; None if the data never ends or does not know its length."""
-        raise NotImplementedError
-
-    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
-        """This rank's share of one global batch, as CPU tensors or numpy arrays; None if its share is empty."""
-        raise NotImplementedError
-
-    def iterate(
-        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
-    ) -> Iterator[Batch | None] | None:
-        """Shares from ``step`` to the end of the epoch, for data that is read in sequence; None: use ``batch``. It may
-        read ahead with ``num_workers`` threads of its own (0: not ahead); closing it must end them. There are as many
-        as ``steps`` says. If that is None the epoch ends when the data of all ranks have ended, and a rank that ends
-        before has empty shares: from a ``step`` beyond its end there is nothing."""
-        return None
-
-    def events(self) -> list[Event]:
-        """What reading found, since the last call, that whoever watches the run should hear of."""
-        return []
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others, as JSON: a checkpoint keeps it, and a resume with other data is refused.
-        Empty: nobody knows."""
-        return {}
-
-    def describe(self, epoch: int, step: int) -> str:
-        """Which items global batch ``step`` holds, for error messages."""
-        return f"epoch {epoch}, batch {step}"
+from accel_train.task import Batch, BatchSource
 
 
 class Indexed(Protocol):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accel_train.data.source import BatchSource
 from accel_train.errors import NonFiniteError
-from accel_train.task import Event
+from accel_train.task import BatchSource, Event
 from accel_train.train.scalars import BadStep
 
 

@@ -17,7 +17,6 @@ from accel_train.config.convert import build
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig, refuse_unusable, to_dict
 from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
-from accel_train.data.source import BatchSource
 from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, suggest, what_is_kept
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run import folder as run_folder
@@ -26,7 +25,7 @@ from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.run.reports import Reports
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
-from accel_train.task import Event, Objective, Task
+from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.train.optim import Schedule
 from accel_train.train.step import Stepper, group_objectives
 from accel_train.train.world import Ranks, start_accelerate

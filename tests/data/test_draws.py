@@ -12,8 +12,9 @@ from accel_train.data.draws import SAMPLE, Draws
 from accel_train.data.lanes import LanesSource
 from accel_train.data.loader import Loader
 from accel_train.data.ragged import Ragged
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import IndexedSource
 from accel_train.plan import Position
+from accel_train.task import BatchSource
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from accel_train.data.loader import Loader
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError
 from accel_train.plan import Position
+from accel_train.task import BatchSource
 
 CPU = torch.device("cpu")
 

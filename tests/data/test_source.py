@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import IndexedSource
+from accel_train.task import BatchSource
 
 
 class Items:

@@ -15,9 +15,10 @@ import torch
 from accel_train.data.lanes import LanesSource, read_groups
 from accel_train.data.loader import Loader
 from accel_train.data.ragged import Ragged
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import IndexedSource
 from accel_train.plan import Position
 from accel_train.system import waiting
+from accel_train.task import BatchSource
 
 CPU = torch.device("cpu")
 FOR_EVER = threading.Event()

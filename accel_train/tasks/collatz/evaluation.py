@@ -8,29 +8,34 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from accel_train.tasks.collatz.losses import cross_entropy
 from accel_train.tasks.collatz.numbers import MODES
-from accel_train.tasks.collatz.task import BITS, ERROR_BINS, MAGNITUDES
 from accel_train.tasks.collatz.trajectory import PAD
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.task import Batch
-    from accel_train.tasks.collatz.task import CollatzTask
 
+ERROR_BINS = 4096  # absolute errors of T in whole steps; the last bin takes what is larger
+BITS = (20, 35, 69, 95)
+MAGNITUDES = ("below_2^20", "below_2^35", "near_2^68", "below_2^95", "above_2^95")
 GRID = 60  # of the figure: log T true against log T predicted, from log 2^5 to log 2^12 steps
 GRID_LOW, GRID_HIGH = np.log(32.0), np.log(4096.0)
 
 
-def statistics(task: CollatzTask, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Sums over the rows of a batch. ``errors`` [modes, bins] counts |T error| in whole steps."""
+def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    """Sums over the rows of a batch. ``errors`` [modes, bins] counts |T error| in whole steps.
+
+    Args:
+        counts: bool [B], rows whose stopping time is predicted.
+    """
     tokens, steps = batch["tokens"], batch["steps"]
     predicted, logits = model(tokens[:, :-1])
     target = tokens[:, 1:].long()
     valid = target != PAD
     confusion = torch.bincount((2 * target + logits[..., :2].argmax(-1))[valid], minlength=4)
 
-    counts = task._counts(steps)
     predicted = predicted.double()[counts]
     true, mode = steps[counts].double(), batch["mode"][counts].long()
     error = (predicted.clamp(max=20.0).expm1() - true).abs()
@@ -42,7 +47,7 @@ def statistics(task: CollatzTask, model: nn.Module, batch: Batch) -> dict[str, T
     )
     return {
         "tokens": valid.sum(),
-        "cross_entropy": task._cross_entropy(logits.float(), tokens).double().sum(),
+        "cross_entropy": cross_entropy(logits.float(), tokens).double().sum(),
         "confusion": confusion,
         "rows": counts.sum(),
         "short_rows": (~counts).sum(),
@@ -62,13 +67,13 @@ def _bits(high: Tensor, low: Tensor) -> Tensor:
     return (high.double() * 2.0**64 + unsigned).clamp(min=1.0).log2()
 
 
-def metrics(task: CollatzTask, sums: dict[str, Tensor]) -> dict[str, float]:
+def metrics(sums: dict[str, Tensor], stop_weight: float, next_weight: float) -> dict[str, float]:
     """``loss`` (weighted as in training), its terms, ``accuracy``; errors of T in steps: overall, by mode, by size."""
     next_loss = float(sums["cross_entropy"] / sums["tokens"].clamp(min=1))
     stop_loss = float(sums["huber"] / sums["rows"].clamp(min=1))
     confusion = sums["confusion"].reshape(2, 2)
     found = {
-        "loss": task.stop_weight * stop_loss + task.next_weight * next_loss,
+        "loss": stop_weight * stop_loss + next_weight * next_loss,
         "next": next_loss,
         "stop": stop_loss,
         "accuracy": float(confusion.diag().sum() / confusion.sum().clamp(min=1)),

@@ -15,7 +15,7 @@ from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Loss, Objective, Task
 from accel_train.tasks.collatz.data import Rows
 from accel_train.tasks.collatz.numbers import Numbers
-from accel_train.tasks.collatz.trajectory import PAD, exact_trajectory
+from accel_train.tasks.collatz.trajectory import exact_trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 NEXT_PARITY_FLOOR = 2.0 / 3.0 * math.log(2.0)
 """Entropy of the next parity given the last one, in nats: after an odd value comes an even one for certain; an even one
 is followed by either with the same probability, and two thirds of all tokens are even."""
-
-ERROR_BINS = 4096  # absolute errors of T in whole steps; the last bin takes what is larger
-BITS = (20, 35, 69, 95)
-MAGNITUDES = ("below_2^20", "below_2^35", "near_2^68", "below_2^95", "above_2^95")
 
 
 class CollatzTask(Task):
@@ -135,9 +131,11 @@ class CollatzTask(Task):
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
         """Rows whose stopping time counts, and tokens to be predicted, in the global batch: [normal, hard] each."""
+        from accel_train.tasks.collatz.losses import by_mode
+
         steps = batch["steps"]
         tokens = (steps.clamp(max=self.max_len) - 1).clamp(min=0)
-        return {"rows": _by_mode(batch, self._counts(steps)), "tokens": _by_mode(batch, tokens)}
+        return {"rows": by_mode(batch, self._counts(steps)), "tokens": by_mode(batch, tokens)}
 
     def _counts(self, steps: Tensor) -> Tensor:
         """Rows that go on beyond the prefix; a shorter one would show its T by where it ends."""
@@ -149,25 +147,18 @@ class CollatzTask(Task):
         """Huber (delta 1) on log(1 + T), mean over rows, plus cross-entropy of the next parity, mean over tokens."""
         from torch.nn import functional
 
+        from accel_train.tasks.collatz.losses import by_mode, cross_entropy
+
         predicted, logits = models["model"](batch["tokens"][:, :-1])
         huber = functional.huber_loss(predicted, batch["steps"].to(predicted.dtype).log1p(), reduction="none")
         sums = {
-            "stop": (_by_mode(batch, huber * self._counts(batch["steps"])), totals["rows"]),
-            "next": (_by_mode(batch, self._cross_entropy(logits, batch["tokens"])), totals["tokens"]),
+            "stop": (by_mode(batch, huber * self._counts(batch["steps"])), totals["rows"]),
+            "next": (by_mode(batch, cross_entropy(logits, batch["tokens"])), totals["tokens"]),
         }
         terms = {name: share.sum() / total.sum().clamp(min=1) for name, (share, total) in sums.items()}
         for name, (share, total) in sums.items():
             terms[f"{name}/normal"], terms[f"{name}/hard"] = (share.detach() / total.clamp(min=1)).unbind()
         return Loss(self.stop_weight * terms["stop"] + self.next_weight * terms["next"], terms)
-
-    @staticmethod
-    def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-        """Sum over the tokens of each row, [B]."""
-        from torch.nn import functional
-
-        target = tokens[:, 1:].long()
-        each = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="none")
-        return each.reshape(target.shape).sum(1)
 
     def baselines(self) -> dict[str, float]:
         """The entropy of the next parity, and what T costs a regression on the number of odd tokens in the prefix."""
@@ -193,12 +184,12 @@ class CollatzTask(Task):
     def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         from accel_train.tasks.collatz.evaluation import statistics
 
-        return statistics(self, models["model"], batch)
+        return statistics(models["model"], batch, self._counts(batch["steps"]))
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         from accel_train.tasks.collatz.evaluation import metrics
 
-        return metrics(self, sums)
+        return metrics(sums, self.stop_weight, self.next_weight)
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.collatz.evaluation import figures
@@ -253,14 +244,6 @@ class CollatzTask(Task):
 
         rows = Rows(Numbers(seed), max_len=500, length=size or 1000)
         return write_parquet(rows, out, seed)
-
-
-def _by_mode(batch: Batch, value: Tensor) -> Tensor:
-    """Per-row values [B] summed over normal and over hard rows, [2]."""
-    import torch
-
-    hard = batch["mode"] > 0
-    return torch.stack([(value * ~hard).sum(), (value * hard).sum()])
 
 
 def _huber(error: np.ndarray) -> float:

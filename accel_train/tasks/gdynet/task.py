@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from accel_train.config.convert import in_range
-from accel_train.data.source import BatchSource
 from accel_train.errors import UserError
-from accel_train.task import Batch, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, Loss, Objective, Task
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
 from accel_train.tasks.gdynet.splits import Splits
 from accel_train.tasks.gdynet.truth import noise_floor

@@ -10,9 +10,9 @@ import numpy as np
 from accel_train.config.convert import in_range
 from accel_train.data.lanes import LanesSource, Shuffle
 from accel_train.data.remote.settings import RemoteFiles
-from accel_train.data.source import BatchSource, IndexedSource
+from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.task import Batch, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, Loss, Objective, Task
 from accel_train.tasks.muon.data import HeldOut
 
 if TYPE_CHECKING:
