@@ -133,15 +133,14 @@ class HeldOut:
     @cached_property
     def real(self) -> Sample:
         """The events that are generated, as they are."""
-        from accel_train.tasks.muon.evaluation import sample
+        from accel_train.tasks.muon.metrics import sample
 
         return sample(self.events, self.cells)
 
     @cached_property
     def truth_against_truth(self) -> dict[str, float]:
         """The metrics of the other half: the same at every evaluation."""
-        from accel_train.tasks.muon.evaluation import sample
-        from accel_train.tasks.muon.metrics import compare
+        from accel_train.tasks.muon.metrics import compare, sample
 
         return compare(self.real, sample(self.floor, self.cells), self.cells)
 

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from accel_train import keyed
-from accel_train.data.ragged import Ragged
 from accel_train.errors import NonFiniteError
 from accel_train.tasks.muon.adversarial import draw
 from accel_train.tasks.muon.metrics import Sample, report
 from accel_train.tasks.muon.model import owners
-from accel_train.tasks.muon.observables import Cells, muon_sums, set_features
+from accel_train.tasks.muon.observables import muon_sums, set_features
 
 if TYPE_CHECKING:
     from accel_train.task import Batch
     from accel_train.tasks.muon.data import HeldOut
-    from accel_train.tasks.muon.task import MuonTask
 
 MANY = 1_000_000
 """So many muons are evaluated in one batch, whatever the truth has."""
@@ -57,24 +55,23 @@ def draw_counts(models: dict[str, Any], primary: Tensor, key: Tensor) -> Tensor:
 # -- sums over a held-out split ----------------------------------------------------------------------------------------
 
 
-def statistics(task: MuonTask, models: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+def statistics(held_out: HeldOut, models: dict[str, Any], batch: Batch, max_count: int) -> dict[str, Tensor]:
     """Of bundles generated under the conditions of these events ("made") and of others ("other"): a row per event in a
     table of the whole split, and sums over muons. Beside them the likelihood of the true counts."""
-    assert task.evaluated is not None
     multiplicity, primary = models["multiplicity"], batch["primary"]
     dtype = next(multiplicity.parameters()).dtype
     conditions = multiplicity.normalise.encode_conditions(primary.to(dtype))
     sums = {"nll": multiplicity.negative_log_likelihood(conditions, batch["counts"]).sum()}
     for name, given in (("made", primary), ("other", batch["other"])):
-        counts = draw_counts(models, given, batch["key"]).clamp(max=task.max_count)
+        counts = draw_counts(models, given, batch["key"]).clamp(max=max_count)
         _refuse_absurd(int(counts.sum()), int(batch["counts"].sum()))
-        counts, muons = generate(models, given, batch["key"], task.max_count, counts)
+        counts, muons = generate(models, given, batch["key"], max_count, counts)
         energy, x, y = muons.unbind(1)
         features = set_features(counts, energy, x, y)
         rows = torch.cat([counts[:, None].double(), features], 1)
-        table = rows.new_zeros(len(task.evaluated), rows.shape[1])
+        table = rows.new_zeros(len(held_out), rows.shape[1])
         sums[name] = table.index_copy(0, batch["slot"], rows)
-        cells = muon_sums(task.evaluated.cells, primary, counts, energy, x, y)
+        cells = muon_sums(held_out.cells, primary, counts, energy, x, y)
         sums |= {f"{name}/{key}": value for key, value in cells.items()}
     return sums
 
@@ -88,25 +85,15 @@ def _refuse_absurd(made: int, true: int) -> None:
         )
 
 
-def samples(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, Sample]:
+def samples(held_out: HeldOut, sums: dict[str, Tensor]) -> dict[str, Sample]:
     """real, fake and shuffled, as ``report`` takes them."""
-    assert task.evaluated is not None
-    real = task.evaluated.real
+    real = held_out.real
     found = {"real": real}
     for name, key in (("fake", "made"), ("shuffled", "other")):
         table = sums[key].cpu().numpy()
         muons = {part: sums[f"{key}/{part}"].cpu().numpy() for part in real.muons}
         found[name] = Sample(real.conditions, table[:, 0].astype(np.int64), table[:, 1:], muons)
     return found
-
-
-def sample(events: Ragged, cells: Cells) -> Sample:
-    """True events as a ``Sample``."""
-    primary, counts = (torch.from_numpy(values) for values in (events.rows["primary"], events.counts))
-    energy, x, y = torch.from_numpy(events.flat["muons"]).unbind(1)
-    features = set_features(counts, energy, x, y).numpy()
-    muons = {name: values.numpy() for name, values in muon_sums(cells, primary, counts, energy, x, y).items()}
-    return Sample(primary.double().numpy(), events.counts, features, muons)
 
 
 def floors(held_out: HeldOut) -> dict[str, float]:
@@ -116,11 +103,10 @@ def floors(held_out: HeldOut) -> dict[str, float]:
     return {f"{name}:truth": found[name] for name in shown}
 
 
-def metrics(task: MuonTask, sums: dict[str, Tensor]) -> dict[str, float]:
+def metrics(held_out: HeldOut, sums: dict[str, Tensor]) -> dict[str, float]:
     """``loss`` is the Frechet distance of bundles and conditions to truth; ``nll`` that of the counts, in nats."""
-    assert task.evaluated is not None
-    of = samples(task, sums)
-    floor = task.evaluated.truth_against_truth
-    found = report(of["real"], of["fake"], of["shuffled"], floor, task.evaluated.cells)
-    nll = float(sums["nll"]) / len(task.evaluated)
+    of = samples(held_out, sums)
+    floor = held_out.truth_against_truth
+    found = report(of["real"], of["fake"], of["shuffled"], floor, held_out.cells)
+    nll = float(sums["nll"]) / len(held_out)
     return {"loss": found["fpd"], "nll": nll, **found}

@@ -14,8 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from accel_train.data.ragged import Ragged
 from accel_train.tasks.muon.distances import classifier_auc, fpd, kpd, ks, w1, w1_histograms
-from accel_train.tasks.muon.observables import ENERGY_EDGES, RADIUS_EDGES, TINY, Cells, coordinates
+from accel_train.tasks.muon.observables import (
+    ENERGY_EDGES,
+    RADIUS_EDGES,
+    TINY,
+    Cells,
+    coordinates,
+    muon_sums,
+    set_features,
+)
 
 HARMONICS = 4  # of the azimuth
 ENOUGH = 100  # true events (for what is measured on muons: true muons) below which a cell is not reported
@@ -63,6 +72,15 @@ class Sample:
                     {k: v[i] for k, v in self.muons.items()},
                 ),
             )
+
+
+def sample(events: Ragged, cells: Cells) -> Sample:
+    """True events as a ``Sample``."""
+    primary, counts = (torch.from_numpy(values) for values in (events.rows["primary"], events.counts))
+    energy, x, y = torch.from_numpy(events.flat["muons"]).unbind(1)
+    features = set_features(counts, energy, x, y).numpy()
+    muons = {name: values.numpy() for name, values in muon_sums(cells, primary, counts, energy, x, y).items()}
+    return Sample(primary.double().numpy(), events.counts, features, muons)
 
 
 # -- numbers of one sample -------------------------------------------------------------------------------------------

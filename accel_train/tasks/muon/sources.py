@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from accel_train.data.bad import Bad
 from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
+from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.remote.storage import expand, open_file, place
 from accel_train.errors import UserError
 from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
@@ -15,77 +17,94 @@ from accel_train.tasks.muon.layout import MuonLayout
 
 if TYPE_CHECKING:
     from accel_train.data.flat_cache import CachedSource
-    from accel_train.tasks.muon.task import MuonTask
 
 HELD_OUT_ROWS = 65_536
 """Rows read at once when held-out events are collected."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a task reads, and how; each of its arguments of the same name."""
+
+    files: list[str]
+    validation_files: list[str]
+    held_out: float
+    eval_events: int
+    reader: Literal["auto", "parquet", "hdf5", "hf"]
+    primary_layout: str
+    muon_layout: str
+    lanes: int
+    shuffle: Shuffle
+    on_bad_file: Literal["raise", "skip"]
+    max_muons_per_event: int | None
+    outliers_dir: str | None
+    cache_dir: str | None
+    remote: RemoteFiles
+
+
 class Sources:
-    """What a task reads. One for all its splits: patterns are expanded and row groups asked for once.
+    """One for all splits of a task: patterns are expanded and row groups asked for once."""
 
-    Args:
-        task: whose settings these are.
-    """
-
-    def __init__(self, task: MuonTask) -> None:
-        self.task = task
-        self.bad = Bad(task.on_bad_file)
-        self.layout = MuonLayout(task.primary_layout, task.muon_layout, tell=self.bad.tell)
-        urls = [path for path in [*task.files, *task.validation_files] if "://" in path]
-        self.access = task.remote.access(urls) if urls or task.remote.write_to else None
-        self.staging = task.remote.staging(self.access) if urls and self.access else None
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.bad = Bad(reading.on_bad_file)
+        self.layout = MuonLayout(reading.primary_layout, reading.muon_layout, tell=self.bad.tell)
+        urls = [path for path in [*reading.files, *reading.validation_files] if "://" in path]
+        self.access = reading.remote.access(urls) if urls or reading.remote.write_to else None
+        self.staging = reading.remote.staging(self.access) if urls and self.access else None
         self._compared = False
         self._scanned: dict[tuple[str, ...], tuple[list[str], Format, list[list[int]]]] = {}
 
     def train(self, batch_size: int, seed: int) -> LanesSource:
         """Straight from the files."""
-        return self._train(batch_size, seed, self.task.lanes, self.task.shuffle)
+        return self._train(batch_size, seed, self.reading.lanes, self.reading.shuffle)
 
     def cached(self, batch_size: int, seed: int) -> CachedSource:
         """From a flat copy of what is trained on, shuffled as a whole."""
         from accel_train.data.flat_cache import cached
 
-        task = self.task
-        assert task.cache_dir is not None
+        reading = self.reading
+        assert reading.cache_dir is not None
         in_order = self._train(65_536, seed, lanes=1, shuffle="none")
         names = ("primary_layout", "muon_layout", "held_out", "max_muons_per_event", "reader")
-        settings = {name: getattr(task, name) for name in names}
-        settings["held_out"] = 0 if task.validation_files else task.held_out
-        return cached(task.cache_dir, in_order, settings, batch_size, seed, shuffle=task.shuffle != "none")
+        settings = {name: getattr(reading, name) for name in names}
+        settings["held_out"] = 0 if reading.validation_files else reading.held_out
+        return cached(reading.cache_dir, in_order, settings, batch_size, seed, shuffle=reading.shuffle != "none")
 
     def _train(self, batch_size: int, seed: int, lanes: int, shuffle: Shuffle) -> LanesSource:
-        task, tell = self.task, self.bad.tell
-        outliers = Outliers(task.max_muons_per_event, task.outliers_dir, tell) if task.max_muons_per_event else None
+        reading, tell = self.reading, self.bad.tell
+        outliers = (
+            Outliers(reading.max_muons_per_event, reading.outliers_dir, tell) if reading.max_muons_per_event else None
+        )
 
         def prepare(ragged: Ragged, place: Place) -> Ragged:
-            if not task.validation_files and task.held_out > 0:
-                ragged = ragged.take(in_split(ragged.rows["primary"], "train", task.held_out))
+            if not reading.validation_files and reading.held_out > 0:
+                ragged = ragged.take(in_split(ragged.rows["primary"], "train", reading.held_out))
             return outliers.remove(ragged, place) if outliers else ragged
 
-        files, format, groups = self._scan(task.files)
+        files, format, groups = self._scan(reading.files)
         return LanesSource(files, format, batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging, groups)
 
     def held_out(self, split: str) -> HeldOut:
         """The first events of a split, in memory: evaluations come often, and read no file again."""
-        task = self.task
+        reading = self.reading
 
         def prepare(ragged: Ragged, place: Place) -> Ragged:
             # Of files that are held out as a whole, half of the showers is for the test.
-            share = 1.0 if task.validation_files else task.held_out
+            share = 1.0 if reading.validation_files else reading.held_out
             return ragged.take(in_split(ragged.rows["primary"], split, share))
 
-        files, format, groups = self._scan(task.validation_files or task.files)
-        if task.validation_files and tuple(task.files) in self._scanned and not self._compared:
+        files, format, groups = self._scan(reading.validation_files or reading.files)
+        if reading.validation_files and tuple(reading.files) in self._scanned and not self._compared:
             self._compared = True
-            trained = {place(path) for path in self._scan(task.files)[0]}
+            trained = {place(path) for path in self._scan(reading.files)[0]}
             for path in (path for path in files if place(path) in trained):
                 self.bad.tell(f"validation_files: {path} is also trained on, so metrics will look better than they are")
         source = LanesSource(
-            files, format, HELD_OUT_ROWS, lanes=task.lanes, shuffle="files", prepare=prepare,
+            files, format, HELD_OUT_ROWS, lanes=reading.lanes, shuffle="files", prepare=prepare,
             staging=self.staging, groups=groups,
         )  # fmt: skip
-        return HeldOut(source.first(task.eval_events))
+        return HeldOut(source.first(reading.eval_events))
 
     def _scan(self, patterns: Sequence[str]) -> tuple[list[str], Format, list[list[int]]]:
         """The files, how to read them, and the rows of their row groups."""
@@ -97,7 +116,7 @@ class Sources:
             names = {place(path): path for path in reversed(files)}
             for path in (path for path in files if names[place(path)] != path):
                 self.bad.tell(f"{path} and {names[place(path)]} are one file, and what is in it is read twice")
-            format = make_format(kind_of(files, self.task.reader), self.layout, self.bad)
+            format = make_format(kind_of(files, self.reading.reader), self.layout, self.bad)
             self._scanned[key] = (files, format, read_groups(files, format))
         return self._scanned[key]
 

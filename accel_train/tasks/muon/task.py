@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -133,9 +134,11 @@ class MuonTask(Task):
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
-        from accel_train.tasks.muon.sources import Sources
+        from accel_train.tasks.muon.sources import Reading, Sources
 
-        self._sources = sources = self._sources or Sources(self)
+        if self._sources is None:
+            self._sources = Sources(Reading(**{field.name: getattr(self, field.name) for field in fields(Reading)}))
+        sources = self._sources
         if split == "train":
             self._train = (sources.cached if self.cache_dir else sources.train)(batch_size, seed)
             return self._train
@@ -240,12 +243,14 @@ class MuonTask(Task):
     def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         from accel_train.tasks.muon.evaluation import statistics
 
-        return statistics(self, models, batch)
+        assert self.evaluated is not None
+        return statistics(self.evaluated, models, batch, self.max_count)
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         from accel_train.tasks.muon.evaluation import metrics
 
-        return metrics(self, sums)
+        assert self.evaluated is not None
+        return metrics(self.evaluated, sums)
 
     def baselines(self) -> dict[str, float]:
         """What truth has against other truth: the held-out showers that are not generated."""
@@ -268,7 +273,7 @@ class MuonTask(Task):
         from accel_train.tasks.muon.figures import figures
 
         assert self.evaluated is not None
-        found = samples(self, sums)
+        found = samples(self.evaluated, sums)
         return figures(found["real"], found["fake"], self.evaluated.cells)
 
     def histograms(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
