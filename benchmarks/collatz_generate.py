@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from accel_train.tasks.collatz.numbers import Numbers, to_int  # noqa: E402
-from accel_train.tasks.collatz.trajectory import trajectories  # noqa: E402
+from accel_train.tasks.collatz.numbers import Numbers, to_int
+from accel_train.tasks.collatz.trajectory import trajectories
 
 KINDS = {"near": (1, 0, 0), "dense": (0, 0, 1)}
 

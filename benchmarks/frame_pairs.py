@@ -92,10 +92,10 @@ class Items(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.lists) - TAU
 
-    def __getitem__(self, i: int):  # noqa: ANN204
+    def __getitem__(self, i: int):
         return self.graph(i), self.graph(i + TAU)
 
-    def graph(self, frame: int):  # noqa: ANN201
+    def graph(self, frame: int):
         from torch_geometric.data import Data
 
         others = torch.from_numpy(self.lists[frame].astype(np.int64)).reshape(-1)

@@ -207,12 +207,12 @@ def peak_memory() -> Iterator[list[int]]:
 def measure(row: str, folder: Path) -> dict[str, float]:
     import datasets  # noqa: F401
     import pyarrow
-    import pyarrow.dataset  # noqa: F401
+    import pyarrow.dataset
     import torch  # noqa: F401
 
-    import accel_train.data.flat_cache  # noqa: F401
-    import accel_train.data.formats.parquet  # noqa: F401
-    import accel_train.data.loader  # noqa: F401
+    import accel_train.data.flat_cache
+    import accel_train.data.formats.parquet
+    import accel_train.data.loader
     import accel_train.tasks.muon.layout  # noqa: F401
 
     warnings.simplefilter("ignore")  # of tensors that cannot be written to

@@ -196,10 +196,8 @@ def killed_at(k: int):
     with contextlib.ExitStack() as stack:
         for name in CALLS:
             stack.enter_context(mock.patch.object(os, name, dying(getattr(os, name))))
-        try:
+        with contextlib.suppress(Killed):
             yield lambda: count > k
-        except Killed:
-            pass
 
 
 def scenario_new(root: Path) -> CheckpointFolder:

@@ -355,7 +355,7 @@ def test_print_config_reads_back_as_the_same(here, capsys):
     assert capsys.readouterr().out == first
     tree = yaml.safe_load(first)
     assert (tree["max_steps"], tree["optimizer"]["init_args"]) == (100000, {"weight_decay": 0.01})
-    assert list(tree)[0] == "task" and tree["webhook"]["milestones"] == 7
+    assert next(iter(tree)) == "task" and tree["webhook"]["milestones"] == 7
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -481,5 +481,5 @@ def test_a_run_that_has_ended_is_not_asked_to_stop(here, capsys):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_can_be_named_without_torch(name):
     """Help, inspect and the reading of a config import the class; a second of waiting is for those who need it."""
-    script = f"import sys; from accel_train.tasks import find; find({name!r}); sys.exit('torch' in sys.modules)"
+    script = f"import sys; from accel_train.registry import find; find({name!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -354,7 +354,7 @@ def test_a_union_with_a_list_keeps_what_was_written(home):
     sys.modules["config_classes"].FilesTask = FilesTask  # type: ignore[attr-defined]
     try:
         for given_ in ("~/x", ["~/x", "y"]):
-            arguments = [f"--task.init_args.files={str(given_)}", "--task.init_args.more=[~/x]"]
+            arguments = [f"--task.init_args.files={given_!s}", "--task.init_args.more=[~/x]"]
             task, _ = parse(["--task=config_classes.FilesTask", *arguments])
             assert str(task.init_args["files"]) == str(given_).replace("~", home)
             assert to_dict(task, TrainConfig())["task"]["init_args"] == {"files": given_, "more": ["~/x"]}

@@ -104,7 +104,7 @@ def test_one_and_two_launched_processes_give_the_same_loss(tmp_path: Path):
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
     for process in started:
-        out, err = process.communicate(timeout=180)
+        _out, err = process.communicate(timeout=180)
         assert process.returncode == 0, err.decode()[-2000:]
     alone, together = (histories(tmp_path / name / "metrics.jsonl") for name in ("cpu", "cpu_2proc"))
     assert together["step"] == [1, 2, 3]

@@ -65,7 +65,7 @@ def test_purposes_and_seeds_are_independent():
 @pytest.mark.parametrize("chosen", [np.arange(N), np.arange(N) * 2**20, 2**62 + np.arange(N)], ids=str)
 def test_uniform_by_chi_square(chosen):
     numbers = keyed.uniform(5, chosen, 2)
-    assert 0.0 <= numbers.min() and numbers.max() < 1.0
+    assert numbers.min() >= 0.0 and numbers.max() < 1.0
     cells = 256
     for draw in range(2):
         counts = np.bincount((numbers[:, draw] * cells).astype(int), minlength=cells)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from accel_train import keyed
 from accel_train.task import Batch, BatchSource
@@ -75,6 +74,8 @@ class IndexedSource(BatchSource):
 
 def described(value: Any) -> str:
     """What a value is, in a few words."""
+    from torch import Tensor
+
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from accel_train.task import Task
 
 
-_FILES = "config.yaml environment.json status.json metrics.jsonl metrics.json events.jsonl".split()
-_FOLDERS = "checkpoints control tensorboard figures phases".split()
+_FILES = ["config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl"]
+_FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases"]
 
 
 def check_names(folder: Path) -> None:

@@ -91,7 +91,7 @@ def test_threads_in_different_epochs_do_not_disturb_each_other():
     def ask(epoch: int) -> None:
         for _ in range(20):
             if not (source.indices(epoch, 0) == expected[epoch]).all():
-                wrong.append(epoch)
+                wrong.append(epoch)  # noqa: PERF401
 
     threads = [threading.Thread(target=ask, args=(epoch,)) for epoch in range(4)]
     for thread in threads:

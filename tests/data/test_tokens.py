@@ -265,9 +265,9 @@ def test_writing_needs_a_right_of_its_own(issuer, tmp_path):
         [f"{BASE}/sim/*.x"], [f"{BASE}/out/m.pt"], issuer=issuer.url, cache=tmp_path / "auth", **more
     ).value()
     ask()
-    assert issuer.scope.split() == "offline_access storage.modify:/out storage.read:/out storage.read:/sim".split()
+    assert issuer.scope.split() == ["offline_access", "storage.modify:/out", "storage.read:/out", "storage.read:/sim"]
     ask(scope="/all")
-    assert issuer.scope.split() == "offline_access storage.modify:/all storage.read:/all".split()
+    assert issuer.scope.split() == ["offline_access", "storage.modify:/all", "storage.read:/all"]
 
 
 def test_an_issuer_that_does_not_announce_registration(issuer, tmp_path):
@@ -335,7 +335,7 @@ def test_asking_for_a_token_obeys_a_stop(issuer, tmp_path, monkeypatch, what):
     if what == "a person":
         issuer.pending, issuer.patience = ["authorization_pending"] * 10**6, 600.0
     elif what == "another process":
-        lock = open(tmp_path / "auth.lock", "w")  # noqa: SIM115
+        lock = open(tmp_path / "auth.lock", "w")
         fcntl.flock(lock, fcntl.LOCK_EX)
     else:
         monkeypatch.setattr("accel_train.data.remote.device_flow._OPENER.open", lambda *_, **__: released.wait(30.0))

@@ -38,7 +38,7 @@ def call(capsys, *arguments):
     return code, printed.out + printed.err
 
 
-def put(path: Path, content: str | None | bytes) -> None:
+def put(path: Path, content: str | bytes | None) -> None:
     """A file, or a folder for None, in place of whatever is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

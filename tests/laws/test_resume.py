@@ -119,7 +119,7 @@ def test_phase_switch_keeps_the_optimiser_also_when_stopped_exactly_there(tmp_pa
     folder, _, (result,) = whole(more=more, task="TwoLosses", task_args=DROPOUT)
     wanted = [(s, n) for s in range(1, 25) for n in ("square", "absolute") if s > 15 or (s <= 9) == (n == "square")]
     assert result["updates"] == wanted
-    seen, _ = in_pieces(tmp_path, [9, 15], more=more, task="TwoLosses", task_args=DROPOUT)
+    _seen, _ = in_pieces(tmp_path, [9, 15], more=more, task="TwoLosses", task_args=DROPOUT)
     assert_same_run(tmp_path, folder)
     progress = json.loads((Path(tmp_path) / "checkpoints" / "step-000000024" / "progress.json").read_text())
     assert progress["position"]["phase"] == 2 and progress["position"]["phase_step"] == 15

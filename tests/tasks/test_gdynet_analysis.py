@@ -446,7 +446,7 @@ def test_in_a_notebook(run, tmp_path):
     assert drawn["training"].axes[-1].get_xlabel() == "step"
     assert {*drawn} - {*figures(found)} == {"populations", "training"}
     history = json.loads((run / "metrics.json").read_text())
-    history |= {name: history["loss"] for name in ("vamp1", "last/loss", "last/vamp1", "last/vamp2")}
+    history |= dict.fromkeys(("vamp1", "last/loss", "last/vamp1", "last/vamp2"), history["loss"])
     history |= {"eval_vamp1": history["eval_vamp2"]}
     (run / "metrics.json").write_text(json.dumps(history | epoch_lists(history)))
     axes = figures(found, load(run))["training"].axes

@@ -84,7 +84,7 @@ def some_frames(draw: st.DrawFn) -> Frame:
 @settings(max_examples=60, deadline=None)
 def test_neighbours_are_those_of_a_plain_count(frame: Frame, n_nbrs: int, radius: float) -> None:
     check(frame, n_nbrs, radius, exact=False)
-    lists, dists, _ = nearest(frame, n_nbrs, radius)
+    lists, _dists, _ = nearest(frame, n_nbrs, radius)
     again = plain_count(frame, radius)
     for i, expected in enumerate(again):  # where the distances say which it must be, it is that one
         for m, (d, j) in enumerate(expected[:n_nbrs]):

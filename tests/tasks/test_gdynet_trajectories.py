@@ -402,7 +402,7 @@ def test_dcd_that_is_cut(tmp_path: Path) -> None:
         (write_dcd(POSITIONS, [-1, 0, 4, 0, 0, 4]), "frame 0: the unit cell .* is none that is known"),
         (whole[:-frame] + write_dcd(POSITIONS[:1], [0] * 6)[-frame:], "frame 3 is periodic along other cell vectors"),
         (
-            write_dcd(np.where(POSITIONS == POSITIONS[2, 3, 1], np.nan, POSITIONS), CUBE),
+            write_dcd(np.where(POSITIONS[2, 3, 1] == POSITIONS, np.nan, POSITIONS), CUBE),
             "frame 2, atom 3: the position",
         ),
     ):

@@ -1,5 +1,6 @@
 """VAMP scores against exact chains and other implementations; gradients against autograd, under any cut of a batch."""
 
+import itertools
 import math
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_only_vamp1_makes_states_crisp(loss, crisp):
 def test_shares_of_any_cut_add_up_to_the_whole(rows, k, seed, loss, mode, cuts):
     x, y = states(rows, k, seed)
     edges = [0, *sorted(min(cut, rows) for cut in cuts), rows]  # equal ones: parts without rows
-    parts = [(x[a:b], y[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(edges)]
     options = {"epsilon": 0.01, "mode": mode}
     whole = covariances(moments(x, y))
     value, gradient = share_and_gradient(x, y, whole, loss, **options)

@@ -1,6 +1,7 @@
 """The adversarial losses on sets: what they must not depend on, and that a batch may be cut anywhere."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_cuts_keep_every_event_and_both_limits(counts, events, muons):
     counts = np.array(counts)
     cuts = cut(counts, events, muons)
     assert cuts[0] == 0 and cuts[-1] == len(counts)
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         assert 1 <= b - a <= events
         assert counts[a:b].sum() <= muons or b - a == 1
 
@@ -177,7 +178,7 @@ def test_counts_follow_the_distribution_whose_likelihood_is_trained():
     torch.manual_seed(0)
     model = Multiplicity(2).double()
     conditions = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
-    log_mean, log_shape, extra = model(conditions)
+    _log_mean, _log_shape, _extra = model(conditions)
     n = torch.arange(400)
     probability = (-model.negative_log_likelihood(conditions, n)).exp()
     assert probability.sum().item() == pytest.approx(1, abs=1e-9)

@@ -154,7 +154,7 @@ def test_a_deep_count_has_the_probabilities_of_the_law():
 
 def test_the_recommended_set_has_its_known_figures(bundles, mean):
     """Those of a set of 4000 showers, each within three standard deviations (over seeds) of such sets."""
-    row, energy, x, y = muons(bundles)
+    _row, energy, x, y = muons(bundles)
     counts, logs = bundles.counts, np.log10(bundles.counts + 1)
     assert counts.sum() / 10 == pytest.approx(44_681, abs=3 * 3259)
     assert counts.mean() == pytest.approx(1.12, abs=3 * 0.08)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -126,7 +127,7 @@ def _bundles(
     primary, key = primary.to(device), key.to(device)
     counts = (draw_counts(models, primary, key) if counts is None else counts.to(device)).clamp(max=cap)
     cuts = cut(counts.cpu().numpy(), len(counts), MUONS)
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         made, muons = generate(models, primary[a:b], key[a:b], cap, counts[a:b])
         yield Ragged(
             {"primary": primary[a:b].cpu().numpy()}, made.cpu().numpy(), {"muons": muons.float().cpu().numpy()}

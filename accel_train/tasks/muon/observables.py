@@ -6,6 +6,7 @@ muons, inclusive and in ``Cells`` of the conditions. One implementation in torch
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,7 +129,7 @@ def _names(axis: str, numbers: np.ndarray, singly: bool, digits: int) -> list[st
     texts = [f"{number:.{digits}g}" for number in numbers]
     if len(set(texts)) < len(texts) and digits < 17:
         return _names(axis, numbers, singly, digits + 1)
-    return [f"{axis}{text}" for text in (texts if singly else map("-".join, zip(texts, texts[1:], strict=False)))]
+    return [f"{axis}{text}" for text in (texts if singly else map("-".join, itertools.pairwise(texts)))]
 
 
 def coordinates(conditions: Tensor) -> Tensor:

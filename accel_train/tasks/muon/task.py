@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -166,7 +167,7 @@ class MuonTask(Task):
         most = muons if limit >= len(counts) else -(-muons * limit // len(counts))
         cuts = cut(counts, limit, min(most, self.max_muons_per_batch or most))
         ends = np.concatenate([[0], np.cumsum(counts)])
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             part = {name: values[a:b] for name, values in batch.items() if name != "muons"}
             some = torch.from_numpy(np.flatnonzero(counts[a:b])).to(batch["counts"].device, non_blocking=True)
             yield {**part, "muons": batch["muons"][int(ends[a]) : int(ends[b])], "some": some}
