@@ -601,7 +601,7 @@ class Probe(Trainer):
             if stop.get("rank", self.ranks.rank) == self.ranks.rank:
                 self.request_stop("test")
             if stop.get("at_once", True):
-                self.agenda.attention_at = step
+                self.agenda.sync_at = step
         if self.job.get("poison_at") == step:  # what an update with a bad optimiser would do
             with torch.no_grad():
                 next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")

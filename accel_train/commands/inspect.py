@@ -117,7 +117,7 @@ def _show_checkpoint(path: Path) -> str:
     lines = [f"checkpoint {path}: " + ("verified" if damage is None else f"DAMAGED: {damage}")]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged may still tell something
         progress = read_progress(path)
-        position, selection = progress["position"], progress["selection"]
+        position, selection = progress["position"], progress["best_model"]
         lines.append("position     " + ", ".join(f"{name} {value:,}" for name, value in position.items()))
         lines.append(f"made by      {progress['world_size']} process(es)")
         if selection["best"]:

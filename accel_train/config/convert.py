@@ -25,7 +25,7 @@ from accel_train.system.expansion import Expanded
 LARGE = sys.float_info.max  # so that inf and nan are out of range
 
 
-def in_range(name: str, value: float | None, least: float, most: float = LARGE) -> None:
+def check_range(name: str, value: float | None, least: float, most: float = LARGE) -> None:
     """Raise UserError unless the value, if there is one, lies between these, both included."""
     if value is not None and not least <= value <= most:
         bound = f"at least {least}" if most == LARGE else f"from {least} to {most}"

@@ -17,8 +17,8 @@ from accel_train.config.convert import (
     LARGE,
     Typed,
     build,
+    check_range,
     hints_of,
-    in_range,
     load_mapping,
     loads_or_text,
     refuse_unknown,
@@ -204,9 +204,9 @@ class TrainConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, (least, most) in _RANGES.items():
-            in_range(name, attrgetter(name)(self), least, most)
+            check_range(name, attrgetter(name)(self), least, most)
         for name, optimizer in self.optimizers.items():
-            in_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, LARGE)
+            check_range(f"optimizers.{name}.learning_rate", optimizer.learning_rate, 0, LARGE)
         if self.logging_steps in (0, "0"):
             raise UserError("logging_steps: 0 is out of range, must be at least 1")
         for name in ("warmup_steps", "eval_steps", "save_steps", "logging_steps"):
@@ -218,7 +218,7 @@ class TrainConfig(_Checked):
         if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
             raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
         for i, phase in enumerate(self.phases):
-            in_range(f"phases[{i}].repeat", phase.repeat, 1, LARGE)
+            check_range(f"phases[{i}].repeat", phase.repeat, 1, LARGE)
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")
             if phase.length is not None and Duration.parse(phase.length, f"phases[{i}].length").unit == "s":

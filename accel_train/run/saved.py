@@ -78,7 +78,7 @@ def _from_checkpoint(path: Path, given: Sequence[str]) -> Saved:
     path = whole(path.resolve())
     task, config = load(path, given)
     progress = read_progress(path)
-    position, evaluations = progress["position"], progress["selection"]["evaluations"]
+    position, evaluations = progress["position"], progress["best_model"]["evaluations"]
     evaluated = evaluations[-1] if evaluations else {}
     info = {"step": position["step"], "epoch": position["epoch"], "metrics": evaluated, "seed": config.seed}
     # Never inside: a checkpoint with a file that its manifest does not list counts as damaged.

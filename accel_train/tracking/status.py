@@ -28,7 +28,7 @@ class Status(Observer):
     """
 
     def __init__(self, interval: float = 5.0):
-        self.interval = interval
+        self.scalars = interval
 
     def on_start(self, run: Run) -> None:
         self.path = run.output_dir / "status.json"
@@ -47,7 +47,7 @@ class Status(Observer):
 
     def on_tick(self, status: Record) -> None:
         self._tick = dict(status)
-        if time.monotonic() - self._written >= self.interval:
+        if time.monotonic() - self._written >= self.scalars:
             self._write()
 
     def on_evaluate(self, record: Record) -> None:

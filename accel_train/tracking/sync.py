@@ -29,7 +29,7 @@ class TensorBoardSync(Observer):
     _thread: threading.Thread | None = None
 
     def __init__(self, destination: str, interval: float, tell: Callable[[Event], None], wait_s: float = 60.0):
-        self.destination, self.interval, self.tell, self.wait_s = destination, interval, tell, wait_s
+        self.destination, self.scalars, self.tell, self.wait_s = destination, interval, tell, wait_s
         self.copied: dict[Path, tuple[int, int]] = {}  # as it was when it was copied: mtime in ns, bytes
         self._closing = threading.Event()
         self._problem = ""
@@ -60,7 +60,7 @@ class TensorBoardSync(Observer):
     def _work(self) -> None:
         closing = False
         while not closing:
-            closing = self._closing.wait(self.interval)
+            closing = self._closing.wait(self.scalars)
             try:
                 self._copy_changed()
             except Exception as error:

@@ -9,7 +9,7 @@ from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError, suggest
 
 
-class Selection:
+class BestModel:
     """The list of evaluations and what follows from it. All ranks have the same metrics, so all decide the same."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -21,7 +21,7 @@ class Selection:
         self.not_improved = 0  # evaluations in a row
         self.history: list[float] = []  # of the deciding metric; what a plateau schedule replays
 
-    def note(self, step: int, metrics: dict[str, float], phase: int = 0) -> bool:
+    def record(self, step: int, metrics: dict[str, float], phase: int = 0) -> bool:
         """Remember an evaluation; True if it is the best so far."""
         value = self.metric(metrics)
         self.evaluations.append({"step": step, **metrics})

@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 class Clock:
-    """``items`` and ``waited`` are added to by the loop; the rest is read at moments of attention."""
+    """``items`` and ``waited`` are added to by the loop; the rest is read at synchronisation points."""
 
     def __init__(self, step: int) -> None:
         self.items = self.waited = 0.0  # of this rank, since the last exchange
@@ -36,7 +36,7 @@ class Clock:
         self._since = time.monotonic()
 
     def seconds_per_step(self) -> float:
-        """Over the last stretch between two moments of attention."""
+        """Over the last stretch between two synchronisation points."""
         return self._seconds_per_step
 
     def read(self, items: float, waited: float) -> None:

@@ -137,7 +137,7 @@ def _outputs(
                 parts.setdefault(name, []).append(output.float().cpu().numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    return _fitting(task, share, limit, run)
+    return _within_memory(task, share, limit, run)
 
 
 def _statistics(
@@ -152,10 +152,10 @@ def _statistics(
                 sums[name] = sums[name] + part if name in sums else part
         return sums
 
-    return _fitting(task, share, limit, run)
+    return _within_memory(task, share, limit, run)
 
 
-def _fitting(task: Task, share: Batch, limit: int | None, run: Callable[[list[Batch]], T]) -> T:
+def _within_memory(task: Task, share: Batch, limit: int | None, run: Callable[[list[Batch]], T]) -> T:
     """One share, cut to fit in memory. No rank waits for another here, so an out-of-memory error is a local matter."""
     limit = limit or task.size(share)
     while True:

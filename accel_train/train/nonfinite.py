@@ -9,28 +9,33 @@ from accel_train.task import BatchSource, Event
 from accel_train.train.scalars import BadStep
 
 
-class Skips:
+class NonFiniteGuard:
     """Counts skipped updates in a row. Every rank sees the same ones, so every rank raises after the same step."""
 
     def __init__(self, policy: str, limit: int, source: BatchSource) -> None:
         self.policy, self.limit, self.source = policy, limit, source
         self.in_a_row = 0
 
-    def judge(
+    def check(
         self,
-        places: list[tuple[int, int]],
+        batches_done: list[tuple[int, int]],
         last_step: int,
         bad: list[BadStep],
         excused: bool,
         tell: Callable[[Event], None],
     ) -> None:
-        """Go through the steps since the last time; ``places`` are their (epoch, batch), ``last_step`` the newest.
+        """Go through the steps since the last time.
+
+        Args:
+            batches_done: their (epoch, batch).
+            last_step: the newest of them.
+            excused: fp16, while its loss scale is still falling.
 
         Raises:
             NonFiniteError: under ``raise``, or after more than ``limit`` in a row (not counting ``excused`` ones: fp16,
                 while its loss scale is still falling).
         """
-        for step, place in enumerate(places, start=last_step - len(places) + 1):
+        for step, place in enumerate(batches_done, start=last_step - len(batches_done) + 1):
             found = [f"{' and '.join(b.names)} of objective {b.objective!r}" for b in bad if b.step == step]
             if not found:
                 self.in_a_row = 0

@@ -19,7 +19,7 @@ DIGEST_ROWS = 8
 """Enough to tell batches apart."""
 
 
-class Looks:
+class Probes:
     """What is looked at, and when. Training does not notice: no gradient; models and generators stay the same."""
 
     def __init__(self, session: Session) -> None:
@@ -31,7 +31,7 @@ class Looks:
         """The steps after ``step`` at which there is something to look at."""
         return [(step // n + 1) * n for n in (self.config.monitor_steps, self.config.histogram_steps) if n]
 
-    def look(self, step: int, share: Batch | None, observers: Observers) -> None:
+    def run(self, step: int, share: Batch | None, observers: Observers) -> None:
         """After ``step``, at this rank's share of its batch. Every rank must call it; observers are told on rank 0."""
         if step == self._last_step:
             return

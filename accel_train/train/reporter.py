@@ -17,7 +17,7 @@ from accel_train.train.session import Session
 from accel_train.train.state import RunState
 
 
-class Teller:
+class Reporter:
     """Speaks to the observers, which live on rank 0. Every rank has one and makes the same calls."""
 
     def __init__(self, session: Session, state: RunState) -> None:
@@ -34,7 +34,7 @@ class Teller:
         else:
             self.observers.tell("on_event", event)
 
-    def tell_once(self, found: list[Event]) -> None:
+    def emit_once(self, found: list[Event]) -> None:
         """What the ranks found in their data; a file that all of them looked at is told of once."""
         by_title = {event.title: event for events in self.ranks.gather(found) for event in events}
         for event in by_title.values():
@@ -87,7 +87,7 @@ class Teller:
 
     def log(self) -> None:
         """The means since the last log line."""
-        means = self.state.interval.means(self.task.logs_last)
+        means = self.state.scalars.means(self.task.logs_last)
         if not means:
             return
         record = self.state.where("train") | means
@@ -118,7 +118,7 @@ class Teller:
         """The task's figures of the last evaluation, after everything is saved."""
         if not self.ranks.is_main:
             return
-        metrics = {name: value for name, value in self.state.selection.last().items() if name != "step"}
+        metrics = {name: value for name, value in self.state.best_model.last().items() if name != "step"}
         figures: dict[str, Any] = {}
         with self.session.reports("figures", self.tell):
             try:
@@ -138,7 +138,7 @@ class Teller:
         total = self.state.plan.total_steps
         rates = self.state.clock.rates(self.state.position.step, total)
         return {**self._last, **self.state.where("status"), **rates, "total_steps": total,
-                "best": self.state.selection.best, "last_checkpoint_step": self.session.last_saved}  # fmt: skip
+                "best": self.state.best_model.best, "last_checkpoint_step": self.session.last_saved}  # fmt: skip
 
     def print_status(self) -> None:
         from accel_train.tracking.status import describe

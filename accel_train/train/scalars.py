@@ -1,9 +1,9 @@
-"""What the loop remembers between two moments of attention, and the one all-reduce that makes it known to all ranks."""
+"""What the loop remembers between two synchronisation points, and the all-reduce that makes it known to all ranks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,21 @@ class BadStep:
     names: tuple[str, ...]  # which values; only "grad_norm" if the loss itself was finite
 
 
-class Interval:
+@dataclass
+class Votes:
+    """What a rank has to say at a synchronisation point; and, summed over the ranks, what they say together."""
+
+    events: float = 0.0  # there is something that observers should hear of
+    stop: float = 0.0
+    by_signal: float = 0.0
+    save: float = 0.0
+    items: float = 0.0  # since the last time
+    waited: float = 0.0  # s for data, of rank 0
+    step_seconds: float = 0.0  # of rank 0
+    lost_folder: float = 0.0  # another run has it; only rank 0 looks
+
+
+class StepScalars:
     """Scalars of every step since the last log line.
 
     ``add`` only appends unread device tensors. ``exchange`` reads them, sums them over ranks together with the votes,
@@ -40,9 +54,10 @@ class Interval:
     def add(self, objective: str, step: int, values: dict[str, Tensor], norm: Tensor) -> None:
         self._unread.setdefault(objective, []).append((step, values, norm))
 
-    def exchange(self, votes: list[float]) -> tuple[list[float], list[BadStep]]:
+    def exchange(self, votes: Votes) -> tuple[Votes, list[BadStep]]:
         """Sum the votes and every unread row over all ranks. Every rank must have stepped the same objectives."""
-        flat, layout = list(votes), []
+        flat, layout = [float(vote) for vote in astuple(votes)], []
+        at = len(flat)
         for objective, rows in self._unread.items():
             names = self._agree_on_names(objective, rows)
             layout.append((objective, names, [step for step, _, _ in rows]))
@@ -50,8 +65,8 @@ class Interval:
         self._unread = {}
         if self.ranks.world_size > 1:
             flat = self.ranks.host_sum(torch.tensor(flat, dtype=torch.float64)).tolist()
+        summed = Votes(*flat[:at])
         bad: list[BadStep] = []
-        at = len(votes)
         for objective, names, steps in layout:
             kept = self._rows.setdefault(objective, [])
             for step in steps:
@@ -63,7 +78,7 @@ class Interval:
                 else:
                     kept.append(row)
         self.skipped += len(bad)
-        return flat[: len(votes)], sorted(bad, key=lambda b: b.step)
+        return summed, sorted(bad, key=lambda b: b.step)
 
     def _agree_on_names(self, objective: str, rows: list[tuple[int, dict[str, Tensor], Tensor]]) -> list[str]:
         """Column names; a rank that had no items learns them from the others the first time."""

@@ -96,7 +96,7 @@ class Session:
             seed=config.seed, all_agree=ranks.all_agree, name=name,
         )  # fmt: skip
 
-    def news(self) -> list[Event]:
+    def events(self) -> list[Event]:
         """What readers found, since the last call, that whoever watches the run should hear of."""
         loaders = [self.loader, *([self.eval_loader] if self.eval_loader is not None else [])]
         return [event for loader in loaders for event in loader.events()]

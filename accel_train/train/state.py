@@ -8,10 +8,10 @@ from typing import Any
 from accel_train.plan import Position
 from accel_train.task import Event
 from accel_train.tracking.observer import Record
-from accel_train.train.best import Selection
+from accel_train.train.best import BestModel
 from accel_train.train.clock import Clock
-from accel_train.train.nonfinite import Skips
-from accel_train.train.scalars import Interval
+from accel_train.train.nonfinite import NonFiniteGuard
+from accel_train.train.scalars import StepScalars
 from accel_train.train.session import Session, Tell
 
 
@@ -27,9 +27,9 @@ class RunState:
         config = session.config
         self.session, self.config, self.plan = session, config, session.plan
         self.position = Position()
-        self.interval = Interval(session.ranks)
-        self.selection = Selection(config)
-        self.skips = Skips(config.non_finite, config.max_skipped_steps, session.source)
+        self.scalars = StepScalars(session.ranks)
+        self.best_model = BestModel(config)
+        self.non_finite = NonFiniteGuard(config.non_finite, config.max_skipped_steps, session.source)
         self.clock = Clock(0)
         self.ended = ""
         self.trained: tuple[int, int] | None = None
@@ -56,7 +56,7 @@ class RunState:
     def about(self) -> dict[str, Any]:
         """What an exported model says of its origin."""
         step, epoch = self.position.step, self.position.epoch
-        return {"step": step, "epoch": epoch, "metrics": self.selection.last(), "seed": self.config.seed}
+        return {"step": step, "epoch": epoch, "metrics": self.best_model.last(), "seed": self.config.seed}
 
     # -- saved and restored ------------------------------------------------------------------------------------------
 
@@ -66,9 +66,9 @@ class RunState:
         return {
             "version": 1,
             "position": position,
-            "interval": self.interval.state(),
-            "selection": self.selection.state(),
-            "skipped_in_row": self.skips.in_a_row,
+            "scalars": self.scalars.state(),
+            "best_model": self.best_model.state(),
+            "skipped_in_row": self.non_finite.in_a_row,
             "stepper": self.session.stepper.state(),
             "phases": self._phases_so_far(),
             "evaluation_owed_after": self.trained if self.evaluation_owed else None,
@@ -85,12 +85,12 @@ class RunState:
                 tell(Event("warning", f"phase {i} is {new} now, but what has been trained of it was {old}"))
         self.trained = progress.get("evaluation_owed_after")
         self.evaluation_owed = self.trained is not None
-        self.interval.restore(progress["interval"])
-        self.selection.restore(progress["selection"])
-        self.skips.in_a_row = progress["skipped_in_row"]
+        self.scalars.restore(progress["scalars"])
+        self.best_model.restore(progress["best_model"])
+        self.non_finite.in_a_row = progress["skipped_in_row"]
         self.session.stepper.restore(progress["stepper"])
-        if self.selection.last().get("step") == self.position.step:
-            self.ended = self.selection.early_stop()  # unless patience or target have been changed since
+        if self.best_model.last().get("step") == self.position.step:
+            self.ended = self.best_model.early_stop()  # unless patience or target have been changed since
 
     def _phases_so_far(self) -> list[str]:
         """The phases that have begun, as "NAME for 30 ep"."""

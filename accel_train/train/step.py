@@ -120,7 +120,7 @@ class Stepper:
         self.groups: dict[str, Group] = {}  # by objective name
         self.memory_halvings = 0
         self.check_contract = check_contract
-        self.news: list[Event] = []  # for whoever watches the run
+        self.events: list[Event] = []  # for whoever watches the run
         self._seen: set[str] = set()  # objectives that have made a step
         self._run_seed = seed
         self._seeds: dict[str, int] = {}
@@ -243,7 +243,7 @@ class Stepper:
                 norm = self._update(group)
                 self.updating = False
                 # DDP would do this in its first forward, at another moment on a rank that has no items
-                self.ranks.share(group.buffers)
+                self.ranks.broadcast_from_main(group.buffers)
                 return values, norm
             self._halve_micro_batch(group, cause if not complete else None)  # pyright: ignore[reportPossiblyUnbound]
 
@@ -276,8 +276,8 @@ class Stepper:
         if error:
             raise UserError(error)
         lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
-        told = {event.title for event in self.news}
-        self.news += [Event("warning", line) for line in lines if line not in told]
+        told = {event.title for event in self.events}
+        self.events += [Event("warning", line) for line in lines if line not in told]
 
     def _check_gradients(self, group: Group) -> None:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
@@ -462,10 +462,10 @@ class Stepper:
         """fp16 only: a loss scale that is still coming down explains non-finite gradients."""
         return any(g.scaler is not None and g.scaler.get_scale() > 1.0 for g in self.groups.values())
 
-    def take_news(self) -> list[Event]:
+    def take_events(self) -> list[Event]:
         """What was noticed since the last call and whoever watches the run should hear of."""
-        news, self.news = self.news, []
-        return news
+        events, self.events = self.events, []
+        return events
 
     def state(self) -> dict[str, Any]:
         """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""

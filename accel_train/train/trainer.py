@@ -5,10 +5,10 @@
         for objective in phase(position), repeated:
             totals -> shares backward -> clip -> if finite: optimiser step
         position += 1
-        if position.step >= next attention:               # one integer compare
+        if position.step >= next sync:                    # one integer compare
             one all-reduce (logged sums, votes) -> log, evaluate, checkpoint, stop
 
-``fit`` reads in that order. Between two moments of attention the host asks nothing of the device or of other ranks.
+``fit`` reads in that order. Between two synchronisation points the host asks nothing of the device or of other ranks.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from accel_train.train import resuming, validation
 from accel_train.train.agenda import Agenda
 from accel_train.train.clock import Clock
 from accel_train.train.control import Control
-from accel_train.train.probes import Looks
-from accel_train.train.reporter import Teller
+from accel_train.train.probes import Probes
+from accel_train.train.reporter import Reporter
 from accel_train.train.result import Result
+from accel_train.train.scalars import Votes
 from accel_train.train.session import Session, run_dir
 from accel_train.train.state import RunState
 from accel_train.train.step import AbandonedError
@@ -120,7 +121,7 @@ class Trainer:
         plan, stepper, state = self.plan, self.session.stepper, self.state
         position = state.position
         if state.evaluation_owed:
-            reason = self._attend()
+            reason = self._sync()
             if reason or state.done():
                 return reason or state.ended
         elif state.done():
@@ -138,17 +139,17 @@ class Trainer:
             epoch, number, share = found or (self.config.num_train_epochs or 0, 0, None)
             plan.begin_epoch(position, epoch)
             if plan.finished(position):  # data that only now knows where its last epoch ended
-                return self._attend() or state.ended
+                return self._sync() or state.ended
             state.clock.waited += time.perf_counter() - waiting_since
             updates = 0  # of this batch: after the first one, the weights are of no whole step
             try:
                 for objective in plan.phases[position.phase].objectives:
                     group = stepper.groups[objective.name]
-                    group.set_lr(group.schedule(position.step, state.selection.history))
+                    group.set_lr(group.schedule(position.step, state.best_model.history))
                     for repeat in range(objective.repeats):
                         values, norm = stepper.step(objective, share, position.step, repeat)
                         updates += 1
-                        state.interval.add(objective.name, position.step + 1, values, norm)
+                        state.scalars.add(objective.name, position.step + 1, values, norm)
             except AbandonedError:
                 return self._stop_short(None)
             except Exception as error:
@@ -156,11 +157,11 @@ class Trainer:
                     raise
                 return self._stop_short(error)
             state.clock.items += self.task.size(share) if share is not None else 0
-            self._places.append((epoch, number))
+            self._batches_done.append((epoch, number))
             self._share, state.trained = share, (epoch, position.phase)
             plan.advance(position)
-            if position.step >= self.agenda.attention_at:
-                reason = self._attend()
+            if position.step >= self.agenda.sync_at:
+                reason = self._sync()
                 if reason or state.done():
                     return reason or state.ended
 
@@ -184,7 +185,7 @@ class Trainer:
         mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(mine) if each]
         try:
-            reason = self._attend(short=True)
+            reason = self._sync(short=True)
         except Exception as problem:
             if failure is None:
                 raise
@@ -195,42 +196,24 @@ class Trainer:
             raise OtherRankError(*failures[0])
         return reason
 
-    def _attend(self, short: bool = False) -> str:
-        """Everything that is not a step. Every rank comes here after the same steps. Returns who stops it, or "".
-        ``short``: the run ends here, though nothing was due; only save."""
-        state, agenda = self.state, self.agenda
-        position, clock = state.position, state.clock
-        now = clock.pause(position.step)
-        lost = self.session.lost_folder()
-        asked_to_save, self.control.save_requested = self.control.save_requested, False
-        by_clock = agenda.save_every.due_by_clock(now)
-        main = self.ranks.is_main
-        news = [*self.session.news(), *self.session.stepper.take_news()]
-        votes, bad = state.interval.exchange([
-            float(bool(news)),
-            float(self.control.stop_reason is not None),
-            float(self.control.by_signal),
-            float(asked_to_save or (main and by_clock)),
-            clock.items,
-            clock.waited if main else 0.0,
-            clock.seconds_per_step() if main else 0.0,
-            float(bool(lost)),
-        ])  # fmt: skip
-        has_news, stop, signals, save, items, waited, step_seconds, lost_on_main = votes
-        if lost_on_main:
-            self.session.check_folder()
-        self._signalled = signals > 0
-        state.skips.judge(self._places, position.step, bad, self.session.stepper.scale_is_settling, self.tell)
-        self._places = []
-        if has_news:
-            self.teller.tell_once(news)
-        clock.read(items, waited)
+    def _sync(self, short: bool = False) -> str:
+        """A synchronisation point: everything that is not a step. Every rank comes here after the same steps. Returns
+        who stops the run, or "".
+
+        The order is law: agree, log, evaluate, save; then what only reports, and may fail.
+
+        Args:
+            short: the run ends here, though nothing was due; only save.
+        """
+        state, agenda, position = self.state, self.agenda, self.state.position
+        votes = self._agree()
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 
         if agenda.log_every.due(position) or finished or phase_changed:
-            self.teller.log()
-        reason = self._who_stops() if stop else ""
+            self.reporter.log()
+
+        reason = self._who_stops() if votes.stop else ""
         owed, improved, sums = state.evaluation_owed, False, None
         due = finished or owed or agenda.eval_every.due(position)
         if self.session.eval_loader is not None and due and not short:
@@ -239,17 +222,51 @@ class Trainer:
             except waiting.StoppedError:  # on all ranks
                 reason = reason or self._who_stops()
         if phase_changed and not finished and not short:
-            self.teller.phase()
-        self.teller.tick()
-        due = save or short or owed or state.done() or reason or improved or agenda.save_every.due(position)
+            self.reporter.phase()
+        self.reporter.tick()
+
+        due = votes.save or short or owed or state.done() or reason or improved or agenda.save_every.due(position)
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
             self._save(improved, evaluated=sums is not None)
+
         if sums is not None and state.done():
-            self.teller.figures(sums)
-        self.looks.look(position.step, self._share, self.teller.observers)
-        agenda.plan_attention(position, step_seconds)
-        clock.resume()
+            self.reporter.figures(sums)
+        self.probes.run(position.step, self._share, self.reporter.observers)
+        agenda.plan_sync(position, votes.step_seconds)
+        state.clock.resume()
         return "" if state.done() else reason
+
+    def _agree(self) -> Votes:
+        """One all-reduce makes votes, logged scalars and non-finite steps the same on all ranks; what follows from that
+        at once is done."""
+        state, session, control, main = self.state, self.session, self.control, self.ranks.is_main
+        clock, step = state.clock, state.position.step
+        now = clock.pause(step)
+        lost = session.lost_folder()
+        events = [*session.events(), *session.stepper.take_events()]
+        asked_to_save, control.save_requested = control.save_requested, False
+        by_clock = self.agenda.save_every.due_by_clock(now)
+        votes, bad = state.scalars.exchange(
+            Votes(
+                events=bool(events),
+                stop=control.stop_reason is not None,
+                by_signal=control.by_signal,
+                save=asked_to_save or (main and by_clock),
+                items=clock.items,
+                waited=clock.waited if main else 0.0,
+                step_seconds=clock.seconds_per_step() if main else 0.0,
+                lost_folder=bool(lost),
+            )
+        )
+        if votes.lost_folder:
+            session.check_folder()
+        self._signalled = votes.by_signal > 0
+        state.non_finite.check(self._batches_done, step, bad, session.stepper.scale_is_settling, self.tell)
+        self._batches_done = []
+        if votes.events:
+            self.reporter.emit_once(events)
+        clock.read(votes.items, votes.waited)
+        return votes
 
     def _who_stops(self) -> str:
         """All ranks ask this together."""
@@ -257,7 +274,7 @@ class Trainer:
         self._signalled = self._signalled or any(by_signal for _, by_signal in asked)
         return str(asked[0][0]) if asked else "a request"
 
-    # -- what attention does -----------------------------------------------------------------------------------------
+    # -- what is done there ------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> tuple[bool, dict[str, torch.Tensor]]:
         """Evaluate, remember, and say whether this is the best model so far; and the sums that figures are made of."""
@@ -265,7 +282,7 @@ class Trainer:
         state.evaluation_owed = True
         try:
             metrics, sums = validation.measure(session)
-            state.selection.metric(metrics)
+            state.best_model.metric(metrics)
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame
             saved = "saved" if session.last_saved == state.position.step else "not saved"
@@ -277,12 +294,12 @@ class Trainer:
         session.check_folder()  # that may have taken long
         record = state.where("eval") | metrics
         phase = state.phase_trained()
-        improved = state.selection.note(state.position.step, metrics, phase)
-        if state.selection.improved_in_phase and len(self.plan.phases) > 1:
+        improved = state.best_model.record(state.position.step, metrics, phase)
+        if state.best_model.improved_in_phase and len(self.plan.phases) > 1:
             folder = f"{phase}-{self.plan.phases[phase].name}"
             session.export(session.output_dir / "phases" / folder, state.about(), self.tell)
-        state.ended = state.selection.early_stop()
-        self.teller.observers.tell("on_evaluate", record)
+        state.ended = state.best_model.early_stop()
+        self.reporter.observers.tell("on_evaluate", record)
         return improved, sums
 
     def _save(self, is_best: bool, evaluated: bool = False) -> None:
@@ -292,7 +309,7 @@ class Trainer:
             session.mark_best(step, self.state.about(), self.tell)
         if session.last_saved == step:
             self.agenda.saved(started)
-            self.teller.observers.tell("on_save", step, session.checkpoints.path(step))
+            self.reporter.observers.tell("on_save", step, session.checkpoints.path(step))
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -303,16 +320,16 @@ class Trainer:
         self.models, self.ranks = self.session.models, self.session.ranks
         self.plan = self.session.plan
         self.state = RunState(self.session)
-        self.teller = Teller(self.session, self.state)
-        self.looks = Looks(self.session)
-        self.agenda = Agenda(config, self.plan, self.looks)
+        self.reporter = Reporter(self.session, self.state)
+        self.probes = Probes(self.session)
+        self.agenda = Agenda(config, self.plan, self.probes)
         self._began_at = -1
         self._signalled = False
-        self._places: list[tuple[int, int]] = []  # (epoch, batch) of the steps since the last attention
+        self._batches_done: list[tuple[int, int]] = []  # (epoch, batch) of the steps since the last sync
         self._share: Any = None  # of the last step
         self.control = Control(
             self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
-            self._attend_now, self.teller.print_status, self._time_is_up,
+            self._sync_now, self.reporter.print_status, self._time_is_up,
         )  # fmt: skip
         self._running = True
         if self._asked_to_stop is not None:
@@ -331,22 +348,22 @@ class Trainer:
         elif self.config.init_from:
             run_folder.load_weights(self.models, Path(self.config.init_from))
         session, state = self.session, self.state
-        self.teller.start(self._extra_observers, resumed=restored is not None)
-        best = state.selection.best
+        self.reporter.start(self._extra_observers, resumed=restored is not None)
+        best = state.best_model.best
         if restored and best:
             if best["step"] == state.position.step and not session.is_marked_best(state.position.step):
                 session.mark_best(state.position.step, state.about(), self.tell)  # killed just before it was
             session.mend_best_link(int(best["step"]), self.tell)
         if not state.done():
-            validation.try_out(session, state.selection, self.tell)
+            validation.try_out(session, state.best_model, self.tell)
         if not state.done():
-            self.teller.phase()
+            self.reporter.phase()
         state.clock = Clock(state.position.step)
         self.agenda.begin_saving_by_clock()
         self._began_at = state.position.step
-        self.agenda.plan_attention(state.position, 0.0)
+        self.agenda.plan_sync(state.position, 0.0)
         if self.control.stop_reason is not None:
-            self._attend_now()
+            self._sync_now()
 
     def _finish(self, reason: str) -> Result:
         done, step = self.state.done(), self.state.position.step
@@ -357,14 +374,14 @@ class Trainer:
         if not saved:
             unsaved = f"step {step} is NOT SAVED, {what_is_kept(self.session.last_saved)}"
             reason = "; ".join(filter(None, [reason, unsaved]))
-        if done and self.state.selection.history and self.state.selection.best is None:
+        if done and self.state.best_model.history and self.state.best_model.best is None:
             name = self.config.metric_for_best_model
             self.tell(Event("warning", f"no evaluation gave a finite {name}, so there is no best model"))
-        self.teller.end(outcome, reason)
+        self.reporter.end(outcome, reason)
         self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
-        metrics = {k: v for k, v in self.state.selection.last().items() if k != "step"}
+        metrics = {k: v for k, v in self.state.best_model.last().items() if k != "step"}
         return Result(
-            outcome, reason, step, self.session.output_dir, metrics, self.state.selection.best,
+            outcome, reason, step, self.session.output_dir, metrics, self.state.best_model.best,
             self._signalled and not done, saved,
         )  # fmt: skip
 
@@ -376,10 +393,10 @@ class Trainer:
             text += f"; {kept}"
         outcome = "stopped" if stopped else "crashed"
         outcome = "lost" if self.session.lost_folder() else outcome
-        self.teller.end(outcome, scrub(text))
+        self.reporter.end(outcome, scrub(text))
 
     def tell(self, event: Event) -> None:
-        self.teller.tell(event)
+        self.reporter.tell(event)
 
     def _time_is_up(self) -> bool:
         """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
@@ -388,7 +405,7 @@ class Trainer:
     def _is_stopping(self) -> bool:
         return self.control.stop_reason is not None
 
-    def _attend_now(self) -> None:
+    def _sync_now(self) -> None:
         """A signal or a typed word came: with one process there is nobody to agree with."""
         if self.ranks.world_size == 1:
             self.agenda.at_once()

@@ -9,7 +9,7 @@ from torch import Tensor
 from accel_train.errors import EvaluationError, NonFiniteError
 from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
-from accel_train.train.best import Selection
+from accel_train.train.best import BestModel
 from accel_train.train.evaluation import evaluate
 from accel_train.train.session import Session, Tell
 
@@ -26,7 +26,7 @@ def measure(session: Session, batches: int | None = None) -> tuple[dict[str, flo
         )  # fmt: skip
 
 
-def try_out(session: Session, selection: Selection, tell: Tell) -> None:
+def try_out(session: Session, selection: BestModel, tell: Tell) -> None:
     """One batch of validation data before the first step shows whether the deciding metric is there at all. Where a
     part of the data does not give it, all of it is evaluated. Only what a person can mend is an error at this point: an
     untrained model may well be beyond evaluating.

@@ -92,7 +92,7 @@ class Ranks:
             dist.all_reduce(tensor, group=self._hosts)
         return tensor
 
-    def share(self, tensors: list[torch.Tensor]) -> None:
+    def broadcast_from_main(self, tensors: list[torch.Tensor]) -> None:
         """Make these device tensors those of rank 0, everywhere."""
         if self.world_size > 1:
             for tensor in tensors:

@@ -15,7 +15,7 @@ from federation import Federation
 
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import staging, storage
-from accel_train.data.remote.copies import MARK, Copies
+from accel_train.data.remote.copies import MARK, StagingFolder
 from accel_train.data.remote.requests import Access, MissingError
 from accel_train.data.remote.staging import Staging
 from accel_train.errors import DataError, UserError
@@ -243,7 +243,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, path):
 
 
 def test_names_keep_their_host_and_hide_a_query(tmp_path):
-    copies = Copies(tmp_path / "c", None, None, 1.0, threading.Event(), lambda what, n: None)
+    copies = StagingFolder(tmp_path / "c", None, None, 1.0, threading.Event(), lambda what, n: None)
     paths = [
         copies.path(url)
         for url in ("pelican://a/x/y.q", "pelican://b/x/y.q", "https://a/x/y.q", "https://u:secret@a/x/y.q?sig=secret")

@@ -322,18 +322,18 @@ def test_stop_file(tmp_path, whole, ranks, capsys):
         members = team.start(job(tmp_path, slow=0.005)) if ranks > 1 else [Child(job(tmp_path, slow=0.005))]
         wait_for(lambda: logged(tmp_path))
         assert cli.main(["stop", str(tmp_path)]) == 0
-        looks = 0
+        probes = 0
         while not members[0].ready(0.005):
             assert status(tmp_path)["state"] in ("running", "stopped")  # whole JSON at every moment
             assert cli.main(["status", str(tmp_path)]) == 0
-            looks += 1
+            probes += 1
         results = [member.result() for member in members]
     finally:
         team.close()
     for result in results:
         assert (result["outcome"], result["by_signal"]) == ("stopped", False)
         assert result["step"] == results[0]["step"]
-    assert looks and "accel-train stop" in results[0]["reason"]
+    assert probes and "accel-train stop" in results[0]["reason"]
     assert not (tmp_path / "control" / "stop").exists()
     goes_on(tmp_path, whole, ranks, results[0]["step"])
 

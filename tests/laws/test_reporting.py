@@ -177,7 +177,7 @@ def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(tmp_path, error, k
     task.broken = task.failing = False
     result = fit(tmp_path, task(), eval_steps=None)
     assert (result.outcome, result.step) == ("completed", 24) and result.metrics["loss"] > 0
-    assert read_progress(CheckpointFolder(tmp_path / "checkpoints").path(24))["selection"]["evaluations"]
+    assert read_progress(CheckpointFolder(tmp_path / "checkpoints").path(24))["best_model"]["evaluations"]
 
 
 def test_a_failed_evaluation_on_one_of_two_ranks(tmp_path):

@@ -47,7 +47,7 @@ MARK = ".accel_train-staging"
 """Says that what is in this folder may be deleted."""
 
 
-class Copies:
+class StagingFolder:
     """``folder/pelican/HOST/a/b.parquet`` is a copy of ``pelican://HOST/a/b.parquet``.
 
     A copy is known by a descriptor with a shared lock; as long as that is open, nobody deletes the file.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from accel_train.data.remote.copies import POLL_S, Copies
+from accel_train.data.remote.copies import POLL_S, StagingFolder
 from accel_train.data.remote.requests import Access, is_remote, shown
 from accel_train.data.remote.storage import local_path
 from accel_train.errors import AccessError
@@ -69,7 +69,7 @@ class Staging:
         self.delete_after_use = delete_after_use
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._copies = Copies(self.folder, max_bytes, access, timeout_s, self._stop, self._count)
+        self._copies = StagingFolder(self.folder, max_bytes, access, timeout_s, self._stop, self._count)
         self._threads: list[threading.Thread] = []
         self._queue: list[str] = []
         self._chosen: set[str] = set()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from accel_train.config.convert import in_range
+from accel_train.config.convert import check_range
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Loss, Objective, Task
@@ -70,7 +70,7 @@ class CollatzTask(Task):
             ("nhead", nhead),
             ("eval_rows", eval_rows),
         ):
-            in_range(f"task.init_args.{name}", value, 1)
+            check_range(f"task.init_args.{name}", value, 1)
         if d_model % nhead or d_model % 2:
             raise UserError(f"task.init_args.d_model: {d_model} must be even and a multiple of nhead ({nhead})")
         if not 2 <= prefix < max_len:

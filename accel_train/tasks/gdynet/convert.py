@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from accel_train.command import Parser
-from accel_train.config.convert import build, dumps, in_range, load_mapping, loads
+from accel_train.config.convert import build, check_range, dumps, load_mapping, loads
 from accel_train.config.schema import build_task, flatten, settings_for
 from accel_train.errors import UserError, suggest
 from accel_train.system.writing import writing
@@ -232,7 +232,7 @@ def _run(given: Mapping[str, Any]) -> Iterator[Change]:
                 why = "accel-train export RUN --out DIR writes the model as a program; theirs skipped it"
                 yield Change(key, None, why=why if value else "off; accel-train export RUN --out DIR is there any time")
             case "checkpointing.frequency":
-                in_range(key, value, 1)
+                check_range(key, value, 1)
                 why = "every so many epochs; the best model is kept whenever it is found"
                 yield Change(key, "save_steps", f"{value}ep", why)
             case "checkpointing.save_best_only":

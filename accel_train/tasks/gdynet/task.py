@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from accel_train.config.convert import in_range
+from accel_train.config.convert import check_range
 from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, Loss, Objective, Task
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
@@ -87,11 +87,11 @@ class GDyNetTask(Task):
             "num_gaussians": (num_gaussians, 2), "epochs": (epochs, 1), "repeat": (repeat, 1),
         }  # fmt: skip
         for name, (value, bound) in least.items():
-            in_range(f"task.init_args.{name}", value, bound)
-        in_range("task.init_args.cutoff", cutoff, 1e-9)
-        in_range("task.init_args.dt_ns", dt_ns, 1e-30)
-        in_range("task.init_args.val_share", val_share, 0, 0.9)
-        in_range("task.init_args.epsilon", epsilon, 1e-14, 1)
+            check_range(f"task.init_args.{name}", value, bound)
+        check_range("task.init_args.cutoff", cutoff, 1e-9)
+        check_range("task.init_args.dt_ns", dt_ns, 1e-30)
+        check_range("task.init_args.val_share", val_share, 0, 0.9)
+        check_range("task.init_args.epsilon", epsilon, 1e-14, 1)
         known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
         for name in loss_schedule:
             if name not in known:

@@ -80,6 +80,6 @@ class Bundles:
             points = real.detach().requires_grad_()
         else:
             alpha = keyed.tensor_uniform(keyed.tensor_keys(keyed.key("alpha", *self.update), self.key))[:, 0]
-            points = between(real, fake, self.event, alpha.to(self.dtype), paired=not self.task.seed_preset)
+            points = between(real, fake, self.event, alpha.to(self.dtype), paired=not self.task.legacy)
         slope = slopes(self.critic, points, self.conditions, self.counts, self.event)
         return gap, penalty(slope.to(self.dtype), self.event, self.counts, kind)

@@ -69,7 +69,7 @@ class MuonLayout:
         self._lock = threading.Lock()
         for name, layout, wanted in (("primary", primary, PRIMARY), ("muons", muons, MUON)):
             if layout != "auto":
-                _places(name, layout, wanted)
+                _batches_done(name, layout, wanted)
 
     def decode(self, batch: pa.RecordBatch) -> Ragged:
         """``primary`` float32 [B, 4]: E / GeV, zenith, mass, depth / m; ``muons`` float32 [M, 3]: E / GeV, x and y / m.
@@ -132,7 +132,7 @@ def _width(layout: str) -> int | None:
     return None if layout == "auto" else len(layout.split(","))
 
 
-def _places(name: str, layout: str, wanted: tuple[str, ...]) -> list[int]:
+def _batches_done(name: str, layout: str, wanted: tuple[str, ...]) -> list[int]:
     """Where in a layout the wanted numbers stand."""
     names = [part.strip() for part in layout.split(",")]
     for one in wanted:
@@ -153,7 +153,7 @@ def _pick(name: str, values: np.ndarray, layout: str, known: Mapping[int, str], 
                 f" would); set its layout, such as major,minor,{','.join(wanted)}"
             )
         layout = known[width]
-    places = _places(name, layout, wanted)
+    places = _batches_done(name, layout, wanted)
     return values if places == list(range(width)) else values.take(places, axis=1)
 
 

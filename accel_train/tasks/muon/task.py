@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from accel_train.config.convert import in_range
+from accel_train.config.convert import check_range
 from accel_train.data.lanes import LanesSource, Shuffle
 from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.source import IndexedSource
@@ -109,10 +109,10 @@ class MuonTask(Task):
             "chunk_muons": chunk_muons,
         }  # fmt: skip
         for name, value in numbers.items():
-            in_range(f"task.init_args.{name}", value, 1)
+            check_range(f"task.init_args.{name}", value, 1)
         if not 0.0 <= held_out < 1.0:
             raise UserError(f"task.init_args.held_out: {held_out} is out of range, must be from 0 to below 1")
-        in_range("task.init_args.lambda_gp", lambda_gp, 0)
+        check_range("task.init_args.lambda_gp", lambda_gp, 0)
         self.files = [files] if isinstance(files, str) else list(files)
         self.validation_files = [validation_files] if isinstance(validation_files, str) else list(validation_files)
         self.held_out, self.eval_events = held_out, eval_events
@@ -122,8 +122,8 @@ class MuonTask(Task):
         self.on_bad_file: Literal["raise", "skip"] = on_bad_file
         self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
         self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
-        self.seed_preset = preset == "seed"
-        self.gradient_penalty = gradient_penalty or ("muon" if self.seed_preset else "event")
+        self.legacy = preset == "seed"
+        self.gradient_penalty = gradient_penalty or ("muon" if self.legacy else "event")
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
         self.cache_dir, self.remote = cache_dir, remote
@@ -180,11 +180,11 @@ class MuonTask(Task):
         from accel_train.tasks.muon.model import Critic, Generator, Multiplicity, SeedCritic
         from accel_train.tasks.muon.normalise import Fitted, Fixed
 
-        made = Fixed if self.seed_preset else Fitted
+        made = Fixed if self.legacy else Fitted
         widths = (made.conditions, made.features)
         models: dict[str, nn.Module] = {
             "multiplicity": Multiplicity(Fitted.conditions),
-            "critic": SeedCritic(*widths) if self.seed_preset else Critic(*widths, chunk_muons=self.chunk_muons),
+            "critic": SeedCritic(*widths) if self.legacy else Critic(*widths, chunk_muons=self.chunk_muons),
             "generator": Generator(*widths, self.latent_dim_global, self.latent_dim_local, self.hidden_dim),
         }
         sample = None if self._train is None else self._train.first(FIT_EVENTS)
@@ -231,8 +231,8 @@ class MuonTask(Task):
             empty = (len(batch["counts"]) - len(batch["some"])) / events
             return Loss(nll, {"muons_per_event": len(batch["muons"]) / events, "empty": empty})
         # What users know scores empty events too.
-        bundles = Bundles(self, models, batch, objective, keep_empty=self.seed_preset)
-        scored = events if self.seed_preset else some
+        bundles = Bundles(self, models, batch, objective, keep_empty=self.legacy)
+        scored = events if self.legacy else some
         if objective.name == "generator":
             return Loss(-bundles.score(bundles.fake()).sum() / scored, {})
         gap, penalty = bundles.gap_and_penalty()

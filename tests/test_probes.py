@@ -15,7 +15,7 @@ from support import Toy, config, run
 
 from accel_train import Trainer
 from accel_train.tracking.observer import Observer
-from accel_train.train.probes import Looks, describe
+from accel_train.train.probes import Probes, describe
 
 
 def test_the_words_for_a_batch():
@@ -128,9 +128,9 @@ def test_a_look_comes_once_a_step_and_needs_no_share():
         task=Task(), ranks=Ranks(), stepper=SimpleNamespace(whole_weights=nullcontext),
         config=SimpleNamespace(monitor_steps=2, histogram_steps=3, report_first_batch=True),
     )  # fmt: skip
-    look = Looks(session)  # type: ignore[arg-type]
+    look = Probes(session)  # type: ignore[arg-type]
     for step in (1, 3, 3, 6, 6):
-        look.look(step, None, Told())  # type: ignore[arg-type]
+        look.run(step, None, Told())  # type: ignore[arg-type]
     assert calls == [("on_histograms", 3, {}), ("on_histograms", 6, {})]
     assert look.next_steps(6) == [8, 9] and look.next_steps(0) == [2, 3]
     look.config.monitor_steps = look.config.histogram_steps = 0
