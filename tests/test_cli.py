@@ -442,6 +442,13 @@ assert not heavy, heavy
 """
 
 
+def test_the_options_of_train_change_only_when_that_is_meant(capsys, monkeypatch):
+    """COLUMNS=100 accel-train train --help > tests/train_help.txt, and a line in CHANGELOG.md."""
+    monkeypatch.setenv("COLUMNS", "100")
+    main(["train", "--help"])
+    assert capsys.readouterr().out == (Path(__file__).parent / "train_help.txt").read_text()
+
+
 def test_no_help_imports_torch():
     done = subprocess.run([sys.executable, "-W", "error", "-c", PROBE, SMALL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,8 @@ from accel_train.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
+VERSION = 2
+"""Of what is in PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
 _PREFIX, _TEMPORARY = "step-", ".writing-"
 
 
@@ -280,7 +282,18 @@ def verify(folder: Path) -> str | None:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    return json.loads((path / PROGRESS).read_text())
+    """What a checkpoint holds besides tensors.
+
+    Raises:
+        UserError: another version of this package wrote it.
+    """
+    progress = json.loads((path / PROGRESS).read_text())
+    if progress.get("version") != VERSION:
+        raise UserError(
+            f"{path}: another version of accel_train wrote this checkpoint (format {progress.get('version')}, this one "
+            f"reads {VERSION}); go on with that one, or start over with --resume_from_checkpoint=never"
+        )
+    return progress
 
 
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:

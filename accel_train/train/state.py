@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from accel_train.plan import Position
+from accel_train.run.checkpoint import VERSION
 from accel_train.task import Event
 from accel_train.tracking.observer import Record
 from accel_train.train.best import BestModel
@@ -64,7 +65,7 @@ class RunState:
         """What a checkpoint holds besides tensors, as JSON."""
         position = {name: getattr(self.position, name) for name in Position.__slots__}
         return {
-            "version": 1,
+            "version": VERSION,
             "position": position,
             "scalars": self.scalars.state(),
             "best_model": self.best_model.state(),

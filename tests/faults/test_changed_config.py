@@ -133,3 +133,14 @@ def test_changed_options_of_the_optimizer_count_from_now_on(tmp_path):
 def test_an_option_that_needs_more_state_is_refused(stopped):
     (result,) = run({"config": config(stopped, optimizer={"init_args": {"amsgrad": True}})})
     assert result["error"][0] == "UserError" and "amsgrad of AdamW cannot change on resume" in result["error"][1]
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_a_line(stopped, monkeypatch):
+    before = steps_saved(stopped)
+    with monkeypatch.context() as another:
+        another.setattr("accel_train.run.checkpoint.VERSION", 99)
+        (result,) = run({"config": config(stopped)})
+    kind, text = result["error"]
+    assert kind == "UserError" and "another version of accel_train wrote this checkpoint (format 2, this one" in text
+    assert steps_saved(stopped) == before
+    assert run({"config": config(stopped)})[0]["outcome"] == "completed", "refusing has broken the run"
