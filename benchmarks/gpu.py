@@ -39,7 +39,7 @@ PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces
     "collatz": ("collatz", {}),
     "muon_small": ("muon_small", MUON),
     "muon": ("muon", MUON | {"task.init_args.outliers_dir": "{data}/large"}),
-    "muon_seed": ("muon_small", MUON | {"task.init_args.preset": "seed"}),
+    "muon_legacy": ("muon_small", MUON | {"task.init_args.preset": "legacy"}),
     "gdynet_small": ("gdynet_small", GDYNET),
     "gdynet": ("gdynet", GDYNET),
 }

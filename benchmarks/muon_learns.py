@@ -68,14 +68,14 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         if not (folder / "data").exists():
             synth.synth(folder / "data", seed=0, size=options.showers)
-        found = {preset: learn(folder, folder / "data", preset, options.steps) for preset in ("default", "seed")}
-    print(f"\n{'':16}{'default':>12}{'seed':>12}{'truth':>12}{'shuffled':>12}")
+        found = {preset: learn(folder, folder / "data", preset, options.steps) for preset in ("default", "legacy")}
+    print(f"\n{'':16}{'default':>12}{'legacy':>12}{'truth':>12}{'shuffled':>12}")
     for name in ("fpd", "kpd", "auc", "w1_energy", "w1_radius", "w1_sum_energy", "w1_mean_radius", "corr", "azimuth"):
-        values = [found["default"][name], found["seed"][name], found["default"][f"{name}/floor"],
+        values = [found["default"][name], found["legacy"][name], found["default"][f"{name}/floor"],
                   found["default"][f"{name}/shuffled"]]  # fmt: skip
         print(f"{name:16}" + "".join(f"{value:>12.3g}" for value in values))
-    print(f"{'critic loss':16}{found['default']['critic_loss']:>12.3g}{found['seed']['critic_loss']:>12.3g}")
-    print(f"{'generator loss':16}{found['default']['generator_loss']:>12.3g}{found['seed']['generator_loss']:>12.3g}")
+    print(f"{'critic loss':16}{found['default']['critic_loss']:>12.3g}{found['legacy']['critic_loss']:>12.3g}")
+    print(f"{'generator loss':16}{found['default']['generator_loss']:>12.3g}{found['legacy']['generator_loss']:>12.3g}")
     for decade, (ratio, zero) in found["default"]["counts"].items():
         print(f"{decade}: mean N {ratio:.3f} of the truth, P(0) {zero:+.4f}")
     print(json.dumps({"steps": options.steps, "showers": options.showers}))

@@ -247,13 +247,13 @@ def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
 
 
 def test_the_networks_that_users_know_have_their_sizes():
-    models = MuonTask("x.parquet", preset="seed").build_model()
+    models = MuonTask("x.parquet", preset="legacy").build_model()
     assert sum(p.numel() for p in models["generator"].parameters()) == 82_051
     assert sum(p.numel() for p in models["critic"].parameters()) == 25_985
 
 
 def test_the_known_critic_scores_events_without_muons_by_the_hundred_million():
-    models = MuonTask("x.parquet", preset="seed").build_model()
+    models = MuonTask("x.parquet", preset="legacy").build_model()
     event = torch.zeros(0, dtype=torch.int64)
     score = models["critic"](torch.zeros(0, 3), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), event)
     assert abs(float(score.detach())) > 1e6

@@ -103,7 +103,7 @@ class Critic(nn.Module):
         return self.muon[1:](joint(self.muon[0], conditions, event, muons, event_first=False))
 
 
-class SeedCritic(nn.Module):
+class LegacyCritic(nn.Module):
     """The critic that users know: element-wise maximum over muons, no multiplicity, and a sentinel of -1e9 for events
     without muons, whose scores are then some hundred million."""
 

@@ -51,8 +51,9 @@ class MuonTask(Task):
         outliers_dir: where those are kept, in files that can be trained on.
         chunk_muons: the critic takes the muons of large batches in parts of so many, computed again in the backward
             pass.
-        preset: ``default``, or ``seed``: the networks and constants that users know, with their flaws.
-        gradient_penalty: event, one_sided, r1, muon or none; null takes that of the preset (event; seed: muon).
+        preset: ``default``, or ``legacy``: the networks and constants of the guide that this task replaces, with its
+            flaws.
+        gradient_penalty: event, one_sided, r1, muon or none; null takes that of the preset (event; legacy: muon).
         lambda_gp: its weight.
         critic_steps: critic updates per generator update.
         latent_dim_global, latent_dim_local: noise per event, and per muon.
@@ -91,7 +92,7 @@ class MuonTask(Task):
         max_muons_per_event: int | None = None,
         outliers_dir: str | None = None,
         chunk_muons: int | None = None,
-        preset: Literal["default", "seed"] = "default",
+        preset: Literal["default", "legacy"] = "default",
         gradient_penalty: Literal["event", "one_sided", "r1", "muon", "none"] | None = None,
         lambda_gp: float = 10.0,
         critic_steps: int = 5,
@@ -122,7 +123,7 @@ class MuonTask(Task):
         self.on_bad_file: Literal["raise", "skip"] = on_bad_file
         self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
         self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
-        self.legacy = preset == "seed"
+        self.legacy = preset == "legacy"
         self.gradient_penalty = gradient_penalty or ("muon" if self.legacy else "event")
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
@@ -177,14 +178,14 @@ class MuonTask(Task):
     def build_model(self) -> dict[str, nn.Module]:
         import torch
 
-        from accel_train.tasks.muon.model import Critic, Generator, Multiplicity, SeedCritic
+        from accel_train.tasks.muon.model import Critic, Generator, LegacyCritic, Multiplicity
         from accel_train.tasks.muon.normalise import Fitted, Fixed
 
         made = Fixed if self.legacy else Fitted
         widths = (made.conditions, made.features)
         models: dict[str, nn.Module] = {
             "multiplicity": Multiplicity(Fitted.conditions),
-            "critic": SeedCritic(*widths) if self.legacy else Critic(*widths, chunk_muons=self.chunk_muons),
+            "critic": LegacyCritic(*widths) if self.legacy else Critic(*widths, chunk_muons=self.chunk_muons),
             "generator": Generator(*widths, self.latent_dim_global, self.latent_dim_local, self.hidden_dim),
         }
         sample = None if self._train is None else self._train.first(FIT_EVENTS)
@@ -230,7 +231,7 @@ class MuonTask(Task):
             nll = model.negative_log_likelihood(conditions, batch["counts"]).sum() / events
             empty = (len(batch["counts"]) - len(batch["some"])) / events
             return Loss(nll, {"muons_per_event": len(batch["muons"]) / events, "empty": empty})
-        # What users know scores empty events too.
+        # The guide's critic scores empty events too.
         bundles = Bundles(self, models, batch, objective, keep_empty=self.legacy)
         scored = events if self.legacy else some
         if objective.name == "generator":
