@@ -156,8 +156,9 @@ def _help() -> str:
 
 
 def _train(rest: list[str]) -> int:
-    from accel_train.config import schema as config
-    from accel_train.config.convert import dumps
+    from accel_train.config.plain import to_dict
+    from accel_train.config.read import parse
+    from accel_train.config.yaml_text import dumps
     from accel_train.train.control import die_with_launcher
 
     die_with_launcher()  # at once: nobody would stop a run whose launcher was killed while torch is imported
@@ -166,9 +167,9 @@ def _train(rest: list[str]) -> int:
 
         print(help_text([argument for argument in rest if argument not in ("-h", "--help", "--print_config")]))
         return 0
-    task, settings = config.parse([argument for argument in rest if argument != "--print_config"])
+    task, settings = parse([argument for argument in rest if argument != "--print_config"])
     if "--print_config" in rest:
-        print(dumps(config.to_dict(task, settings)), end="")
+        print(dumps(to_dict(task, settings)), end="")
         return 0
 
     from accel_train.config.trust import is_own

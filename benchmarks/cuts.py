@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from accel_train import Trainer
-from accel_train.config.schema import build_task
+from accel_train.config.read import build_task
 
 LEARNING_RATE = 1e-3
 

@@ -29,7 +29,7 @@ def work(rank: int, ranks: int, folder: str, steps: int, rounds: int, results: A
     import torch
 
     torch.set_num_threads(1)
-    from accel_train.config.schema import settings_for
+    from accel_train.config.read import settings_for
     from accel_train.plan import Position
     from accel_train.tasks.gdynet.task import GDyNetTask
     from accel_train.train.session import Session

@@ -63,7 +63,7 @@ def make_data(preset: str, folder: str, tiny: bool) -> None:
 
 def settings_of(preset: str, data: str, output_dir: str, **more: Any) -> tuple[Any, Any]:
     """Task and config of a run without evaluations, in which nothing but the loop is timed."""
-    from accel_train.config import schema as config
+    from accel_train.config.read import parse
 
     example, replaced = PRESETS[preset]
     options = {name: value.format(data=data) for name, value in replaced.items()}
@@ -73,7 +73,7 @@ def settings_of(preset: str, data: str, output_dir: str, **more: Any) -> tuple[A
     }  # fmt: skip
     options |= more
     command = [f"--{name}={value}" for name, value in options.items()]
-    return config.parse(["--config", str(ROOT / "examples" / f"{example}.yaml"), *command])
+    return parse(["--config", str(ROOT / "examples" / f"{example}.yaml"), *command])
 
 
 class Waits:

@@ -24,7 +24,7 @@ NEW_SHOWERS = 10_000
 def learn(folder: Path, data: Path, preset: str, steps: int) -> dict[str, Any]:
     """Train one preset; its last metrics, with ``counts``: decade -> [model / true mean N, model - true P(0)]."""
     from accel_train import Trainer
-    from accel_train.config.schema import parse
+    from accel_train.config.read import parse
 
     config = Path(__file__).parent.parent / "examples" / "muon_small.yaml"
     task, settings = parse([

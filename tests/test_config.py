@@ -15,19 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train import Task, Trainer
-from accel_train.config.convert import Typed, build, dumps, loads
+from accel_train.config.convert import Typed, build
 from accel_train.config.help import help_text
-from accel_train.config.schema import (
-    OptimizerConfig,
-    PhaseConfig,
-    TrainConfig,
-    WebhookConfig,
-    differences,
-    load,
-    parse,
-    read,
-    to_dict,
-)
+from accel_train.config.plain import differences, to_dict
+from accel_train.config.read import load, parse, read
+from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig, WebhookConfig
+from accel_train.config.yaml_text import dumps, loads
 from accel_train.errors import UserError
 from accel_train.tasks.collatz.task import CollatzTask
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from accel_train import Trainer
-from accel_train.config.schema import parse
+from accel_train.config.read import parse
 from accel_train.tracking.jsonl import histories
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,9 @@ from support import Toy, config, weights_files
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
-from accel_train.config.convert import loads
-from accel_train.config.schema import TrainConfig, to_dict
+from accel_train.config.plain import to_dict
+from accel_train.config.schema import TrainConfig
+from accel_train.config.yaml_text import loads
 from accel_train.errors import NonFiniteError, UserError
 from accel_train.run.folder import (
     environment,

@@ -13,7 +13,8 @@ from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
 from accel_train.cli import main
 from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
-from accel_train.config.schema import TrainConfig, to_dict
+from accel_train.config.plain import to_dict
+from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.system.secrets import HIDDEN, scrub, scrub_tree, was_scrubbed
 from accel_train.task import Event

@@ -139,7 +139,7 @@ def test_a_class_among_the_arguments_of_a_task_is_looked_at_too(here, monkeypatc
     monkeypatch.setitem(sys.modules, "config_classes", test_config)
     Path("own_deep.py").write_text(f"{OWN}\nfrom config_classes import Encoder\nclass Deep(Encoder): pass\n")
     node = {"class_path": "config_classes.EncoderTask", "init_args": {"encoder": {"class_path": "own_deep.Deep"}}}
-    from accel_train.config.schema import build_task
+    from accel_train.config.read import build_task
 
     monkeypatch.syspath_prepend(str(here))
     with pytest.raises(UserError, match="own_deep.*--trust"), imports_for("run", trust=False):

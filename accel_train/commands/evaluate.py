@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from accel_train.config.schema import refuse_unusable
+from accel_train.config.plain import refuse_unusable
 from accel_train.errors import UserError, suggest
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import Saved, find_saved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel_train.config.schema import to_dict
+from accel_train.config.plain import to_dict
 from accel_train.errors import UserError
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import find_saved

@@ -9,9 +9,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_train.config.convert import load_mapping
-from accel_train.config.schema import TrainConfig, parse, to_dict
+from accel_train.config.plain import to_dict
+from accel_train.config.read import parse
+from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
+from accel_train.config.yaml_text import load_mapping
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import (
     CheckpointFolder,

@@ -10,7 +10,9 @@ import re
 from typing import Any, get_args, get_type_hints
 
 from accel_train.config.convert import kind
-from accel_train.config.schema import TrainConfig, arguments_of, plain, read, settings_for, task_class
+from accel_train.config.plain import plain
+from accel_train.config.read import arguments_of, read, settings_for, task_class
+from accel_train.config.schema import TrainConfig
 
 _HEADINGS = {
     "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation",

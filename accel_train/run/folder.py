@@ -45,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    from accel_train.config.convert import dumps
+    from accel_train.config.yaml_text import dumps
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, dumps(config))
@@ -161,7 +161,7 @@ def load_exported(folder: Path, trust: bool = False) -> tuple[Task, dict[str, nn
         trust: also import a task that is in no installed package, and not imported yet.
     """
     from accel_train import contract
-    from accel_train.config.schema import build_task
+    from accel_train.config.read import build_task
 
     described = read_described(Path(folder))
     with imports_for(folder, trust):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_train.config.schema import TrainConfig, build_task, load, merged, read, to_dict
+from accel_train.config.plain import to_dict
+from accel_train.config.read import build_task, load, merged, read
+from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, followed, read_progress, whole

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from accel_train.config.schema import differences
+from accel_train.config.plain import differences
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, whole

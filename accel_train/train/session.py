@@ -14,7 +14,8 @@ import torch
 
 from accel_train import contract, keyed
 from accel_train.config.convert import build
-from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig, refuse_unusable, to_dict
+from accel_train.config.plain import refuse_unusable, to_dict
+from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
 from accel_train.data.draws import generators
 from accel_train.data.loader import Loader
 from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, suggest, what_is_kept

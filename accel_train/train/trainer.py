@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from accel_train import contract
-from accel_train.config.schema import TrainConfig, settings_for
+from accel_train.config.read import settings_for
+from accel_train.config.schema import TrainConfig
 from accel_train.errors import (
     EvaluationError,
     NonFiniteError,

@@ -30,7 +30,7 @@ from support import (
 
 from accel_train import Trainer, cli
 from accel_train.commands.evaluate import evaluate_saved
-from accel_train.config import schema as config_module
+from accel_train.config import read as config_reading
 from accel_train.run import checkpoint
 from accel_train.run import folder as run_folder
 from accel_train.run.saved import find_saved
@@ -255,8 +255,8 @@ def test_while_it_prepares(tmp_path, number):
 
 def test_before_the_config_is_read(tmp_path, monkeypatch, capsys):
     """Only then is it known with which code to end."""
-    read = config_module.parse
-    monkeypatch.setattr(config_module, "parse", lambda given: os.kill(os.getpid(), signal.SIGUSR1) or read(given))
+    read = config_reading.parse
+    monkeypatch.setattr(config_reading, "parse", lambda given: os.kill(os.getpid(), signal.SIGUSR1) or read(given))
     handlers = [signal.getsignal(number) for number in SIGNALS]
     assert cli.main([*arguments(tmp_path / "run", 0.0, requeue_exit_code=75)]) == 75
     assert "stopped while preparing (SIGUSR1)" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -260,7 +260,7 @@ def test_a_short_run_reaches_the_floor_and_not_below(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_small_preset_reaches_its_floor(tmp_path):
-    from accel_train.config.schema import parse
+    from accel_train.config.read import parse
 
     task, config = parse(["--config", "examples/collatz_small.yaml", "--output_dir", str(tmp_path / "run")])
     result = Trainer(task, config).fit()

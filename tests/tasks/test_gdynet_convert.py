@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_train.config.schema import flatten, read, settings_for
+from accel_train.config.plain import flatten
+from accel_train.config.read import read, settings_for
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.convert import KEYS, convert, main, tree
 from accel_train.tasks.gdynet.task import GDyNetTask

@@ -22,7 +22,7 @@ from support import ON_CPU, GDyNet, config, run, weights_files
 
 from accel_train import load_exported
 from accel_train.cli import main
-from accel_train.config.schema import parse
+from accel_train.config.read import parse
 from accel_train.errors import DataError, UserError
 from accel_train.run.folder import read_weights
 from accel_train.tasks.gdynet import choices, splits, vamp

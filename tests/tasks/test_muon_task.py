@@ -17,7 +17,7 @@ import torch
 from support import config, run
 
 from accel_train.cli import main
-from accel_train.config.schema import parse
+from accel_train.config.read import parse
 from accel_train.data.loader import Loader
 from accel_train.errors import DataError, NonFiniteError, UserError
 from accel_train.plan import Position

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from accel_train.command import Parser
-from accel_train.config.convert import build, check_range, dumps, load_mapping, loads
-from accel_train.config.schema import build_task, flatten, settings_for
+from accel_train.config.convert import build, check_range
+from accel_train.config.plain import flatten
+from accel_train.config.read import build_task, settings_for
+from accel_train.config.yaml_text import dumps, load_mapping, loads
 from accel_train.errors import UserError, suggest
 from accel_train.system.writing import writing
 from accel_train.tasks.gdynet.task import GDyNetTask

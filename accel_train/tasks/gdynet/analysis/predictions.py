@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.config.convert import loads
+from accel_train.config.yaml_text import loads
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.analysis import moments
 

@@ -1,0 +1,61 @@
+"""A config as plain data: as it is written down, and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from accel_train.config.schema import MAY_CHANGE, TrainConfig
+from accel_train.system.expansion import Expanded, expand, refuse_incomplete
+from accel_train.system.secrets import scrub_tree
+
+
+def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
+    """Plain data from which the run can be rebuilt: what ``config.yaml`` holds. ``***`` stands where secrets were."""
+    return scrub_tree({"task": _task_node(task), **plain(dataclasses.asdict(config))})
+
+
+def refuse_unusable(task: Any, config: TrainConfig | None = None) -> None:
+    """A UserError if a secret was taken out of these settings and not given again, or a variable in them is not set."""
+    refuse_incomplete({"task": _task_node(task), **(plain(dataclasses.asdict(config)) if config else {})})
+
+
+def _task_node(task: Any) -> dict[str, Any]:
+    cls = type(task)
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": plain(task.init_args)}
+
+
+def plain(value: Any) -> Any:
+    """As YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain(sub) for name, sub in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(sub) for sub in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Expanded):
+        return value.written
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}{name}.").items()}
+    return {prefix.removesuffix("."): tree}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
+    """What changed on resume: (harmless or deliberate, what makes it another run), as lines ``key: old -> new``."""
+    before, after = flatten(old), flatten(new)
+    free, identity = [], []
+    for name in sorted(before.keys() | after.keys()):
+        if expand(before.get(name)) != expand(after.get(name)):
+            line = f"{name}: {before.get(name)} -> {after.get(name)}"
+            first, *rest = name.split(".")
+            may = first in MAY_CHANGE or (rest[:1] == ["init_args"] and rest[1:2] and rest[1] in movable)
+            (free if may else identity).append(line)
+    return free, identity

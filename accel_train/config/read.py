@@ -1,0 +1,163 @@
+"""From command lines and YAML files to a task and its config. Raises UserError with one line on anything wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_train.config.convert import Typed, build, hints_of, refuse_unknown
+from accel_train.config.schema import TrainConfig
+from accel_train.config.yaml_text import load_mapping, loads_or_text
+from accel_train.errors import UserError
+from accel_train.registry import TASKS, find
+from accel_train.system.expansion import expand, refuse_incomplete
+
+
+def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
+    """The task and config that a command line describes."""
+    tree = read(arguments)
+    refuse_incomplete(tree)
+    return _made_of(tree)
+
+
+def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
+    node = tree.pop("task", None)
+    if node is None:
+        raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
+    elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
+    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
+    config = settings_for(task_class(node), tree)
+    return build_task(node), config
+
+
+def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
+    """What was given, and for the rest what the task recommends."""
+    return build(TrainConfig, expand(merged(task.recommended, given)))
+
+
+def load(folder: Path, given: Sequence[str] = ()) -> tuple[Any, TrainConfig]:
+    """The task and config of a run folder or checkpoint, with options over them. Secrets in it may be missing."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.yaml there; is it a run folder?")
+    return _made_of(read(["--config", str(path), *given]))
+
+
+def read(arguments: list[str]) -> dict[str, Any]:
+    """One tree of everything given: the files in their order, then the options. Nothing is checked yet.
+
+    Another class drops the ``init_args`` of the one before it, wherever on the command line it stands.
+    """
+    given = list(_pairs(arguments))
+    tree: dict[str, Any] = {}
+    for key, path in given:
+        if key == "config":
+            _merge(tree, _read_file(Path(path).expanduser()))
+    for key, text in sorted(given, key=lambda pair: pair[0] != "task" and not pair[0].endswith("class_path")):
+        if key != "config":
+            value = loads_or_text(text)
+            if key == "task" and not isinstance(value, dict):
+                key = "task.class_path"
+            *parents, last = key.split(".")
+            node = tree
+            for name in parents:
+                inner = node.get(name)
+                if isinstance(inner, str):  # a class by its name alone
+                    inner = {"class_path": inner}
+                node[name] = inner if isinstance(inner, dict) else {}
+                node = node[name]
+            _drop_stale(node, {last: text})
+            node[last] = value if isinstance(value, (dict, list)) else Typed(text)
+    return tree
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--"):
+            raise UserError(f"{argument}: expected --KEY=VALUE (a YAML file is given as --config FILE)")
+        if not equals:
+            following = next(rest, "--")
+            if following.startswith("--"):
+                raise UserError(f"{key}: expected a value, as in {key}=VALUE")
+            value = following
+        yield key[2:], value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    tree = load_mapping(path, "--config")
+    if isinstance(tree.get("task"), str):
+        tree["task"] = {"class_path": tree["task"]}
+    return tree
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A tree of settings with another one over it."""
+    tree = copy.deepcopy(old)
+    _merge(tree, new)
+    return tree
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
+    _drop_stale(old, new)
+    for name, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            _merge(old[name], value)
+        else:
+            old[name] = value
+
+
+def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
+    if "class_path" in old and "class_path" in new:
+        before, after = (TASKS.get(name, (name,))[0] for name in (str(old["class_path"]), str(new["class_path"])))
+        if before != after:
+            old.pop("init_args", None)
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def build_task(node: dict[str, Any]) -> Any:
+    """A task from its ``class_path`` and ``init_args``."""
+    cls = task_class(node)
+    known, open_ended = arguments_of(cls)
+    given = expand(node.get("init_args") or {})
+    if not isinstance(given, dict):
+        raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
+    if not open_ended:
+        refuse_unknown(given, known, "task.init_args.")
+    for name, argument in known.items():
+        if argument.default is inspect.Parameter.empty and name not in given:
+            raise UserError(f"task.init_args.{name}: missing; {cls.__name__} needs it")
+    hints = {name: argument.annotation for name, argument in known.items()}
+    return cls(**{name: build(hints.get(name, Any), value, f"task.init_args.{name}") for name, value in given.items()})
+
+
+def task_class(node: Any) -> type:
+    if not isinstance(node, dict) or not isinstance(node.get("class_path"), str):
+        raise UserError(f"task: expected a name, or class_path and init_args, got {node!r}")
+    refuse_unknown(node, ["class_path", "init_args"], "task.")
+    return find(node["class_path"])
+
+
+def arguments_of(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """(Arguments of the constructor by name, whether it takes any others); ``**kwargs`` are those of the base class."""
+    known: dict[str, inspect.Parameter] = {}
+    open_ended = False
+    for base in cls.__mro__[:-1]:
+        if "__init__" in vars(base):
+            init = vars(base)["__init__"]
+            hints = hints_of(init)
+            parameters = list(inspect.signature(init).parameters.values())[1:]
+            for p in parameters:
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                    known.setdefault(p.name, p.replace(annotation=hints.get(p.name, Any)))
+            open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+            if not open_ended:
+                break
+    return known, open_ended
