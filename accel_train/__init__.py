@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
     from accel_train.data.source import IndexedSource
-    from accel_train.run.folder import load_exported
+    from accel_train.run.weights import load_exported
     from accel_train.task import BatchSource, Event, Loss, Objective, Task
     from accel_train.tracking.observer import Observer
     from accel_train.train.trainer import Trainer
@@ -17,7 +17,7 @@ _WHERE = {
     "Task": "task", "Objective": "task", "Loss": "task", "Event": "task",
     "BatchSource": "task", "IndexedSource": "data.source", "Observer": "tracking.observer",
     "TrainConfig": "config.schema", "PhaseConfig": "config.schema", "OptimizerConfig": "config.schema",
-    "Trainer": "train.trainer", "load_exported": "run.folder",
+    "Trainer": "train.trainer", "load_exported": "run.weights",
 }  # fmt: skip
 
 __all__ = [

@@ -176,7 +176,7 @@ def resume(preset: str, data: str, steps: int) -> dict[str, Any]:
     import torch
 
     from accel_train import Trainer
-    from accel_train.run.folder import read_weights
+    from accel_train.run.weights import read_weights
 
     ends = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

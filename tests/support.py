@@ -697,7 +697,7 @@ DISK_PLACES = {
     "manifest": "accel_train.run.checkpoint.write_manifest",
     "flush": "accel_train.run.checkpoint._flush",
     "folder": "accel_train.run.checkpoint.CheckpointFolder.begin",
-    "best model": "accel_train.run.folder.replace_folder",
+    "best model": "accel_train.run.weights.replace_folder",
 }
 
 

@@ -13,15 +13,8 @@ from accel_train.config.plain import to_dict
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import loads
 from accel_train.errors import NonFiniteError, UserError
-from accel_train.run.folder import (
-    environment,
-    export_models,
-    load_weights,
-    save_figures,
-    whole_state,
-    write_config,
-    write_json,
-)
+from accel_train.run.folder import environment, save_figures, write_config, write_json
+from accel_train.run.weights import export_models, load_weights, whole_state
 
 
 def test_no_secret_in_the_environment(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False
     Args:
         trust: also import a task that is in no installed package, and not imported yet.
     """
-    from accel_train.run.folder import export_models, whole_state
+    from accel_train.run.weights import export_models, whole_state
 
     refuse_unwritable("--out", Path(out))
     target = Path(out).resolve()

@@ -21,8 +21,8 @@ from accel_train.run.checkpoint import (
     read_progress,
     verify,
 )
-from accel_train.run.folder import read_described
 from accel_train.run.saved import NEITHER, kind_of_folder
+from accel_train.run.weights import read_described
 from accel_train.system.secrets import scrub_tree
 from accel_train.tracking.records import number, plain, show_terms
 

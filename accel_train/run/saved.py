@@ -14,7 +14,7 @@ from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, followed, read_progress, whole
-from accel_train.run.folder import read_described
+from accel_train.run.weights import read_described
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +36,10 @@ class Saved:
 
     def load_models(self) -> dict[str, nn.Module]:
         from accel_train import contract
-        from accel_train.run import folder as run_folder
+        from accel_train.run import weights
 
         models = contract.models_of(self.task)
-        run_folder.load_weights(models, self.weights)
+        weights.load_weights(models, self.weights)
         return models
 
 

@@ -22,6 +22,7 @@ from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, 
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run import folder as run_folder
 from accel_train.run import lock as run_lock
+from accel_train.run import weights
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.run.reports import Reports
 from accel_train.system.waiting import StoppedError
@@ -76,8 +77,8 @@ class Session:
         )
         self._told: set[str] = set()
         self.reports = Reports(self.output_dir, self.ranks.rank)
-        self.accelerator.register_save_state_pre_hook(run_folder.save_whole_states)
-        self.accelerator.register_load_state_pre_hook(run_folder.load_whole_states)
+        self.accelerator.register_save_state_pre_hook(weights.save_whole_states)
+        self.accelerator.register_load_state_pre_hook(weights.load_whole_states)
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
         self._lock: run_lock.RunLock | None = None  # held by rank 0 for all ranks
@@ -252,12 +253,12 @@ class Session:
         """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over
         them; rank 0 writes."""
         self.check_folder()
-        states = {name: run_folder.whole_state(model) for name, model in self.models.items()}
+        states = {name: weights.whole_state(model) for name, model in self.models.items()}
         error = ""
         if self.ranks.is_main:
             try:
                 guard = self.reports("export", tell)
-                run_folder.export_models(folder, self.task, states, self.described, info, guard)
+                weights.export_models(folder, self.task, states, self.described, info, guard)
             except Exception as problem:  # a full disk comes as OSError or SafetensorError
                 error = brief(problem)
         if error := self.ranks.from_main(error):

@@ -34,7 +34,7 @@ from accel_train.errors import (
     exit_code_of,
     what_is_kept,
 )
-from accel_train.run import folder as run_folder
+from accel_train.run import weights
 from accel_train.system import waiting
 from accel_train.system.output import forgiving
 from accel_train.system.secrets import scrub
@@ -347,7 +347,7 @@ class Trainer:
             if self.config.init_from:
                 self.tell(Event("note", f"init_from: not used, the run goes on from {self.session.resumed_from}"))
         elif self.config.init_from:
-            run_folder.load_weights(self.models, Path(self.config.init_from))
+            weights.load_weights(self.models, Path(self.config.init_from))
         session, state = self.session, self.state
         self.reporter.start(self._extra_observers, resumed=restored is not None)
         best = state.best_model.best

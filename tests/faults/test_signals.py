@@ -31,8 +31,7 @@ from support import (
 from accel_train import Trainer, cli
 from accel_train.commands.evaluate import evaluate_saved
 from accel_train.config import read as config_reading
-from accel_train.run import checkpoint
-from accel_train.run import folder as run_folder
+from accel_train.run import checkpoint, weights
 from accel_train.run.saved import find_saved
 from accel_train.system import waiting
 from accel_train.system.signals import SIGNALS, caught
@@ -182,7 +181,7 @@ def test_while_it_writes(tmp_path, whole, monkeypatch, alerts, during):
     if during == "a checkpoint":
         signalled_in(monkeypatch, checkpoint, "write_manifest")
     else:
-        signalled_in(monkeypatch, run_folder, "export_models")
+        signalled_in(monkeypatch, weights, "export_models")
     watched = dict(save_steps=20, report_to=["tensorboard"], tb_sync_to=str(copy), tb_sync_interval=3600)
     evaluated = {} if during == "a checkpoint" else {"eval_steps": 0}
     (result,) = run(job(folder, **watched | evaluated))

@@ -105,15 +105,14 @@ def test_a_log_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["checkpoint", "both"])
 def test_exit_1_means_not_saved(tmp_path, monkeypatch, capsys, fails):
-    from accel_train.run import checkpoint
-    from accel_train.run import folder as run_folder
+    from accel_train.run import checkpoint, weights
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_manifest", full)
     if fails == "both":
-        monkeypatch.setattr(run_folder, "export_models", full)
+        monkeypatch.setattr(weights, "export_models", full)
     out = tmp_path / "run"
     arguments = [
         f"--{k}={json.dumps(v)}" for k, v in config(out, eval_steps=0, max_steps=3).items() if k != "output_dir"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import config, damaged, run, steps_saved
 
-from accel_train.run.folder import read_weights
+from accel_train.run.weights import read_weights
 
 KINDS = ["nan loss", "inf loss", "nan gradient"]
 

@@ -24,7 +24,7 @@ from accel_train import load_exported
 from accel_train.cli import main
 from accel_train.config.read import parse
 from accel_train.errors import DataError, UserError
-from accel_train.run.folder import read_weights
+from accel_train.run.weights import read_weights
 from accel_train.tasks.gdynet import choices, splits, vamp
 from accel_train.tasks.gdynet.choices import LOSSES
 from accel_train.tasks.gdynet.files import Trajectory
