@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s", "stalls")
+CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
 SHOWN = 10
 
 

@@ -53,7 +53,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     from accel_train import contract
     from accel_train.data.loader import Loader
     from accel_train.run import folder as run_folder
-    from accel_train.train.evaluation import evaluate, predict
+    from accel_train.train.evaluation import Evaluator
     from accel_train.train.world import Ranks, start_accelerate
 
     task, config = saved.task, dataclasses.replace(saved.config, report_to=[])
@@ -69,11 +69,12 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     device = accelerator.device
     reading = (config.num_workers, config.worker_type, 2, config.seed)
     loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
-    metrics, sums = evaluate(task, models, loader, accelerator, ranks, config.micro_batch_size)
+    evaluator = Evaluator(task, models, accelerator, ranks, config.micro_batch_size)
+    metrics, sums = evaluator.evaluate(loader)
     ordered = task.predict_data(split, batch_size)
     if ordered is not None:
         loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
-        predict(task, models, loader, accelerator, ranks, config.micro_batch_size, out / "predictions")
+        evaluator.predict(loader, out / "predictions")
     if ranks.is_main:
         reports = Reports(out)
         if ordered is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +97,3 @@ def _from_model(path: Path, given: Sequence[str]) -> Saved:
             return Saved(path, *load(run, given), info, run)
     task = build_task(merged({"task": described["task"]}, read(list(given)))["task"])
     return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(described, dict) or "task" not in described:
-        raise UserError(f"{path}: does not describe a model")
-    return described

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,46 +27,125 @@ from accel_train.train.world import Ranks
 T = TypeVar("T")
 
 
-def evaluate(
-    task: Task,
-    models: dict[str, nn.Module],
-    loader: Loader,
-    accelerator: Accelerator,
-    ranks: Ranks,
-    micro_batch_size: int | None,
-    batches: int | None = None,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(metrics, summed statistics as float64 CPU tensors) of one pass over the loader's source, on every rank alike.
+@dataclass(frozen=True)
+class Evaluator:
+    """A task's models over held-out data: of a run, or saved ones.
 
     Args:
-        batches: only so many of the first ones.
-
-    Raises:
-        UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
-        EvaluationError: the task failed on one of the ranks; on all of them.
-        StoppedError: on every rank, if data did not come to one of them and the run is to stop.
+        micro_batch_size: at most so many items at once; None: a whole share.
     """
-    sums: dict[str, Tensor] = {}
-    contract.require(task, "eval_step", "eval_metrics")
-    steps = loader.source.steps(0)
-    if steps is None:
-        raise UserError(f"{task.task_name()}: an evaluation split must have an end")
-    if steps == 0:
-        raise UserError(f"{task.task_name()}: the held-out data are empty, there is nothing to evaluate")
-    shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
-    with _failing_together(ranks), quietly(models), torch.no_grad(), shares as shares:
-        for _, _, share in itertools.islice(shares, batches):
-            if share is None:
-                continue
-            for name, part in _statistics(task, models, share, accelerator, micro_batch_size).items():
-                part = part.detach().to(torch.float64)
-                sums[name] = sums[name] + part if name in sums else part
-    shapes = next((s for s in ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
-    total = {name: ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu()) for name, shape in shapes.items()}
-    metrics: dict[str, float] = {}
-    with _failing_together(ranks):
-        metrics = contract.metrics_of(task, task.eval_metrics(total))
-    return metrics, total
+
+    task: Task
+    models: dict[str, nn.Module]
+    accelerator: Accelerator
+    ranks: Ranks
+    micro_batch_size: int | None
+
+    def evaluate(self, loader: Loader, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """(metrics, summed statistics as float64 CPU tensors) of one pass over the source; the same on all ranks.
+
+        Args:
+            batches: only so many of the first ones.
+
+        Raises:
+            UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
+            EvaluationError: the task failed on one of the ranks; on all of them.
+            StoppedError: on every rank, if data did not come to one of them and the run is to stop.
+        """
+        sums: dict[str, Tensor] = {}
+        contract.require(self.task, "eval_step", "eval_metrics")
+        steps = loader.source.steps(0)
+        if steps is None:
+            raise UserError(f"{self.task.task_name()}: an evaluation split must have an end")
+        if steps == 0:
+            raise UserError(f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate")
+        shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
+        with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
+            for _, _, share in itertools.islice(shares, batches):
+                if share is None:
+                    continue
+                for name, part in self._statistics(share).items():
+                    part = part.detach().to(torch.float64)
+                    sums[name] = sums[name] + part if name in sums else part
+        shapes = next((s for s in self.ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
+        total = {
+            name: self.ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu())
+            for name, shape in shapes.items()
+        }
+        metrics: dict[str, float] = {}
+        with _failing_together(self.ranks):
+            metrics = contract.metrics_of(self.task, self.task.eval_metrics(total))
+        return metrics, total
+
+    def predict(self, loader: Loader, folder: Path) -> None:
+        """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
+        writes its own rows; a file has its name once it is whole."""
+        contract.require(self.task, "predict_step")
+        source = loader.source
+        assert isinstance(source, IndexedSource) and not source.shuffle
+        files: dict[str, np.ndarray] = {}
+        shares = ((step, share) for _, step, share in loader.batches(Position(), last_epoch=1) if share is not None)
+        with quietly(self.models), torch.no_grad():
+            first = next(shares, None)
+            outputs = self._outputs(first[1]) if first else {}
+            shapes = next(s for s in self.ranks.gather({name: v.shape[1:] for name, v in outputs.items()}) if s)
+            for name, shape in shapes.items():
+                path, shape = folder / f".{name}.npy", (len(source.data), *shape)
+                if self.ranks.is_main:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+                self.ranks.all_agree(True)  # it exists before others open it
+                files[name] = np.lib.format.open_memmap(path, "r+")
+            while first is not None:
+                rows = source.share(0, first[0], self.ranks.rank, self.ranks.world_size)
+                for name, output in outputs.items():
+                    files[name][rows] = output
+                first = next(shares, None)
+                outputs = self._outputs(first[1]) if first else {}
+        for file in files.values():
+            file.flush()  # pyright: ignore[reportAttributeAccessIssue]
+        self.ranks.all_agree(True)
+        if self.ranks.is_main:
+            for name in files:
+                (folder / f".{name}.npy").replace(folder / f"{name}.npy")
+
+    def _outputs(self, share: Batch) -> dict[str, np.ndarray]:
+        def run(micro_batches: list[Batch]) -> dict[str, np.ndarray]:
+            parts: dict[str, list[np.ndarray]] = {}
+            for micro_batch in micro_batches:
+                with self.accelerator.autocast():
+                    outputs = self.task.predict_step(self.models, micro_batch)
+                for name, output in outputs.items():
+                    parts.setdefault(name, []).append(output.float().cpu().numpy())
+            return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+        return self._within_memory(share, run)
+
+    def _statistics(self, share: Batch) -> dict[str, Tensor]:
+        def run(micro_batches: list[Batch]) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for micro_batch in micro_batches:
+                with self.accelerator.autocast():
+                    parts = contract.sums_of(
+                        self.task, "eval_step", self.task.eval_step(self.models, micro_batch), self.accelerator.device
+                    )
+                for name, part in parts.items():
+                    sums[name] = sums[name] + part if name in sums else part
+            return sums
+
+        return self._within_memory(share, run)
+
+    def _within_memory(self, share: Batch, run: Callable[[list[Batch]], T]) -> T:
+        """One share, cut to fit in memory. No rank waits for another here, so running out of it is a local matter."""
+        limit = self.micro_batch_size or self.task.size(share)
+        while True:
+            try:
+                return run(self.task.split(share, limit))
+            except torch.OutOfMemoryError:
+                if limit <= 1:
+                    raise
+                limit //= 2
+                torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -82,90 +162,6 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
     found = next((each for each in ranks.gather(mine) if each), None)
     if found is not None:
         raise found[0](found[1]) from problem
-
-
-def predict(
-    task: Task,
-    models: dict[str, nn.Module],
-    loader: Loader,
-    accelerator: Accelerator,
-    ranks: Ranks,
-    micro_batch_size: int | None,
-    folder: Path,
-) -> None:
-    """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
-    writes its own rows; a file has its name once it is whole."""
-    contract.require(task, "predict_step")
-    source = loader.source
-    assert isinstance(source, IndexedSource) and not source.shuffle
-    files: dict[str, np.ndarray] = {}
-    shares = ((step, share) for _, step, share in loader.batches(Position(), last_epoch=1) if share is not None)
-    with quietly(models), torch.no_grad():
-        first = next(shares, None)
-        outputs = _outputs(task, models, first[1], accelerator, micro_batch_size) if first else {}
-        shapes = next(s for s in ranks.gather({name: v.shape[1:] for name, v in outputs.items()}) if s)
-        for name, shape in shapes.items():
-            path, shape = folder / f".{name}.npy", (len(source.data), *shape)
-            if ranks.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-                np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
-            ranks.all_agree(True)  # it exists before others open it
-            files[name] = np.lib.format.open_memmap(path, "r+")
-        while first is not None:
-            rows = source.share(0, first[0], ranks.rank, ranks.world_size)
-            for name, output in outputs.items():
-                files[name][rows] = output
-            first = next(shares, None)
-            outputs = _outputs(task, models, first[1], accelerator, micro_batch_size) if first else {}
-    for file in files.values():
-        file.flush()  # pyright: ignore[reportAttributeAccessIssue]
-    ranks.all_agree(True)
-    if ranks.is_main:
-        for name in files:
-            (folder / f".{name}.npy").replace(folder / f"{name}.npy")
-
-
-def _outputs(
-    task: Task, models: dict[str, nn.Module], share: Batch, accelerator: Accelerator, limit: int | None
-) -> dict[str, np.ndarray]:
-    def run(micro_batches: list[Batch]) -> dict[str, np.ndarray]:
-        parts: dict[str, list[np.ndarray]] = {}
-        for micro_batch in micro_batches:
-            with accelerator.autocast():
-                outputs = task.predict_step(models, micro_batch)
-            for name, output in outputs.items():
-                parts.setdefault(name, []).append(output.float().cpu().numpy())
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-    return _within_memory(task, share, limit, run)
-
-
-def _statistics(
-    task: Task, models: dict[str, nn.Module], share: Batch, accelerator: Accelerator, limit: int | None
-) -> dict[str, Tensor]:
-    def run(micro_batches: list[Batch]) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        for micro_batch in micro_batches:
-            with accelerator.autocast():
-                parts = contract.sums_of(task, "eval_step", task.eval_step(models, micro_batch), accelerator.device)
-            for name, part in parts.items():
-                sums[name] = sums[name] + part if name in sums else part
-        return sums
-
-    return _within_memory(task, share, limit, run)
-
-
-def _within_memory(task: Task, share: Batch, limit: int | None, run: Callable[[list[Batch]], T]) -> T:
-    """One share, cut to fit in memory. No rank waits for another here, so an out-of-memory error is a local matter."""
-    limit = limit or task.size(share)
-    while True:
-        try:
-            return run(task.split(share, limit))
-        except torch.OutOfMemoryError:
-            if limit <= 1:
-                raise
-            limit //= 2
-            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

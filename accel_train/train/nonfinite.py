@@ -32,8 +32,7 @@ class NonFiniteGuard:
             excused: fp16, while its loss scale is still falling.
 
         Raises:
-            NonFiniteError: under ``raise``, or after more than ``limit`` in a row (not counting ``excused`` ones: fp16,
-                while its loss scale is still falling).
+            NonFiniteError: under ``raise``, or after more than ``limit`` in a row, not counting ``excused`` ones.
         """
         for step, place in enumerate(batches_done, start=last_step - len(batches_done) + 1):
             found = [f"{' and '.join(b.names)} of objective {b.objective!r}" for b in bad if b.step == step]

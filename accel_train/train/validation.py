@@ -10,7 +10,7 @@ from accel_train.errors import EvaluationError, NonFiniteError
 from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
 from accel_train.train.best import BestModel
-from accel_train.train.evaluation import evaluate
+from accel_train.train.evaluation import Evaluator
 from accel_train.train.session import Session, Tell
 
 FIRST_SEEN = "metric_for_best_model is first looked at after training"
@@ -20,10 +20,9 @@ def measure(session: Session, batches: int | None = None) -> tuple[dict[str, flo
     """Metrics of the validation data, or only of so many of its first batches, and the sums behind them."""
     assert session.eval_loader is not None
     with session.stepper.whole_weights():
-        return evaluate(
-            session.task, session.models, session.eval_loader, session.accelerator, session.ranks,
-            session.stepper.micro_batch_size, batches,
-        )  # fmt: skip
+        limit = session.stepper.micro_batch_size
+        evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
+        return evaluator.evaluate(session.eval_loader, batches)
 
 
 def try_out(session: Session, selection: BestModel, tell: Tell) -> None:
