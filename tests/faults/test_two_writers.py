@@ -26,8 +26,8 @@ from accel_train import cli
 from accel_train.run import checkpoint
 from accel_train.run import lock as run_lock
 from accel_train.run.lock import NAME, look
-from accel_train.train import validation
 from accel_train.train.control import request
+from accel_train.train.evaluation import Evaluator
 from accel_train.train.session import Session
 
 SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
@@ -167,7 +167,7 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path, ranks):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (validation, "evaluate"),
+        (Evaluator, "evaluate"),
         (Session, "_non_finite_weights"),  # before a checkpoint is begun
         (checkpoint.CheckpointFolder, "begin"),  # before it is committed
         (Session, "save"),  # before the best model is exported
