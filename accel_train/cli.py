@@ -309,15 +309,14 @@ def _synth(rest: list[str]) -> int:
     from accel_train.config.convert import further_options
     from accel_train.registry import find
     from accel_train.system.writing import refuse_unwritable, writing
+    from accel_train.task import DataTools, hook
 
-    task = find(options.task)
-    if not hasattr(task, "synth"):
-        raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
+    synth = hook(find(options.task), DataTools, "synth")
     refuse_unwritable("--out", options.out)
     if options.out.is_dir() and any(options.out.iterdir()):
         raise UserError(f"synth: {options.out} is not empty")
     with writing("--out", options.out):
-        print(task.synth(options.out, seed=options.seed, size=options.size, **further_options(others, task.synth)))
+        print(synth(options.out, seed=options.seed, size=options.size, **further_options(others, synth)))
     return 0
 
 

@@ -5,6 +5,7 @@ Types and shapes only: nothing here asks the device for a value.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from accel_train import keyed
 from accel_train.data.draws import generators
 from accel_train.data.source import IndexedSource, described
 from accel_train.errors import UserError
-from accel_train.task import BatchSource, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, Loss, Objective, Task
 
 WHEN = ("kind", "step", "epoch", "phase", "wall_time")
 """What every record has of its own."""
@@ -60,10 +61,10 @@ def source_of(task: Task, split: str, batch_size: int, seed: int) -> BatchSource
     return source
 
 
-def models_of(task: Task) -> dict[str, nn.Module]:
-    """What ``build_model`` returns, by name."""
+def models_of(task: Task, train: BatchSource | None) -> dict[str, nn.Module]:
+    """What ``build_model`` returns, by name. One without arguments needs nothing of the training data."""
     require(task, "build_model")
-    built = task.build_model()
+    built = task.build_model(*([train] if inspect.signature(task.build_model).parameters else []))
     models = built if isinstance(built, dict) else {"model": built}
     holder = nn.ModuleDict()
     for name, model in models.items():
@@ -110,6 +111,16 @@ def objectives_of(task: Task) -> dict[str, Objective]:
         names = ", ".join(objective.name for objective in listed)
         raise UserError(f"{type(task).__name__}.objectives: two have the same name ({names})")
     return found
+
+
+def forwarded(task: Task, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> Batch:
+    """The batch, and what ``forward_step`` makes of it."""
+    outputs = task.forward_step(models, batch, objective)
+    if not isinstance(outputs, Mapping):
+        raise _wrong(task, "forward_step", outputs, "a dict of names to tensors")
+    if taken := sorted(outputs.keys() & batch.keys()):
+        raise UserError(f"{type(task).__name__}.forward_step: the batch has a {taken[0]!r} already; take another name")
+    return {**batch, **outputs}
 
 
 def loss_of(task: Task, returned: Any) -> Loss:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from accel_train.errors import UserError
 from accel_train.system.secrets import scrub, scrub_tree
 
 if TYPE_CHECKING:
@@ -32,12 +34,14 @@ class Objective:
             the same models (and then share an optimiser) or none in common.
         repeats: optimiser steps of this objective on every batch (a critic's ``5``).
         repeat: set by the loop: which of them this is, for losses that draw noise.
+        not_compiled: why ``torch_compile`` must leave the models it trains alone; empty: it need not.
     """
 
     name: str = "loss"
     trains: tuple[str, ...] = ()
     repeats: int = 1
     repeat: int = 0
+    not_compiled: str = ""
 
 
 class Loss(NamedTuple):
@@ -109,22 +113,8 @@ class Task:
     movable: tuple[str, ...] = ()
     """Constructor arguments that may differ on resume without making it another run (a data folder that moved)."""
 
-    file_types: tuple[str, ...] = ()
-    """What a static method ``describe_files(files, **options)`` can describe to a person: endings of data files, or
-    names of files by which a folder of data is known."""
-
     recommended: ClassVar[dict[str, Any]] = {}
     """Settings of the run (fields of ``TrainConfig``) where the task does better with others than the defaults."""
-
-    one_forward: bool = False
-    """``totals`` runs the models. Where the batch is not cut it is then called with gradients, and may leave in the
-    batch (a copy for this step) what ``loss_step`` would compute again."""
-
-    logs_last: bool = False
-    """Log lines also have the values of the last step of their interval, as ``last/NAME``."""
-
-    communicates: bool = False
-    """The models talk to other ranks in their forward pass, so every rank must make equally many."""
 
     init_args: dict[str, Any]
     """The arguments this task was constructed with, defaults included; recorded so that the config can rebuild it."""
@@ -146,14 +136,19 @@ class Task:
         """For copies and pickles, which make a task by ``__new__``."""
         return (), self.init_args
 
-    # -- the three a task must have --------------------------------------------------------------------------------
+    # -- training: the three that a task must have -----------------------------------------------------------------
 
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
         """The data of "train", "validation" or "test" in global batches of ``batch_size``; None if there is none."""
         raise NotImplementedError
 
-    def build_model(self) -> nn.Module | dict[str, nn.Module]:
-        """The model, or several by name. Called under the run's seed, so the initial weights are a function of it."""
+    def build_model(self, train: BatchSource | None) -> nn.Module | dict[str, nn.Module]:
+        """The model, or several by name. Called under the run's seed, so the initial weights are a function of it.
+
+        Args:
+            train: what ``build_data`` made of the training data, for statistics and sizes that the model keeps (in
+                buffers, so that they are saved with it); None where weights are loaded that have them.
+        """
         raise NotImplementedError
 
     def loss_step(
@@ -162,7 +157,7 @@ class Task:
         """This micro-batch's share of the global loss: a sum over its items, divided by statistics in ``totals``."""
         raise NotImplementedError
 
-    # -- defaults --------------------------------------------------------------------------------------------------
+    # -- training: where the defaults do not fit -------------------------------------------------------------------
 
     def objectives(self) -> Sequence[Objective]:
         """All losses this task knows. Phases choose among them by name; the default phase runs all of them in order."""
@@ -172,30 +167,33 @@ class Task:
         """The phases of a run whose config has none, in the same form: ``{"objectives": [...], "length": "30ep"}``."""
         return ()
 
-    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
-        """This micro-batch's part of the sums over the global batch that the loss divides by. Default: item count."""
-        import torch
-
-        first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
-        return {"items": torch.tensor(float(self.size(batch)), device=first.device)}
-
     def size(self, batch: Batch) -> int:
         """How many items a batch holds; what ``micro_batch_size`` counts and throughput is given in."""
         return len(next(iter(batch.values())))
 
-    def not_compiled(self) -> dict[str, str]:
-        """Models that ``torch_compile`` must leave alone, and why."""
-        return {}
-
     def split(self, batch: Batch, limit: int) -> list[Batch]:
-        """Cut a batch into micro-batches of at most ``limit`` items each. Must lose nothing."""
+        """Cut a batch into micro-batches of at most ``limit`` items each. Must lose nothing, and change nothing in the
+        batch. A batch is cut once for all objectives."""
         n = self.size(batch)
         if n <= limit:
             return [batch]
         return [{k: v[i : i + limit] for k, v in batch.items()} for i in range(0, n, limit)]
 
-    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
-        """Statistics of one evaluation batch that may be summed over batches and ranks."""
+    def forward_step(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """What ``totals`` needs of the models' outputs, by names that the batch does not have. ``totals`` and
+        ``loss_step`` find it in the batch. A batch that is not cut goes through the models once; one that is cut twice:
+        without gradients for the totals, then with them for the loss. Default: nothing."""
+        return {}
+
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Any]:
+        """This micro-batch's part of the sums over the global batch that the loss divides by: tensors, arrays or
+        numbers; ``loss_step`` gets tensors. Default: the number of items."""
+        return {"items": float(self.size(batch))}
+
+    # -- evaluation: of the split whose data were built last -------------------------------------------------------
+
+    def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Any]:
+        """Statistics of one evaluation batch that may be summed over batches and ranks: tensors, arrays or numbers."""
         raise NotImplementedError
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
@@ -203,7 +201,8 @@ class Task:
         raise NotImplementedError
 
     def baselines(self) -> dict[str, float]:
-        """Known floors and trivial baselines by metric or term name, printed beside the values."""
+        """Known floors and trivial baselines by metric or term name, printed beside the values. Asked for once all data
+        are built."""
         return {}
 
     def summary(self, metrics: dict[str, float]) -> str:
@@ -211,21 +210,38 @@ class Task:
         Default: nothing beyond the log line."""
         return ""
 
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""
+        return {}
+
+    @classmethod
+    def task_name(cls) -> str:
+        return cls.name or cls.__name__.removesuffix("Task").lower()
+
+
+# -- what some tasks do besides ----------------------------------------------------------------------------------------
+#
+# Each is a further base class, or its methods alone: what a task does not have, ``hook`` takes from here.
+
+
+class Predicts:
+    """Outputs that ``accel-train evaluate`` writes down, a row per item."""
+
     def predict_data(self, split: str, batch_size: int) -> BatchSource | None:
-        """The items of a split in order, for ``predict_step``; None (the default): this task predicts nothing."""
+        """The items of a split in order; None if there are none."""
         return None
 
     def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
-        """Outputs by name, one row per item: what ``accel-train evaluate`` writes, a file for each name."""
-        raise NotImplementedError
+        """Outputs by name, one row per item: a file for each name."""
+        raise UserError("a task with predict_data needs predict_step(models, batch) too")
 
     def describe_predictions(self, split: str) -> dict[str, Any]:
         """What whoever reads the predictions must know of their rows, as plain data."""
         return {}
 
-    def histories(self, lists: dict[str, list]) -> dict[str, list]:
-        """Further plain lists for ``metrics.json``, made of those that are there."""
-        return {}
+
+class Watches:
+    """Looking at one's own training. What is raised here is a warning and costs no run."""
 
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Look at a training batch every ``monitor_steps`` (no gradient, eval mode); return what deserves an alert."""
@@ -233,20 +249,43 @@ class Task:
 
     def histograms(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """Distributions for TensorBoard by name, of a training batch every ``histogram_steps`` (rank 0's share; no
-        gradient, eval mode, generators untouched). Every element counts; default none."""
+        gradient, eval mode, generators untouched). Every element counts."""
         return {}
 
-    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-        """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""
+    def histories(self, lists: dict[str, list]) -> dict[str, list]:
+        """Further plain lists for ``metrics.json``, made of those that are there."""
         return {}
 
-    def export(self, states: dict[str, dict[str, Tensor]], folder: Any) -> None:
-        """Write what else is needed to use the models (their state dicts by name) elsewhere. Default: nothing more."""
 
-    def export_programs(self, models: dict[str, nn.Module], folder: Any) -> list[str]:
-        """Write the models as programs that run without this package (``accel-train export``); the files' names."""
-        return []
+class Exports:
+    """Models as programs that run without this package."""
 
-    @classmethod
-    def task_name(cls) -> str:
-        return cls.name or cls.__name__.removesuffix("Task").lower()
+    def export_programs(self, models: dict[str, nn.Module], folder: Path) -> None:
+        """Write them, for ``accel-train export``."""
+
+
+class DataTools:
+    """Data with known truth, and data described to a person."""
+
+    file_types: tuple[str, ...] = ()
+    """What ``describe_files`` can describe: endings of data files, or names of files by which a folder is known."""
+
+    @staticmethod
+    def synth(out: Path, seed: int = 0, size: int | None = None, **options: Any) -> str:
+        """Write a small data set into an empty or new folder; returns what to say of it. ``accel-train synth`` passes
+        on ``--NAME=VALUE`` for further arguments."""
+        raise UserError("synth: this task makes its data as it goes and needs none")
+
+    @staticmethod
+    def describe_files(files: list[str], **options: Any) -> str:
+        """The text that ``accel-train inspect`` prints of data files."""
+        return ""
+
+    def preview(self, batch: Batch) -> str:
+        """The first items of a training batch as a person would write them; "": as numbers."""
+        return ""
+
+
+def hook(task: Task | type[Task], group: type, name: str) -> Any:
+    """A method or attribute of one of these groups: the task's own, or the default."""
+    return getattr(task, name, getattr(group(), name))

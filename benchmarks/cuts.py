@@ -42,8 +42,8 @@ def train(name: str, arguments: dict[str, Any], float64: bool, **settings: Any) 
     if float64:
         real = task.build_model
 
-        def build_model() -> Any:
-            models = real()
+        def build_model(train: Any) -> Any:
+            models = real(train)
             for model in models.values() if isinstance(models, dict) else [models]:
                 model.double()
             return models

@@ -457,19 +457,19 @@ class Muon(MuonTask):
         super().__init__(**dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4) | options)
         self.float64 = float64
 
-    def build_model(self):
-        return {name: model.double() if self.float64 else model for name, model in super().build_model().items()}
+    def build_model(self, train):
+        return {name: model.double() if self.float64 else model for name, model in super().build_model(train).items()}
 
 
 class GDyNet(GDyNetTask):
     """The task itself, small, in either precision."""
 
-    def __init__(self, float64: bool = False, twice: bool = False, **options: Any) -> None:
+    def __init__(self, float64: bool = False, **options: Any) -> None:
         super().__init__(**dict(atom_fea_len=6, n_conv=2, state_len=3, num_gaussians=8, tau=3, epochs=2) | options)
-        self.float64, self.one_forward = float64, not twice
+        self.float64 = float64
 
-    def build_model(self):
-        return {name: model.double() if self.float64 else model for name, model in super().build_model().items()}
+    def build_model(self, train):
+        return {name: model.double() if self.float64 else model for name, model in super().build_model(train).items()}
 
 
 class Pairs(Numbers):

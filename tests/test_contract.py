@@ -8,6 +8,7 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, contract
 from accel_train.errors import UserError
+from accel_train.run import weights
 
 VALUE = torch.tensor(2.0, requires_grad=True)
 CPU = torch.device("cpu")
@@ -120,6 +121,87 @@ def test_other_methods(monkeypatch, method, returned, says):
     assert result["error"][0] == "UserError"
     with pytest.raises(UserError, match=f"^{says}"):
         raise UserError(result["error"][1])
+
+
+def test_a_model_that_keeps_statistics_of_the_training_data(tmp_path):
+    """They come from the data in a run, and from the weights afterwards: nobody opens the data for an export."""
+
+    class Scaled(Toy):
+        name = "toy"
+
+        def build_model(self, train):
+            seen.append(train)
+            model = super().build_model()
+            model.register_buffer("mean", torch.zeros(4))
+            if train is not None:
+                model.mean += (
+                    torch.from_numpy(train.data.read(np.arange(len(train.data)))["x"]).float().flatten(0, -2).mean(0)
+                )
+            return model
+
+    seen: list = []
+    trainer = Trainer(Scaled(), **config(tmp_path, max_steps=2))
+    trainer.fit()
+    mean = trainer.models["model"].mean
+    assert mean.abs().min() > 0
+    trained = contract.models_of(Scaled(), None)
+    weights.load_weights(trained, tmp_path / "model")
+    assert torch.equal(trained["model"].mean, mean)
+    assert isinstance(seen[0], IndexedSource) and seen[1] is None
+
+
+class Forwards(Toy):
+    """What it divides by needs the model's outputs."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.calls: list[tuple[int, bool]] = []  # items, with gradients
+        self.cuts = 0
+
+    def objectives(self):
+        return Objective("one", repeats=2), Objective("two")
+
+    def split(self, batch, limit):
+        self.cuts += 1
+        return super().split(batch, limit)
+
+    def forward_step(self, models, batch, objective):
+        self.calls.append((len(batch["index"]), torch.is_grad_enabled()))
+        return {"out": models["model"](batch["x"])}
+
+    def totals(self, models, batch, objective):
+        return {"size": batch["out"].square().sum()}
+
+    def loss_step(self, models, batch, totals, objective):
+        return Loss((batch["out"][..., 0] - batch["y"]).square().sum() / totals["size"])
+
+
+def test_a_whole_batch_goes_through_the_models_once_and_is_cut_once(tmp_path):
+    settings = dict(max_steps=2, max_grad_norm=None, optimizer={"class_path": "SGD"}, check_contract=False)
+    found = {}
+    for limit in (8, 4):
+        task = Forwards(float64=True)
+        trainer = Trainer(task, **config(tmp_path / str(limit), micro_batch_size=limit, eval_steps=0, **settings))
+        trainer.fit()
+        found[limit] = torch.cat([p.detach().flatten() for p in trainer.models["model"].parameters()])
+        assert task.cuts == 2, "once for all objectives of a batch"
+        twice = [(4, False)] * 2 + [(4, True)] * 2
+        assert task.calls == ([(8, True)] if limit == 8 else twice) * 6
+    torch.testing.assert_close(found[4], found[8], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (VALUE, "Forwards.forward_step returned a tensor of .* expected a dict of names to tensors"),
+        ({"x": VALUE}, "Forwards.forward_step: the batch has a 'x' already; take another name"),
+    ],
+    ids=str,
+)
+def test_a_wrong_forward_step(monkeypatch, returned, says):
+    monkeypatch.setattr(Forwards, "forward_step", lambda *_: returned)
+    with pytest.raises(UserError, match=f"^{says}"):
+        raise UserError(refusal(Forwards(), check_contract=False))
 
 
 class Rows(torch.utils.data.Dataset):

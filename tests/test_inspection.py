@@ -226,9 +226,8 @@ def test_inspect_a_config(tmp_path: Path):
     assert "steps        100" in text and "32 items a step" in text and "about 3,200 in all" in text
     assert "  40 steps     loss" in text and "  60 steps     loss" in text and "fp16" in text
     assert "0.5  0.375  0.25  0.125  0 " in text and "AdamW, linear" in text
-    count = sum(
-        p.numel() for p in CollatzTask(d_model=8, nhead=2, num_layers=1, dim_feedforward=16).build_model().parameters()
-    )
+    model = CollatzTask(d_model=8, nhead=2, num_layers=1, dim_feedforward=16).build_model(None)
+    count = sum(p.numel() for p in model.parameters())
     assert f"model        {count:,}" in text
     assert "steps        40," not in text and "steps        40\n" in inspect(str(path), ["--max_steps=40"])
     assert not (tmp_path / "never").exists()

@@ -12,6 +12,7 @@ from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import Saved, find_saved
 from accel_train.system.secrets import scrub_tree
 from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.task import Predicts, hook
 from accel_train.tracking.records import plain
 
 SPLITS = ("train", "validation", "test")
@@ -71,7 +72,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
     evaluator = Evaluator(task, models, accelerator, ranks, config.micro_batch_size)
     metrics, sums = evaluator.evaluate(loader)
-    ordered = task.predict_data(split, batch_size)
+    ordered = hook(task, Predicts, "predict_data")(split, batch_size)
     if ordered is not None:
         loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
         evaluator.predict(loader, out / "predictions")
@@ -80,7 +81,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
         if ordered is not None:
             about: dict[str, Any] = {"split": split, "weights": str(saved.weights)}
             with reports("describe_predictions", warn):
-                about |= task.describe_predictions(split)
+                about |= hook(task, Predicts, "describe_predictions")(split)
             run_folder.write_json(out / "predictions" / "predictions.json", scrub_tree(plain(about)))
         record: dict[str, Any] = {
             "weights": str(saved.weights), "step": saved.info["step"], "split": split, "batch_size": batch_size,

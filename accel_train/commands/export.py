@@ -9,6 +9,7 @@ from accel_train.errors import UserError
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import find_saved
 from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.task import Exports, hook
 
 
 def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False) -> Path:
@@ -26,10 +27,9 @@ def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False
     saved = find_saved(run, checkpoint, trust=trust)
     models = saved.load_models()
     states = {name: whole_state(model) for name, model in models.items()}
-    reports = Reports(target)
     described = to_dict(saved.task, saved.config)
     with writing("--out", target):
-        export_models(target, saved.task, states, described, saved.info, reports("export", warn))
-    with reports("export_programs", warn):
-        saved.task.export_programs(models, target)
+        export_models(target, states, described, saved.info)
+    with Reports(target)("export_programs", warn):
+        hook(saved.task, Exports, "export_programs")(models, target)
     return Path(out)

@@ -24,10 +24,11 @@ from accel_train.run.checkpoint import (
 from accel_train.run.saved import NEITHER, kind_of_folder
 from accel_train.run.weights import read_described
 from accel_train.system.secrets import scrub_tree
+from accel_train.task import DataTools, Task, hook
 from accel_train.tracking.records import number, plain, show_terms
 
 if TYPE_CHECKING:
-    from accel_train.task import Batch, Task
+    from accel_train.task import Batch
 
 UNITS = {"st": "steps", "ep": "epochs"}
 
@@ -68,10 +69,10 @@ def _describe_files(what: str, others: list[str]) -> str | None:
 
     path = Path(what)
     for cls in map(find, TASKS):
-        known: tuple[str, ...] = cls.file_types  # pyright: ignore[reportAttributeAccessIssue]
+        known = hook(cls, DataTools, "file_types")
         if path.suffix.lower() in known or any(_holds(path, name) for name in known):
             files = [what, *(other for other in others if not other.startswith("--"))]
-            describe = cls.describe_files  # pyright: ignore[reportAttributeAccessIssue]
+            describe = hook(cls, DataTools, "describe_files")
             return describe(files, **further_options([o for o in others if o.startswith("--")], describe))
     return None
 
@@ -207,8 +208,8 @@ def _show_data(task: Task, config: TrainConfig) -> str:
     lines.append(f"data         {'without an end' if in_epoch is None else f'{in_epoch:,} batches in the first epoch'}")
     lines.append(f"first batch  {task.size(batch):,} items (global_batch_size {config.global_batch_size})")
     lines += [f"  {name:<16} {_shape(value)}" for name, value in batch.items()]
-    preview = task.preview(batch) if hasattr(task, "preview") else _preview(batch)  # pyright: ignore
-    return "\n".join([*lines, *([preview] if preview else [])])
+    preview = hook(task, DataTools, "preview")(batch)
+    return "\n".join([*lines, preview or _preview(batch)])
 
 
 # -- small things ----------------------------------------------------------------------------------------------------

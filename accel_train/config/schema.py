@@ -109,6 +109,7 @@ class TrainConfig(_Checked):
         non_finite: what to do about a non-finite loss or gradient: skip the update, or raise.
         max_skipped_steps: raise after so many skipped updates in a row.
         logging_steps: one log line (means over the interval) every so many steps, or epochs ("1ep").
+        log_last_values: log lines also have the values of the last step of their interval, as last/NAME.
         eval_steps: evaluate every so often ("1ep"); null only at the end. 0 never.
         save_steps: write a checkpoint every so often ("30min" counts wall time); null only at the end.
         save_total_limit: keep the newest so many checkpoints, beside the best one; null keeps all.
@@ -161,6 +162,7 @@ class TrainConfig(_Checked):
     non_finite: Literal["skip", "raise"] = "skip"
     max_skipped_steps: int = 10
     logging_steps: Length = 50
+    log_last_values: bool = False
     eval_steps: Length | None = None
     save_steps: Length | None = 500
     save_total_limit: int | None = 3
@@ -232,6 +234,6 @@ MAY_CHANGE = {
     "greater_is_better", "phases",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor", "max_grad_norm",
     "mixed_precision", "optimizer", "optimizers", "report_first_batch", "tb_sync_to", "tb_sync_interval",
-    "check_contract",
+    "check_contract", "log_last_values",
 }  # fmt: skip
 """What may differ on resume (it is said aloud). Everything else (data, model, seed, global batch) makes another run."""

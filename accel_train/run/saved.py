@@ -37,7 +37,7 @@ class Saved:
         from accel_train import contract
         from accel_train.run import weights
 
-        models = contract.models_of(self.task)
+        models = contract.models_of(self.task, None)
         weights.load_weights(models, self.weights)
         return models
 

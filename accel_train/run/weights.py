@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +19,17 @@ if TYPE_CHECKING:
 
 def export_models(
     folder: Path,
-    task: Task,
     states: dict[str, dict[str, Tensor]],
     config: dict[str, Any],
     info: dict[str, Any],
-    guard: AbstractContextManager[None] | None = None,
 ) -> None:
-    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole. ``guard`` is
-    around what the task adds to it: the weights do not depend on that."""
+    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole."""
     from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
         for name, state in states.items():
             save_file(state, str(temporary / f"{name}.safetensors"), metadata={"format": "pt"})
         write_json(temporary / "config.json", {"task": config["task"], "models": list(states), **info})
-        with guard or nullcontext():
-            task.export(states, temporary)
 
     replace_folder(folder, write)
 
@@ -83,7 +77,7 @@ def load_exported(folder: Path, trust: bool = False) -> tuple[Task, dict[str, nn
     described = read_described(Path(folder))
     with imports_for(folder, trust):
         task = build_task(described["task"])
-    models = contract.models_of(task)
+    models = contract.models_of(task, None)
     load_weights(models, Path(folder))
     return task, models, described
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from accel_train.run.reports import Reports
 from accel_train.system.writing import write_atomic
-from accel_train.task import Event
+from accel_train.task import Event, Watches, hook
 from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import plain
 
@@ -69,7 +69,7 @@ class Jsonl(Observer):
         lists = histories(self.path)
         further: dict[str, list] = {}
         with self._reports("histories", self.tell):
-            further = dict(self.task.histories(lists))
+            further = dict(hook(self.task, Watches, "histories")(lists))
             json.dumps(further, allow_nan=False)
         write_atomic(self.path.with_name("metrics.json"), json.dumps(lists | further, allow_nan=False))
         end = time.monotonic()

@@ -76,7 +76,7 @@ def _compare(
     task: Task, models: dict[str, nn.Module], objective: Objective, batch: Batch, tolerance: Tolerance
 ) -> Findings:
     name, size = type(task).__name__, task.size(batch)
-    halves = task.split(dict(batch), -(-size // 2))
+    halves = task.split(batch, -(-size // 2))
     if len(halves) < 2:
         return Findings()
     sizes = [task.size(half) for half in halves]
@@ -126,8 +126,8 @@ def _values(
     given: dict[str, Tensor] | None = None,
 ) -> _Values:
     """Totals of these batches, and their losses if the totals are those ``given`` (their own if None)."""
-    batches = [dict(batch) for batch in batches]  # totals may leave something there for the loss
     device = next((v.device for v in batches[0].values() if isinstance(v, Tensor)), torch.device("cpu"))
+    batches = [contract.forwarded(task, models, batch, objective) for batch in batches]
     with torch.no_grad():
         parts = [contract.sums_of(task, "totals", task.totals(models, batch, objective), device) for batch in batches]
     totals = _summed(parts)

@@ -21,7 +21,7 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
-from accel_train.task import Batch, Task
+from accel_train.task import Batch, Predicts, Task, hook
 from accel_train.train.world import Ranks
 
 T = TypeVar("T")
@@ -80,7 +80,6 @@ class Evaluator:
     def predict(self, loader: Loader, folder: Path) -> None:
         """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
         writes its own rows; a file has its name once it is whole."""
-        contract.require(self.task, "predict_step")
         source = loader.source
         assert isinstance(source, IndexedSource) and not source.shuffle
         files: dict[str, np.ndarray] = {}
@@ -114,7 +113,7 @@ class Evaluator:
             parts: dict[str, list[np.ndarray]] = {}
             for micro_batch in micro_batches:
                 with self.accelerator.autocast():
-                    outputs = self.task.predict_step(self.models, micro_batch)
+                    outputs = hook(self.task, Predicts, "predict_step")(self.models, micro_batch)
                 for name, output in outputs.items():
                     parts.setdefault(name, []).append(output.float().cpu().numpy())
             return {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from accel_train.task import Batch, Event
+from accel_train.task import Batch, Event, Watches, hook
 from accel_train.tracking.observer import Observers
 from accel_train.train.evaluation import quietly
 from accel_train.train.session import Session
@@ -24,6 +24,7 @@ class Probes:
 
     def __init__(self, session: Session) -> None:
         self.session, self.task, self.config = session, session.task, session.config
+        self._monitor, self._histograms = (hook(self.task, Watches, name) for name in ("monitor", "histograms"))
         self._first_is_due = self.config.report_first_batch
         self._last_step = -1
 
@@ -43,13 +44,13 @@ class Probes:
                 observers.tell("on_event", describe(step, share))
         found: list[Event] = []
         if self._is_due(step, self.config.monitor_steps):
-            seen = self._ask("monitor", lambda models, batch: list(self.task.monitor(models, batch)), share, found)
+            seen = self._ask("monitor", lambda models, batch: list(self._monitor(models, batch)), share, found)
             found += seen or []
             for event in (event for events in ranks.gather(found) for event in events):
                 observers.tell("on_event", event)
         if self._is_due(step, self.config.histogram_steps):
             found = []
-            values = self._ask("histograms", self.task.histograms, share if ranks.is_main else None, found)
+            values = self._ask("histograms", self._histograms, share if ranks.is_main else None, found)
             for event in found:
                 observers.tell("on_event", event)
             observers.tell("on_histograms", step, values or {})

@@ -87,7 +87,7 @@ class Reporter:
 
     def log(self) -> None:
         """The means since the last log line."""
-        means = self.state.scalars.means(self.task.logs_last)
+        means = self.state.scalars.means(self.session.config.log_last_values)
         if not means:
             return
         record = self.state.where("train") | means

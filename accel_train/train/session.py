@@ -59,7 +59,7 @@ class Session:
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
         with generators(keyed.key(config.seed, "weights")):  # those of numpy and Python too
-            self.models = contract.models_of(task)
+            self.models = contract.models_of(task, self.source)
         contract.refuse_sparse(self.models)
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
@@ -151,7 +151,10 @@ class Session:
 
     def _compile(self) -> None:
         """In place, so that no parameter changes its name."""
-        wanted, cannot = self.config.torch_compile, self.task.not_compiled()
+        wanted, cannot = self.config.torch_compile, {}
+        for objective in self.objectives.values():
+            if objective.not_compiled:
+                cannot |= dict.fromkeys(objective.trains or self.models, objective.not_compiled)
         if isinstance(wanted, dict):
             for name in wanted:
                 if name not in self.models:
@@ -257,8 +260,7 @@ class Session:
         error = ""
         if self.ranks.is_main:
             try:
-                guard = self.reports("export", tell)
-                weights.export_models(folder, self.task, states, self.described, info, guard)
+                weights.export_models(folder, states, self.described, info)
             except Exception as problem:  # a full disk comes as OSError or SafetensorError
                 error = brief(problem)
         if error := self.ranks.from_main(error):

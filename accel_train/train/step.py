@@ -93,6 +93,13 @@ def group_objectives(
     return groups
 
 
+def _communicate(models: dict[str, nn.Module]) -> bool:
+    """Whether ranks wait for each other in a forward pass, so that every one must make equally many: torch's
+    ``SyncBatchNorm`` does, and a module that says so by an attribute ``communicates``."""
+    modules = (module for model in models.values() for module in model.modules())
+    return any(isinstance(m, nn.SyncBatchNorm) or getattr(m, "communicates", False) for m in modules)
+
+
 class Stepper:
     """Takes optimiser steps. Knows nothing of epochs, logs or checkpoints.
 
@@ -133,6 +140,8 @@ class Stepper:
         self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
         self._item_counts: dict[int, Tensor] = {}
         self._counts_items = type(task).totals is Task.totals
+        self._forwards = type(task).forward_step is not Task.forward_step
+        self._last_cut: tuple[Batch | None, int, list[Batch]] = (None, 0, [])  # of the batch of several objectives
 
     def add_group(
         self, trains: tuple[str, ...], objectives: list[Objective], optimizer: dict[str, Any], schedule: Schedule
@@ -161,7 +170,7 @@ class Stepper:
                 if self.ranks.world_size > 1 and not self.groups:
                     unsay_that_all_are_used(self.device)
             self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
-        if self.task.communicates and self.ranks.world_size > 1:
+        if self.ranks.world_size > 1 and _communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
             self._guarded = self._retry_memory = False
@@ -252,12 +261,12 @@ class Stepper:
         micro_batches = self._cut(batch)
         if self._equal_forwards:
             self._check_equal_forwards(len(micro_batches))
-        totals = self._totals(group, objective, micro_batches)
+        totals, has_outputs = self._totals(group, objective, micro_batches)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
             reduce_now = self._sharded or (not self._guarded and i == len(micro_batches) - 1)
-            loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective)
+            loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective, has_outputs)
             self._backward(group, loss.value)
             for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
                 values[name] = values[name] + share if name in values else share
@@ -289,8 +298,9 @@ class Stepper:
         size = self.task.size(batch)
         limit = self.micro_batch_size or size
         self._largest_micro_batch = min(size, limit)
-        # Copies, since a task may leave in them what it has computed, for this attempt only.
-        return [dict(micro_batch) for micro_batch in self.task.split(batch, limit)]
+        if self._last_cut[0] is not batch or self._last_cut[1] != limit:
+            self._last_cut = (batch, limit, self.task.split(batch, limit))
+        return list(self._last_cut[2])
 
     def _check_equal_forwards(self, count: int) -> None:
         """Sharded weights are gathered in every forward, or statistics shared: all ranks must make as many."""
@@ -328,30 +338,33 @@ class Stepper:
                 "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
             ) from None
 
-    def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process."""
+    def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], bool]:
+        """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process; and
+        whether a batch in one piece has gone through the models for them, and has their outputs with gradients."""
+        once = self._forwards and len(micro_batches) == 1 and not self._sharded
         totals: dict[str, Tensor] = {}
         if self._counts_items:  # nothing but the number of items: no need to ask the task
             totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
         else:
-            # What runs the models does so where autocast and sharding see it.
-            module = (group.module if self._sharded else group.local) if self.task.one_forward else None
-            with torch.set_grad_enabled(module is not None and len(micro_batches) == 1 and not self._sharded):
-                for micro_batch in micro_batches:
-                    if module is not None:
-                        parts = module(micro_batch, None, objective)
-                    else:
-                        parts = self.task.totals(self.models, micro_batch, objective)
-                    for name, part in contract.sums_of(self.task, "totals", parts, self.device).items():
-                        totals[name] = totals[name] + part if name in totals else part
+            module = group.module if self._sharded else group.local  # autocast and sharding see what runs the models
+            for i, micro_batch in enumerate(micro_batches):
+                if self._forwards:
+                    with torch.set_grad_enabled(once):
+                        micro_batch = module(micro_batch, None, objective)
+                    if once:
+                        micro_batches[i] = micro_batch
+                with torch.no_grad():
+                    parts = self.task.totals(self.models, micro_batch, objective)
+                for name, part in contract.sums_of(self.task, "totals", parts, self.device).items():
+                    totals[name] = totals[name] + part if name in totals else part
         if self.ranks.world_size == 1:
-            return totals
+            return totals, once
         like = self._totals_like.get(objective.name)
         if like is None:  # a rank without items learns from the others what is summed
             mine = {name: (tuple(t.shape), t.dtype) for name, t in totals.items()}
             like = next((names for names in self.ranks.gather(mine) if names), {})
             if not like:  # no rank has items: they all abandon the step
-                return totals
+                return totals, once
             self._totals_like[objective.name] = like
         parts = [
             totals[name].double().reshape(-1).to(self.device)
@@ -361,9 +374,10 @@ class Stepper:
         ]
         flat = self.ranks.sum(torch.cat(parts))
         cut = flat.split([part.numel() for part in parts])
-        return {
+        summed = {
             name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)
         }
+        return summed, once
 
     def _item_count(self, count: int) -> Tensor:
         """On the device already: the same few numbers come again and again, and each copy would cost a launch."""

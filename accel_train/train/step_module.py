@@ -52,13 +52,22 @@ class StepModule(nn.Module):
         zero = torch.zeros((), dtype=like.dtype, device=like.device)  # like them, so that they are reduced together
         self.anchor = None if sharded else nn.Parameter(zero)
 
-    def forward(self, batch: Batch | None, totals: dict[str, Tensor] | None, objective: Objective) -> Any:
-        if batch is not None and totals is None:
-            return self.task.totals(self.models, batch, objective)
+    def forward(
+        self, batch: Batch | None, totals: dict[str, Tensor] | None, objective: Objective, has_outputs: bool = False
+    ) -> Any:
+        """The share of the loss, with ``totals``; without them, the batch and what ``forward_step`` makes of it.
+
+        Args:
+            batch: None: this rank has none, and only joins the others.
+            has_outputs: what ``forward_step`` makes is in the batch already.
+        """
+        if batch is not None and not has_outputs:
+            batch = contract.forwarded(self.task, self.models, batch, objective)
+        if totals is None:
+            return batch
         if batch is None:  # nothing to contribute, but the other ranks wait
             assert self.anchor is not None
             return Loss(self.anchor * 0)
-        assert totals is not None
         # Terms come without gradient: DDP would wait for parameters that they reach and the value does not.
         value, terms = contract.loss_of(self.task, self.task.loss_step(self.models, batch, totals, objective))
         if self.anchor is not None and (self.several or not value.requires_grad):

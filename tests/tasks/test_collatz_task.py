@@ -24,14 +24,14 @@ def batch_of(task, size=48, split="train", step=0):
 
 
 def test_parameter_counts():
-    count = lambda task: sum(p.numel() for p in task.build_model().parameters())  # noqa: E731
+    count = lambda task: sum(p.numel() for p in task.build_model(None).parameters())  # noqa: E731
     assert count(CollatzTask(objective="denoising")) == 802_180  # of the known model
     assert count(CollatzTask()) == 802_180 - 129  # without the class that is never a target
 
 
 def test_no_position_sees_what_it_has_to_predict():
     task = CollatzTask(**TINY)
-    model = task.build_model()
+    model = task.build_model(None)
     tokens = batch_of(task)["tokens"][:, :-1]
     changed = tokens.clone()
     changed[:, 60:] = 1 - changed[:, 60:].clamp(max=1)
@@ -42,7 +42,7 @@ def test_no_position_sees_what_it_has_to_predict():
 
 
 def test_the_known_formulation_sees_both_targets():
-    model = CollatzTask(**TINY, objective="denoising").build_model()
+    model = CollatzTask(**TINY, objective="denoising").build_model(None)
     tokens = batch_of(CollatzTask(**TINY))["tokens"][:, :-1]
     changed = tokens.clone()
     changed[:, 61] = 1 - changed[:, 61].clamp(max=1)
@@ -55,7 +55,7 @@ def test_the_known_formulation_sees_both_targets():
 @pytest.mark.parametrize("objective", ["causal", "denoising"])
 def test_the_same_function_in_training_and_evaluation_and_with_less_padding(objective):
     task = CollatzTask(**TINY | {"hard_ratio": 0.0, "normal_range": (10, 2000)}, objective=objective)
-    model = task.build_model()
+    model = task.build_model(None)
     batch = batch_of(task)
     longest = int(batch["steps"].clamp(max=95).sort().values[20])
     short = batch["steps"] <= longest
@@ -78,7 +78,7 @@ def test_rows_that_end_within_the_prefix_do_not_count_for_the_stopping_time():
     assert 0 < short.sum() < len(short)
     totals = task.totals({}, batch, Objective())
     assert totals["rows"].tolist() == [(~short).sum(), 0]  # normal, hard
-    model = task.build_model()
+    model = task.build_model(None)
     other = {**batch, "steps": torch.where(short, batch["steps"] + 0, batch["steps"])}
     other["steps"] = torch.where(short, torch.ones_like(batch["steps"]), batch["steps"])
     one = task.loss_step({"model": model}, batch, totals, Objective())
@@ -90,7 +90,7 @@ def test_rows_that_end_within_the_prefix_do_not_count_for_the_stopping_time():
 def test_shares_of_micro_batches_add_up(limit):
     torch.manual_seed(0)
     task = CollatzTask(**TINY)
-    model = task.build_model().double()
+    model = task.build_model(None).double()
     batch = batch_of(task)
     parts = task.split(batch, limit)
     assert sum(len(p["steps"]) for p in parts) == 48 and max(len(p["steps"]) for p in parts) <= limit
@@ -137,7 +137,7 @@ def test_training_and_evaluation_share_no_number():
 def test_metrics_are_those_of_the_rows():
     torch.manual_seed(0)
     task = CollatzTask(**TINY)
-    model = task.build_model().double().eval()
+    model = task.build_model(None).double().eval()
     batch = batch_of(task, 256, "validation")
     with torch.no_grad():
         parts = [task.eval_step({"model": model}, p) for p in task.split(batch, 50)]
@@ -220,9 +220,9 @@ def test_a_closed_orbit_is_reported_and_its_row_counts_for_nothing(monkeypatch):
     monkeypatch.setattr(collatz_data, "trajectories", trajectories)
     batch = {k: torch.from_numpy(v) for k, v in source.batch(0, 0, 0, 1).items()}
     assert batch["steps"][3] == 0 and (batch["tokens"][3] == 2).all()
-    events = alerts(task, {"model": task.build_model()}, batch)
+    events = alerts(task, {"model": task.build_model(None)}, batch)
     assert [e.kind for e in events] == ["cycle"] and events[0].fields["start"] == str(victim)
-    assert alerts(task, {"model": task.build_model()}, batch) == []  # told once
+    assert alerts(task, {"model": task.build_model(None)}, batch) == []  # told once
 
 
 @pytest.mark.parametrize(

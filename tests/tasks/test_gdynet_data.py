@@ -79,7 +79,8 @@ def test_folders_and_files_are_the_same(tmp_path, ferro):
     folder = save(tmp_path / "a", make_arrays(9))
     files = [f"{folder}/{name}.npy" for name in NAMES[: 5 if ferro else 4]]
     by_folder, by_file = (FramePairs(load(fnames, ferro), 2).read(np.arange(7)) for fnames in ([folder], files))
-    assert list(by_folder) == list(by_file) == ["neighbours", "distances", *(["directions"] if ferro else []), "pair"]
+    names = ["neighbours", "distances", *(["directions"] if ferro else []), "pair", "atom_types", "targets"]
+    assert list(by_folder) == list(by_file) == names
     for name, array in by_folder.items():
         np.testing.assert_array_equal(array, by_file[name])
     assert (trajectory := load([folder], ferro)[0]).shape == (9, ATOMS, NEIGHBOURS)

@@ -102,9 +102,9 @@ def test_the_network_is_its_formulas(n_conv, ferro, norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_sizes_that_users_know(norm):
     for kind, count in (("gdynet_vanilla", 46_883), ("gdynet_ferro", 47_139)):
-        models = GDyNetTask([], model_type=kind, norm=norm).build_model()
+        models = GDyNetTask([], model_type=kind, norm=norm).build_model(None)
         assert sum(p.numel() for p in models["lobe_0"].parameters()) == count
-    pair = GDyNetTask([], lobes="separate", norm=norm).build_model()
+    pair = GDyNetTask([], lobes="separate", norm=norm).build_model(None)
     assert list(pair) == ["lobe_0", "lobe_t"]
     for one, other in zip(*(model.parameters() for model in pair.values()), strict=True):
         assert torch.equal(one, other) and one is not other, "they start equal"

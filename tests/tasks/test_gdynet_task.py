@@ -248,7 +248,7 @@ def test_batches_of_several_trajectories(data):
 @pytest.mark.parametrize("lobes", ["shared", "separate"])
 def test_features_are_frames_then_targets(data, lobes):
     task = task_of(data, lobes=lobes, float64=True)
-    models = task.build_model()
+    models = task.build_model(None)
     for parameter in models["lobe_0"].parameters() if lobes == "separate" else ():
         parameter.data *= 1.1
     batch = {name: torch.from_numpy(a) for name, a in task.build_data("train", 4, 0).batch(0, 0, 0, 1).items()}
@@ -269,7 +269,7 @@ def test_features_are_frames_then_targets(data, lobes):
 def test_one_score_of_all_pairs_whatever_the_batches(data, size, mode, epsilon):
     task = task_of(data, float64=True, mode=mode, epsilon=epsilon)
     torch.manual_seed(1)  # states of which no combination varies so little that rounding counts
-    models = task.build_model()
+    models = task.build_model(None)
     source = task.build_data("validation", size, 0)
     batches = [source.batch(0, step, 0, 1) for step in range(source.steps(0))]
     batches = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
@@ -464,13 +464,13 @@ def test_in_half_the_precision(data, tmp_path):
     assert half["metrics"] != whole["metrics"]
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_running_statistics_count_every_step_once(data, tmp_path, twice):
-    """Whether a step makes one forward pass or two, and evaluation none."""
-    (result,) = run(job(tmp_path, data, {"norm": "batch", "epochs": 1, "twice": twice}))
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_running_statistics_count_every_piece_once(data, tmp_path, pieces):
+    """Whether it goes through the network once or twice, and evaluation does not count."""
+    (result,) = run(job(tmp_path, data, {"norm": "batch", "epochs": 1}, micro_batch_size=BATCH // pieces))
     assert result["error"] is None
     counts = {int(value) for name, value in result["weights"].items() if name.endswith("num_batches_tracked")}
-    assert counts == {3 * IN_EPOCH}
+    assert counts == {3 * (IN_EPOCH * pieces - (pieces - 1))}, "the last batch of an epoch, of 4, stays whole"
 
 
 def test_programs_give_the_predictions(trained, data, tmp_path):

@@ -37,7 +37,10 @@ def folder(tmp_path_factory):
 
 
 def batches(task: MuonTask, epoch=0, batch_size=64, **named):
-    source = task.build_data("train", batch_size, seed=1)
+    return read(task.build_data("train", batch_size, seed=1), epoch, **named)
+
+
+def read(source, epoch=0, **named):
     loader = Loader(source, CPU, **named)
     return [share for _, _, share in loader.batches(Position(epoch=epoch), last_epoch=epoch + 1)]
 
@@ -165,9 +168,9 @@ def test_bad_rows_are_named_or_left_out(folder, tmp_path, what):
     files = rewritten(folder, tmp_path / "bad", change)
     with pytest.raises(DataError, match=f"bundles-00001.parquet, {says}.*; mend it, or set on_bad_file=skip"):
         batches(MuonTask(files, held_out=0.0))
-    task = MuonTask(files, held_out=0.0, on_bad_file="skip")
-    assert sum(len(batch["counts"]) for batch in batches(task)) == 10 * SHOWERS - 1
-    (event,) = task._train.events()
+    source = MuonTask(files, held_out=0.0, on_bad_file="skip").build_data("train", 64, seed=1)
+    assert sum(len(batch["counts"]) for batch in read(source)) == 10 * SHOWERS - 1
+    (event,) = source.events()
     assert event.title.startswith(f"{tmp_path}/bad/bundles-00001.parquet, {says}")
 
 
@@ -182,9 +185,9 @@ def test_bad_files_are_named_or_left_out(folder, tmp_path):
         files = [str(good), str(tmp_path / name)]
         with pytest.raises(DataError, match=f"{name}: {says}"):
             batches(MuonTask(files))
-        task = MuonTask(files, held_out=0.0, on_bad_file="skip")
-        assert sum(len(batch["counts"]) for batch in batches(task)) == 10 * SHOWERS // 2
-        assert len(task._train.events()) == 1
+        source = MuonTask(files, held_out=0.0, on_bad_file="skip").build_data("train", 64, seed=1)
+        assert sum(len(batch["counts"]) for batch in read(source)) == 10 * SHOWERS // 2
+        assert len(source.events()) == 1
     pq.write_table(pa.table({"primaries": [1]}), tmp_path / "column.parquet")
     with pytest.raises(DataError, match="column.parquet: no column 'primary'; there are primaries"):
         batches(MuonTask(str(tmp_path / "column.parquet")))
@@ -228,13 +231,13 @@ def test_refused_settings(option, says):
 def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
     synth.write(tmp_path / "data", seed=3, primaries=30, files=2, row_group=50, log10_energy=(5.0, 6.0), outlier=11)
     files, kept = f"{tmp_path}/data/*.parquet", tmp_path / "outliers"
-    task = MuonTask(files, held_out=0.0, max_muons_per_event=1000, outliers_dir=str(kept))
+    source = MuonTask(files, held_out=0.0, max_muons_per_event=1000, outliers_dir=str(kept)).build_data("train", 64, 1)
     for epoch in (0, 1):
-        normal = batches(task, epoch=epoch, num_workers=2)
+        normal = read(source, epoch=epoch, num_workers=2)
         assert max(int(batch["counts"].max()) for batch in normal) <= 1000
     missing = 300 - sum(len(batch["counts"]) for batch in normal)
     assert missing == 10, "all depths of one shower"
-    (event,) = [e for e in task._train.events() if "1,000 muons" in e.title][:1]
+    (event,) = [e for e in source.events() if "1,000 muons" in e.title][:1]
     assert f"moved to {kept}" in event.title
     moved = pa.concat_tables([pq.read_table(path) for path in kept.glob("*.parquet")])
     assert moved.num_rows == missing, "two epochs, each event once"
@@ -247,17 +250,17 @@ def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
 
 
 def test_the_networks_that_users_know_have_their_sizes():
-    models = MuonTask("x.parquet", preset="legacy").build_model()
+    models = MuonTask("x.parquet", preset="legacy").build_model(None)
     assert sum(p.numel() for p in models["generator"].parameters()) == 82_051
     assert sum(p.numel() for p in models["critic"].parameters()) == 25_985
 
 
 def test_the_known_critic_scores_events_without_muons_by_the_hundred_million():
-    models = MuonTask("x.parquet", preset="legacy").build_model()
+    models = MuonTask("x.parquet", preset="legacy").build_model(None)
     event = torch.zeros(0, dtype=torch.int64)
     score = models["critic"](torch.zeros(0, 3), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), event)
     assert abs(float(score.detach())) > 1e6
-    ours = MuonTask("x.parquet").build_model()
+    ours = MuonTask("x.parquet").build_model(None)
     score = ours["critic"](torch.zeros(0, 2), torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64), event)
     assert abs(float(score.detach())) < 10
 
@@ -430,7 +433,7 @@ def test_odd_lists_of_files_are_said(folder, tmp_path):
 @pytest.mark.parametrize(("value", "says"), [(15.0, "wants .* muons where there are"), (float("nan"), "not finite")])
 def test_a_network_that_has_diverged_is_refused_before_memory_is_asked_for(folder, value, says):
     task = MuonTask(files=[str(folder / "*.parquet")], held_out=0.3)
-    models = task.build_model()
+    models = task.build_model(None)
     with torch.no_grad():
         last = models["multiplicity"].net[-1]
         last.weight.zero_()

@@ -12,7 +12,7 @@ import numpy as np
 from accel_train.config.convert import check_range
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.task import Batch, Event, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, DataTools, Event, Loss, Objective, Task, Watches
 from accel_train.tasks.collatz.data import Rows
 from accel_train.tasks.collatz.numbers import Numbers
 from accel_train.tasks.collatz.trajectory import exact_trajectory
@@ -25,7 +25,7 @@ NEXT_PARITY_FLOOR = 2.0 / 3.0 * math.log(2.0)
 is followed by either with the same probability, and two thirds of all tokens are even."""
 
 
-class CollatzTask(Task):
+class CollatzTask(Task, Watches, DataTools):
     """Transformer on Collatz parity sequences, made as it goes.
 
     Args:
@@ -104,7 +104,7 @@ class CollatzTask(Task):
         numbers = Numbers(self._seed, held_out=held_out, **self.draw_args)
         return Rows(numbers, self.max_len, self.eval_rows, first)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, train: BatchSource | None) -> nn.Module:
         from accel_train.tasks.collatz.model import CollatzTransformer
 
         return CollatzTransformer(

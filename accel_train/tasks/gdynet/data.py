@@ -84,7 +84,9 @@ class _Frames:
         for name, (array, dtype) in ON_DISK.items():
             if array in self.trajectories[0].arrays:
                 batch[name] = _gather([each.arrays[array] for each in self.trajectories], which, frames, dtype)
-        return {**batch, self.item: np.asarray(indices, np.int64)}
+        one = self.trajectories[0]  # all have the same atoms
+        return {**batch, self.item: np.asarray(indices, np.int64),
+                "atom_types": one.atom_types, "targets": one.target_index}  # fmt: skip
 
     def _look_at_new(self, which: np.ndarray, frames: np.ndarray) -> None:
         new = ~self._good[which, frames]
@@ -111,7 +113,8 @@ class FramePairs(_Frames):
     """All pairs (t, t + tau) within a trajectory, in order: sum over trajectories of F - tau.
 
     ``read`` gives neighbours int32 [B, 2, N, M] (-1: none), distances float32 [B, 2, N, M] in Angstrom, where there are
-    any directions float32 [B, 2, N, 3], and pair int64 [B], the number of the pair.
+    any directions float32 [B, 2, N, 3], and pair int64 [B], the number of the pair; besides, for all pairs the same,
+    atom_types [N] and targets [n].
 
     Raises:
         UserError: tau (frames) is below 1. DataError: a trajectory has no more than tau frames.

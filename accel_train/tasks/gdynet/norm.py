@@ -37,7 +37,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, features: int, sync: bool, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.sync, self.eps, self.momentum = sync, eps, momentum
+        self.communicates, self.eps, self.momentum = sync, eps, momentum
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
 
     def _everywhere(self, value: Tensor) -> Tensor:
         """Summed over those whose rows count."""
-        if not (self.sync and dist.is_initialized()):
+        if not (self.communicates and dist.is_initialized()):
             return value
         total = _Sum.apply(value)
         assert isinstance(total, Tensor)

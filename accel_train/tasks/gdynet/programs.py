@@ -13,7 +13,7 @@ from accel_train.errors import UserError
 TOLERANCE = 1e-5
 
 
-def write_programs(models: dict[str, nn.Module], ferro: bool, folder: Path) -> list[str]:
+def write_programs(models: dict[str, nn.Module], ferro: bool, folder: Path) -> None:
     """``NAME.pt2`` and ``NAME.torchscript.pt`` of every lobe, for any number of frames, atoms, targets and neighbours.
 
     Their arguments are those of ``Lobe.forward``. Each is loaded again and compared with the lobe on frames of another
@@ -22,7 +22,6 @@ def write_programs(models: dict[str, nn.Module], ferro: bool, folder: Path) -> l
     Raises:
         UserError: a program's probabilities differ from the lobe's by more than ``TOLERANCE``.
     """
-    written = []
     for name, lobe in models.items():
         lobe = lobe.cpu().eval()
         made_with, other = _example(2, 12, 5, 4, ferro), _example(3, 17, 7, 6, ferro)
@@ -44,8 +43,6 @@ def write_programs(models: dict[str, nn.Module], ferro: bool, folder: Path) -> l
                 worst = (copy(*other) - expected).abs().max().item()
                 if not worst <= TOLERANCE:
                     raise UserError(f"export: {file} differs from the model by {worst:.2g}")
-                written.append(file)
-    return written
 
 
 def _example(frames: int, atoms: int, targets: int, neighbours: int, ferro: bool) -> tuple[Tensor, ...]:

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from accel_train.config.convert import check_range
 from accel_train.errors import UserError
-from accel_train.task import Batch, BatchSource, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, DataTools, Exports, Loss, Objective, Predicts, Task, Watches
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
 from accel_train.tasks.gdynet.splits import Splits
 from accel_train.tasks.gdynet.truth import noise_floor
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 
 SHOWN_TIMES = 4
 
 
-class GDyNetTask(Task):
+class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
     """Graph dynamical network: soft states of atoms whose slow dynamics a linear model propagates best (VAMP).
 
     Args:
@@ -54,11 +53,10 @@ class GDyNetTask(Task):
     recommended: ClassVar = {
         "seed": 1234, "global_batch_size": 32, "learning_rate": 1e-3, "optimizer": {"class_path": "Adam"},
         "max_grad_norm": None, "logging_steps": "1ep", "eval_steps": "1ep", "save_steps": "1ep",
+        "log_last_values": True,
     }  # fmt: skip
     file_types = ("nbr_lists.npy", ".npy")
     movable = ("train_fnames", "val_fnames", "test_fnames", "loss_schedule", "repeat", "dt_ns")
-    one_forward = True
-    logs_last = True
 
     def __init__(
         self,
@@ -113,10 +111,8 @@ class GDyNetTask(Task):
         self.epsilon = epsilon
         self.mode: Mode = mode
         self.schedule, self.epochs, self.repeat = [known[name] for name in loss_schedule], epochs, repeat
-        self.communicates = norm == "sync_batch"
         self.dt_ns = dt_ns
         self.splits = Splits(self.fnames, self.ferro, tau, cutoff, val_share)
-        self._atoms: dict[Any, tuple[Tensor, Tensor]] = {}
         self._batch_rows: int | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
@@ -165,9 +161,18 @@ class GDyNetTask(Task):
 
         return report(files, None, tau, cutoff)
 
+    def size(self, batch: Batch) -> int:
+        """Frames, or pairs of them."""
+        return len(batch["neighbours"])
+
+    def split(self, batch: Batch, limit: int) -> list[Batch]:
+        shared = {"atom_types": batch["atom_types"], "targets": batch["targets"]}
+        items = {name: array for name, array in batch.items() if name not in shared}
+        return [part | shared for part in super().split(items, limit)]
+
     # -- model and loss ------------------------------------------------------------------------------------------------
 
-    def build_model(self) -> dict[str, nn.Module]:
+    def build_model(self, train: BatchSource | None) -> dict[str, nn.Module]:
         from accel_train.tasks.gdynet.model import Lobe
 
         lobe = Lobe(*self.sizes, self.ferro, self.norm)
@@ -181,44 +186,33 @@ class GDyNetTask(Task):
 
     def features(self, models: dict[str, nn.Module], batch: Batch) -> tuple[Tensor, Tensor]:
         """Probabilities of both times, [B * n, k] each: frames in order, and in each the targets in theirs."""
-        both = [batch[name] for name in ("neighbours", "distances", "directions") if name in batch]
+        structure, both = _structure(batch), _frames(batch)
         if self.separate:
             x, y = (
-                models[lobe](*self._structure(both[0].device), *(array[:, time] for array in both))
+                models[lobe](*structure, *(array[:, time] for array in both))
                 for time, lobe in enumerate(("lobe_0", "lobe_t"))
             )
         else:
-            out = models["lobe_0"](*self._structure(both[0].device), *(array.flatten(0, 1) for array in both))
+            out = models["lobe_0"](*structure, *(array.flatten(0, 1) for array in both))
             x, y = out.unflatten(0, (-1, 2)).unbind(1)
         return x.flatten(0, 1), y.flatten(0, 1)
 
-    def _structure(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Atomic numbers and targets, which all trajectories share."""
-        import torch
-
-        if device not in self._atoms:
-            one = (self.splits.any() or self.splits["train"])[0]
-            self._atoms[device] = (
-                torch.from_numpy(one.atom_types).to(device),
-                torch.from_numpy(one.target_index).to(device),
-            )
-        return self._atoms[device]
+    def forward_step(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        x, y = self.features(models, batch)
+        return {"x": x, "y": y}
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
         """The moments of the features over all rows, of which a VAMP score is a function."""
         from accel_train.tasks.gdynet import vamp
 
-        batch["features"] = x, y = self.features(models, batch)
-        return {"moments": vamp.moments(x, y)}
+        return {"moments": vamp.moments(batch["x"], batch["y"])}
 
     def loss_step(
         self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective
     ) -> Loss:
         from accel_train.tasks.gdynet import vamp
 
-        x, y = batch.pop("features")
-        if not x.requires_grad:
-            x, y = self.features(models, batch)
+        x, y = batch["x"], batch["y"]
         covariances = vamp.covariances(totals["moments"])
         value = vamp.loss_share(x, y, covariances, objective.name, self.epsilon, self.mode)
         singular, share = vamp.singular_values(covariances, self.epsilon, self.mode), len(x) / covariances.rows
@@ -257,8 +251,7 @@ class GDyNetTask(Task):
 
     def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """``probabilities`` float32 [B, n, k], of one lobe for all frames: two that differ would leave a seam."""
-        both = [batch[name][:, 0] for name in ("neighbours", "distances", "directions") if name in batch]
-        return {"probabilities": models["lobe_0"](*self._structure(both[0].device), *both)}
+        return {"probabilities": models["lobe_0"](*_structure(batch), *(array[:, 0] for array in _frames(batch)))}
 
     def summary(self, metrics: dict[str, float]) -> str:
         if not metrics:
@@ -279,10 +272,20 @@ class GDyNetTask(Task):
         from all pairs, which stands under ``last`` and ``avg``."""
         return epoch_lists(lists)
 
-    def export_programs(self, models: dict[str, nn.Module], folder: Path) -> list[str]:
+    def export_programs(self, models: dict[str, nn.Module], folder: Path) -> None:
         from accel_train.tasks.gdynet.programs import write_programs
 
-        return write_programs(models, self.ferro, folder)
+        write_programs(models, self.ferro, folder)
+
+
+def _structure(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Atomic numbers and targets, which all frames share."""
+    return batch["atom_types"], batch["targets"]
+
+
+def _frames(batch: Batch) -> list[Tensor]:
+    """What changes from frame to frame, [B, times, N, ...] each."""
+    return [batch[name] for name in ("neighbours", "distances", "directions") if name in batch]
 
 
 def epoch_lists(lists: dict[str, list]) -> dict[str, list]:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from accel_train.config.convert import check_range
-from accel_train.data.lanes import LanesSource, Shuffle
+from accel_train.data.lanes import Shuffle
 from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.task import Batch, BatchSource, Loss, Objective, Task
+from accel_train.task import Batch, BatchSource, DataTools, Loss, Objective, Task, Watches
 from accel_train.tasks.muon.data import HeldOut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.data.flat_cache import CachedSource
+    from accel_train.data.lanes import LanesSource
     from accel_train.tasks.muon.sources import Sources
 
 FIT_EVENTS = 50_000
 """Events that the normalisation is fitted on: the first that training would see."""
+NOT_COMPILED = (
+    "its gradient penalty needs a second backward pass, which torch.compile does not have (gradient_penalty=none does "
+    "without)"
+)
 
 
-class MuonTask(Task):
+class MuonTask(Task, Watches, DataTools):
     """Conditional WGAN-GP for muon bundles in ragged Parquet files.
 
     A critic and a generator learn the muons of a bundle given the primary, the depth and how many there are; a
@@ -129,9 +134,7 @@ class MuonTask(Task):
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
         self.cache_dir, self.remote = cache_dir, remote
         self._sources: Sources | None = None
-        self._train: LanesSource | CachedSource | None = None
         self.evaluated: HeldOut | None = None
-        self._cut: tuple[Any, int, list[Batch]] | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -142,8 +145,7 @@ class MuonTask(Task):
             self._sources = Sources(Reading(**{field.name: getattr(self, field.name) for field in fields(Reading)}))
         sources = self._sources
         if split == "train":
-            self._train = (sources.cached if self.cache_dir else sources.train)(batch_size, seed)
-            return self._train
+            return (sources.cached if self.cache_dir else sources.train)(batch_size, seed)
         if not self.validation_files and self.held_out == 0:
             return None
         self.evaluated = sources.held_out(split)
@@ -154,13 +156,8 @@ class MuonTask(Task):
         return len(batch["counts"])
 
     def split(self, batch: Batch, limit: int) -> list[Batch]:
-        """Cut between events, by events and by muons; what is smaller than both limits stays whole."""
-        if self._cut is None or self._cut[0] is not batch["counts"] or self._cut[1] != limit:
-            self._cut = (batch["counts"], limit, list(self._parts(batch, limit)))
-        return self._cut[2]
-
-    def _parts(self, batch: Batch, limit: int) -> Iterable[Batch]:
-        """``some``: which events of a part have muons, int64; found once, on the host, which then waits for nothing."""
+        """Cut between events, by events and by muons; what is smaller than both limits stays whole. ``some``: which
+        events of a part have muons, int64; found once, on the host, which then waits for nothing."""
         import torch
 
         counts, muons = batch["counts"].cpu().numpy(), len(batch["muons"])
@@ -168,14 +165,16 @@ class MuonTask(Task):
         most = muons if limit >= len(counts) else -(-muons * limit // len(counts))
         cuts = cut(counts, limit, min(most, self.max_muons_per_batch or most))
         ends = np.concatenate([[0], np.cumsum(counts)])
+        parts = []
         for a, b in itertools.pairwise(cuts):
             part = {name: values[a:b] for name, values in batch.items() if name != "muons"}
             some = torch.from_numpy(np.flatnonzero(counts[a:b])).to(batch["counts"].device, non_blocking=True)
-            yield {**part, "muons": batch["muons"][int(ends[a]) : int(ends[b])], "some": some}
+            parts.append({**part, "muons": batch["muons"][int(ends[a]) : int(ends[b])], "some": some})
+        return parts
 
     # -- models --------------------------------------------------------------------------------------------------------
 
-    def build_model(self) -> dict[str, nn.Module]:
+    def build_model(self, train: BatchSource | None) -> dict[str, nn.Module]:
         import torch
 
         from accel_train.tasks.muon.model import Critic, Generator, LegacyCritic, Multiplicity
@@ -188,7 +187,7 @@ class MuonTask(Task):
             "critic": LegacyCritic(*widths) if self.legacy else Critic(*widths, chunk_muons=self.chunk_muons),
             "generator": Generator(*widths, self.latent_dim_global, self.latent_dim_local, self.hidden_dim),
         }
-        sample = None if self._train is None else self._train.first(FIT_EVENTS)
+        sample = None if train is None else cast("LanesSource | CachedSource", train).first(FIT_EVENTS)
         for name, model in models.items():
             model.normalise = made() if name != "multiplicity" else Fitted()
             if sample is not None:  # read from the beginning, and thus the same on every rank
@@ -197,26 +196,18 @@ class MuonTask(Task):
         return models
 
     def objectives(self) -> Sequence[Objective]:
+        without_penalty = self.gradient_penalty == "none" or self.lambda_gp == 0
         return (
             Objective("multiplicity", ("multiplicity",)),
-            Objective("critic", ("critic",), self.critic_steps),
+            Objective("critic", ("critic",), self.critic_steps, not_compiled="" if without_penalty else NOT_COMPILED),
             Objective("generator", ("generator",)),
         )
 
-    def not_compiled(self) -> dict[str, str]:
-        if self.gradient_penalty == "none" or self.lambda_gp == 0:
-            return {}
-        why = "its gradient penalty needs a second backward pass, which torch.compile does not have"
-        return {"critic": f"{why} (gradient_penalty=none does without)"}
-
     # -- losses --------------------------------------------------------------------------------------------------------
 
-    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, np.ndarray]:
         """Events, events with muons, and muons of the global batch."""
-        import torch
-
-        numbers = [len(batch["counts"]), len(batch["some"]), len(batch["muons"])]
-        return {"sizes": torch.tensor(numbers, dtype=torch.float64).to(batch["counts"].device, non_blocking=True)}
+        return {"sizes": np.array([len(batch["counts"]), len(batch["some"]), len(batch["muons"])], np.float64)}
 
     def loss_step(
         self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor], objective: Objective
