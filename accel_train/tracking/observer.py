@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,13 +70,33 @@ class Observer:
 
 
 class Observers:
-    """Calls every observer in turn. One that fails costs a word and at most itself, since a log must not end a run."""
+    """Calls every observer in turn. One that fails costs a warning and at most itself, since a log must not end a run.
+    Events are kept until the observers know the run."""
 
-    def __init__(self, observers: list[Observer]) -> None:
-        self.active = list(observers)
+    def __init__(self) -> None:
+        self.active: list[Observer] = []
         self._failing: list[Observer] = []
+        self._early: list[Event] | None = []
 
-    def tell(self, hook: str, *arguments: Any) -> None:
+    def start(self, observers: Iterable[Observer], run: Run) -> None:
+        """From now on these are called. Raises UserError if one of them cannot do what it was asked for."""
+        self.active = list(observers)
+        self.call("on_start", run)
+
+    def begin_events(self) -> None:
+        """Emit what has happened so far, and from now on everything at once."""
+        early, self._early = self._early, None
+        for event in early or ():
+            self.emit(event)
+
+    def emit(self, event: Event) -> None:
+        """An event to all of them."""
+        if self._early is not None:
+            self._early.append(event)
+        else:
+            self.call("on_event", event)
+
+    def call(self, hook: str, *arguments: Any) -> None:
         for observer in list(self.active):
             try:
                 getattr(observer, hook)(*arguments)
@@ -92,4 +113,4 @@ class Observers:
         elif observer in self._failing:
             return
         self._failing.append(observer)
-        self.tell("on_event", Event("warning", f"{type(observer).__name__} failed and {what}: {brief(error)}"))
+        self.call("on_event", Event("warning", f"{type(observer).__name__} failed and {what}: {brief(error)}"))

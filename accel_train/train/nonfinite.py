@@ -22,7 +22,7 @@ class NonFiniteGuard:
         last_step: int,
         bad: list[BadStep],
         excused: bool,
-        tell: Callable[[Event], None],
+        emit: Callable[[Event], None],
     ) -> None:
         """Go through the steps since the last time.
 
@@ -45,4 +45,4 @@ class NonFiniteGuard:
                 raise NonFiniteError(f"{message}; the weights are those before that step")
             if self.in_a_row > self.limit:
                 raise NonFiniteError(f"{message}; {self.in_a_row} in a row. The weights are those before the first")
-            tell(Event("warning", f"{message}: update skipped on all ranks"))
+            emit(Event("warning", f"{message}: update skipped on all ranks"))

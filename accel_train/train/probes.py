@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from accel_train.task import Batch, Event, Watches, hook
-from accel_train.tracking.observer import Observers
 from accel_train.train.evaluation import quietly
 from accel_train.train.session import Session
 
@@ -32,8 +31,8 @@ class Probes:
         """The steps after ``step`` at which there is something to look at."""
         return [(step // n + 1) * n for n in (self.config.monitor_steps, self.config.histogram_steps) if n]
 
-    def run(self, step: int, share: Batch | None, observers: Observers) -> None:
-        """After ``step``, at this rank's share of its batch. Every rank must call it; observers are told on rank 0."""
+    def run(self, step: int, share: Batch | None) -> None:
+        """After ``step``, at this rank's share of its batch. Every rank must call it."""
         if step == self._last_step:
             return
         self._last_step = step
@@ -41,19 +40,19 @@ class Probes:
         if self._first_is_due and share is not None:
             self._first_is_due = False
             if ranks.is_main:
-                observers.tell("on_event", describe(step, share))
+                self.session.emit(describe(step, share))
         found: list[Event] = []
         if self._is_due(step, self.config.monitor_steps):
             seen = self._ask("monitor", lambda models, batch: list(self._monitor(models, batch)), share, found)
             found += seen or []
             for event in (event for events in ranks.gather(found) for event in events):
-                observers.tell("on_event", event)
+                self.session.emit(event)
         if self._is_due(step, self.config.histogram_steps):
             found = []
             values = self._ask("histograms", self._histograms, share if ranks.is_main else None, found)
             for event in found:
-                observers.tell("on_event", event)
-            observers.tell("on_histograms", step, values or {})
+                self.session.emit(event)
+            self.session.observers.call("on_histograms", step, values or {})
 
     @staticmethod
     def _is_due(step: int, every: int) -> bool:

@@ -11,8 +11,9 @@ from accel_train.errors import UserError
 from accel_train.run import folder as run_folder
 from accel_train.task import Event
 from accel_train.tracking.chosen import observers_of
-from accel_train.tracking.observer import Observer, Observers, Record, Run
+from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.train.clock import cuda_memory
+from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
 
@@ -20,25 +21,17 @@ from accel_train.train.state import RunState
 class Reporter:
     """Speaks to the observers, which live on rank 0. Every rank has one and makes the same calls."""
 
-    def __init__(self, session: Session, state: RunState) -> None:
-        self.session, self.state = session, state
+    def __init__(self, session: Session, saver: Saver, state: RunState) -> None:
+        self.session, self.saver, self.state = session, saver, state
         self.task, self.ranks = session.task, session.ranks
-        self.observers = Observers([])
-        self._waiting: list[Event] | None = []  # until the observers know the run
+        self.observers, self.emit = session.observers, session.emit
         self._last: Record = {}  # log record
-
-    def tell(self, event: Event) -> None:
-        """An event to the observers; while the run is being set up, kept until they are there."""
-        if self._waiting is not None:
-            self._waiting.append(event)
-        else:
-            self.observers.tell("on_event", event)
 
     def emit_once(self, found: list[Event]) -> None:
         """What the ranks found in their data; a file that all of them looked at is told of once."""
         by_title = {event.title: event for events in self.ranks.gather(found) for event in events}
         for event in by_title.values():
-            self.tell(event)
+            self.emit(event)
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -51,7 +44,7 @@ class Reporter:
         """
         session, baselines = self.session, {}
         if self.ranks.is_main:
-            with session.reports("baselines", self.tell):
+            with session.reports("baselines", self.emit):
                 baselines = dict(self.task.baselines())
         run = Run(
             output_dir=session.output_dir,
@@ -63,25 +56,23 @@ class Reporter:
             world_size=self.ranks.world_size,
             device="cpu" if session.device.type == "cpu" else str(session.device),
             precision=session.accelerator.mixed_precision,
-            resumed_from=str(session.resumed_from) if resumed else None,
+            resumed_from=str(self.saver.resumed_from) if resumed else None,
             baselines=baselines,
         )
         problem = ""
         if self.ranks.is_main:
             try:
-                session.write_about()
-                self.observers = Observers([*observers_of(session.config, session.accelerator, self.tell), *further])
-                self.observers.tell("on_start", run)
+                self.saver.write_about()
+                chosen = observers_of(session.config, session.accelerator, self.emit)
+                self.observers.start([*chosen, *further], run)
             except UserError as error:
                 problem = str(error)
         if problem := self.ranks.from_main(problem):
             raise UserError(problem)
-        waited, self._waiting = self._waiting, None
-        for event in [*session.notes, *(waited or ())]:
-            self.tell(event)
+        self.observers.begin_events()
 
     def end(self, outcome: str, reason: str) -> None:
-        self.observers.tell("on_end", outcome, self.status() | {"reason": reason})
+        self.observers.call("on_end", outcome, self.status() | {"reason": reason})
 
     # -- on the way --------------------------------------------------------------------------------------------------
 
@@ -99,7 +90,7 @@ class Reporter:
         record |= cuda_memory(self.session.device)
         self.state.clock.new_window()
         self._last = record
-        self.observers.tell("on_log", record)
+        self.observers.call("on_log", record)
 
     def phase(self) -> None:
         """Which phase the run is in, if there are several."""
@@ -112,7 +103,7 @@ class Reporter:
             done = position.epoch - position.phase_epoch if epochs else position.step - position.phase_step
             how_long = f"{phase.length.count:,} {'epochs' if epochs else 'steps'}"
             how_long += f", {done:,} of them done" if done else ""
-        self.tell(Event("note", f"phase {position.phase + 1} of {len(phases)}: {phase.name}, {how_long}"))
+        self.emit(Event("note", f"phase {position.phase + 1} of {len(phases)}: {phase.name}, {how_long}"))
 
     def figures(self, sums: dict[str, torch.Tensor]) -> None:
         """The task's figures of the last evaluation, after everything is saved."""
@@ -120,31 +111,31 @@ class Reporter:
             return
         metrics = {name: value for name, value in self.state.best_model.last().items() if name != "step"}
         figures: dict[str, Any] = {}
-        with self.session.reports("figures", self.tell):
+        with self.session.reports("figures", self.emit):
             try:
                 figures = dict(self.task.figures(metrics, sums))
                 run_folder.save_figures(self.session.output_dir / "figures", figures)
             except ModuleNotFoundError as error:  # matplotlib is an extra
-                self.tell(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
+                self.emit(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
         if figures:
-            self.observers.tell("on_figures", self.state.position.step, figures)
+            self.observers.call("on_figures", self.state.position.step, figures)
 
     def tick(self) -> None:
         if self.ranks.is_main:
-            self.observers.tell("on_tick", self.status())
+            self.observers.call("on_tick", self.status())
 
     def status(self) -> Record:
         """How the run stands: the last log record, brought up to date."""
         total = self.state.plan.total_steps
         rates = self.state.clock.rates(self.state.position.step, total)
         return {**self._last, **self.state.where("status"), **rates, "total_steps": total,
-                "best": self.state.best_model.best, "last_checkpoint_step": self.session.last_saved}  # fmt: skip
+                "best": self.state.best_model.best, "last_checkpoint_step": self.saver.last_saved}  # fmt: skip
 
     def print_status(self) -> None:
         from accel_train.tracking.status import describe
 
-        saved = self.session.last_saved
+        saved = self.saver.last_saved
         more = {"task": self.task.task_name(), "state": "running"}
         if saved is not None:
-            more["last_checkpoint"] = str(self.session.checkpoints.path(saved))
+            more["last_checkpoint"] = str(self.saver.checkpoints.path(saved))
         print(describe(self.status() | more), flush=True)

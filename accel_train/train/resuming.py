@@ -14,20 +14,22 @@ from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, whole
 from accel_train.task import Event
 from accel_train.train.optim import renew_options, same_class
-from accel_train.train.session import Session, Tell
+from accel_train.train.saving import Saver
+from accel_train.train.session import Session
 from accel_train.train.step import Group
 
 
-def restore(session: Session, tell: Tell) -> dict[str, Any] | None:
+def restore(saver: Saver) -> dict[str, Any] | None:
     """Load the checkpoint that ``resume_from_checkpoint`` names and return its progress; None to start afresh."""
+    session = saver.session
     answer: tuple[str, Any] = ("none", None)
     if session.ranks.is_main:
         try:
-            answer = ("path", _choose(session, tell))
+            answer = ("path", _choose(saver))
         except UserError as error:
             answer = ("error", str(error))
         except OSError as error:
-            answer = ("error", f"{session.checkpoints.root} cannot be used: {brief(error)}")
+            answer = ("error", f"{saver.checkpoints.root} cannot be used: {brief(error)}")
     kind, value = session.ranks.from_main(answer)
     if kind == "error":
         raise UserError(value)
@@ -41,25 +43,26 @@ def restore(session: Session, tell: Tell) -> dict[str, Any] | None:
         raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
     _renew_options(session, path)
     progress = read_progress(path)
-    session.last_saved = progress["position"]["step"] if path.parent == session.checkpoints.root else None
-    session.resumed_from = path
+    saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
+    saver.resumed_from = path
     return progress
 
 
-def _choose(session: Session, tell: Tell) -> str | None:
+def _choose(saver: Saver) -> str | None:
     """The checkpoint to resume from (on rank 0), after all checks of whether this run may go on from it."""
-    choice, folder = session.config.resume_from_checkpoint, session.checkpoints
+    session, folder = saver.session, saver.checkpoints
+    choice = session.config.resume_from_checkpoint
     folder.tidy()
     for done in folder.mend_links():
-        tell(Event("warning", done))
+        session.emit(Event("warning", done))
     if choice == "never":
         for path in folder.set_aside(-1):
-            tell(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
+            session.emit(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
         return None
     if choice == "auto":
         path, damaged = folder.newest_whole()
         for damage in damaged:
-            tell(Event("warning", f"checkpoint {damage} - not used"))
+            session.emit(Event("warning", f"checkpoint {damage} - not used"))
         if path is None:
             if damaged:
                 raise UserError(
@@ -70,15 +73,15 @@ def _choose(session: Session, tell: Tell) -> str | None:
     else:
         path = whole(Path(choice))
     path = path.resolve() if path.is_symlink() else path
-    _compare(session, path, tell)
+    _compare(session, path)
     _compare_optimizers(session, path)
     here = path.parent.resolve() == folder.root.resolve()
     for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
-        tell(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
+        session.emit(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
     return str(path)
 
 
-def _compare(session: Session, path: Path, tell: Tell) -> None:
+def _compare(session: Session, path: Path) -> None:
     old = yaml.safe_load((path / "config.yaml").read_text())
     free, identity = differences(old, session.described, session.task.movable)
     if identity and not session.config.allow_changed_config:
@@ -93,10 +96,10 @@ def _compare(session: Session, path: Path, tell: Tell) -> None:
                 f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
                 "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
             )
-        tell(Event("warning", f"resuming with changed data: {what}"))
+        session.emit(Event("warning", f"resuming with changed data: {what}"))
     quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
     for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
-        tell(Event("warning", f"resuming with a changed config: {line}"))
+        session.emit(Event("warning", f"resuming with a changed config: {line}"))
 
 
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:

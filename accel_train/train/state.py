@@ -13,7 +13,7 @@ from accel_train.train.best import BestModel
 from accel_train.train.clock import Clock
 from accel_train.train.nonfinite import NonFiniteGuard
 from accel_train.train.scalars import StepScalars
-from accel_train.train.session import Session, Tell
+from accel_train.train.session import Session
 
 
 class RunState:
@@ -77,13 +77,15 @@ class RunState:
             "data": self.session.data,
         }
 
-    def restore(self, progress: dict[str, Any], tell: Tell) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
         """Take the place of the run that saved ``progress``."""
         self.position = Position(**progress["position"])
         self.plan.locate(self.position)
         for i, (old, new) in enumerate(zip(progress.get("phases", []), self._phases_so_far(), strict=False)):
             if old != new:
-                tell(Event("warning", f"phase {i} is {new} now, but what has been trained of it was {old}"))
+                self.session.emit(
+                    Event("warning", f"phase {i} is {new} now, but what has been trained of it was {old}")
+                )
         self.trained = progress.get("evaluation_owed_after")
         self.evaluation_owed = self.trained is not None
         self.scalars.restore(progress["scalars"])

@@ -1,59 +1,26 @@
-"""The loop.
-
-    restore the newest checkpoint that verifies, or start
-    for share in loader(position):                        # this rank's share of global batch `step`, read ahead
-        for objective in phase(position), repeated:
-            totals -> shares backward -> clip -> if finite: optimiser step
-        position += 1
-        if position.step >= next sync:                    # one integer compare
-            one all-reduce (logged sums, votes) -> log, evaluate, checkpoint, stop
-
-``fit`` reads in that order. Between two synchronisation points the host asks nothing of the device or of other ranks.
-"""
+"""Training a task from Python; ``accel-train train`` does no more."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from accel_train import contract
 from accel_train.config.read import settings_for
 from accel_train.config.schema import TrainConfig
-from accel_train.errors import (
-    EvaluationError,
-    NonFiniteError,
-    OtherRankError,
-    UserError,
-    brief,
-    exit_code_of,
-    what_is_kept,
-)
-from accel_train.run import weights
-from accel_train.system import waiting
 from accel_train.system.output import forgiving
-from accel_train.system.secrets import scrub
 from accel_train.system.signals import caught
 from accel_train.system.writing import refuse_unwritable
-from accel_train.task import Event, Task
+from accel_train.task import Task
 from accel_train.tracking.observer import Observer
-from accel_train.train import resuming, validation
-from accel_train.train.agenda import Agenda
-from accel_train.train.clock import Clock
-from accel_train.train.control import Control
-from accel_train.train.probes import Probes
-from accel_train.train.reporter import Reporter
+from accel_train.train.loop import Loop, Step
 from accel_train.train.result import Result
-from accel_train.train.scalars import Votes
 from accel_train.train.session import Session, run_dir
-from accel_train.train.state import RunState
-from accel_train.train.step import AbandonedError
 from accel_train.train.world import telling_of_lost_ranks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Trainer:
@@ -64,349 +31,62 @@ class Trainer:
         config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``), over what the task
             recommends.
         observers: further observers, beside those the config asks for.
+        on_step: called with a ``Step`` after every step, on every rank, by whoever must see each of them; what only
+            wants to know how the run stands is an observer. What it raises becomes a warning.
+
+    Attributes:
+        models: by name, once ``fit`` has built them.
     """
 
     def __init__(
-        self, task: Task, config: TrainConfig | None = None, *, observers: Iterable[Observer] = (), **settings: Any
+        self,
+        task: Task,
+        config: TrainConfig | None = None,
+        *,
+        observers: Iterable[Observer] = (),
+        on_step: Callable[[Step], None] | None = None,
+        **settings: Any,
     ) -> None:
         if config is not None and settings:
             raise TypeError("give a TrainConfig or its fields, not both")
         self.task = contract.instance(task)
         self.config = config or settings_for(type(task), settings)
-        self._extra_observers = list(observers)
-        self._running = False
-        self._asked_to_stop: str | None = None  # while there is no run
+        self.models: dict[str, nn.Module] = {}
+        self._observers, self._on_step = list(observers), on_step
+        self._loop: Loop | None = None  # while there is a run
+        self._asked_to_stop: str | None = None  # while there is none
 
     def request_stop(self, reason: str) -> None:
         """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: as it begins."""
-        if self._running:
-            self.control.stop(reason)
+        if self._loop is not None:
+            self._loop.control.stop(reason)
         else:
             self._asked_to_stop = self._asked_to_stop or reason
-
-    # -- the run -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> Result:
         """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``.
 
         Raises:
-            StoppedError: someone did before it began.
+            UserError: something must be mended first, in one line.
+            StoppedError: someone stopped it before it began.
             LostRankError: another process of this run is gone.
             LockLostError: another run has the folder by now.
             OtherRankError: data or an evaluation failed on another rank; this one saved as well.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
-            self._signals = held.enter_context(caught())
-            with telling_of_lost_ranks(), self._signals.preparing():
-                self._prepare()
-                held.enter_context(self.session.folder_to_itself(self._is_stopping, self.tell))
-            with self.control:
-                try:
-                    with telling_of_lost_ranks(lambda: self.session.last_saved):
-                        self._start()
-                        gc.collect()
-                        gc.freeze()  # what exists now stays: the collector need not look through every library again
-                        reason = self._loop()
-                        return self._finish(reason)
-                except BaseException as error:
-                    self._crashed(error)
-                    raise
-                finally:
-                    self._running = False
-                    gc.unfreeze()
-                    self.session.close(self.tell)
+            signals = held.enter_context(caught())
+            with telling_of_lost_ranks(), signals.preparing():
+                refuse_unwritable("output_dir", run_dir(self.task, self.config))
+                loop = Loop(Session(self.task, self.config), signals, self._observers, self._on_step)
+                self.models = loop.session.models
+                held.callback(self._leave)
+                self._loop = loop
+                if self._asked_to_stop is not None:
+                    loop.control.stop(self._asked_to_stop)
+                    self._asked_to_stop = None
+                held.enter_context(loop.saver.folder_to_itself(loop.is_stopping))
+            return loop.run()
 
-    def _loop(self) -> str:
-        """Returns why it ended: "" if the plan is done, else who stopped it."""
-        plan, stepper, state = self.plan, self.session.stepper, self.state
-        position = state.position
-        if state.evaluation_owed:
-            reason = self._sync()
-            if reason or state.done():
-                return reason or state.ended
-        elif state.done():
-            why = state.ended or "its last step is reached"
-            how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
-            self.tell(Event("note", f"this run is complete ({why}); {how}"))
-            return state.ended
-        batches = self.session.loader.batches(position, self.config.num_train_epochs)
-        while True:
-            waiting_since = time.perf_counter()
-            try:
-                found = next(batches, None)
-            except Exception as error:
-                return self._stop_short(error)
-            epoch, number, share = found or (self.config.num_train_epochs or 0, 0, None)
-            plan.begin_epoch(position, epoch)
-            if plan.finished(position):  # data that only now knows where its last epoch ended
-                return self._sync() or state.ended
-            state.clock.waited += time.perf_counter() - waiting_since
-            updates = 0  # of this batch: after the first one, the weights are of no whole step
-            try:
-                for objective in plan.phases[position.phase].objectives:
-                    group = stepper.groups[objective.name]
-                    group.set_lr(group.schedule(position.step, state.best_model.history))
-                    for repeat in range(objective.repeats):
-                        values, norm = stepper.step(objective, share, position.step, repeat)
-                        updates += 1
-                        state.scalars.add(objective.name, position.step + 1, values, norm)
-            except AbandonedError:
-                return self._stop_short(None)
-            except Exception as error:
-                if self.ranks.world_size > 1 or updates or stepper.updating:
-                    raise
-                return self._stop_short(error)
-            state.clock.items += self.task.size(share) if share is not None else 0
-            self._batches_done.append((epoch, number))
-            self._share, state.trained = share, (epoch, position.phase)
-            plan.advance(position)
-            if position.step >= self.agenda.sync_at:
-                reason = self._sync()
-                if reason or state.done():
-                    return reason or state.ended
-
-    def _stop_short(self, error: Exception | None) -> str:
-        """There is no further step, since its batch did not come: to this rank because of ``error``, or else to another
-        one. All save the last whole step. Returns who stopped the run; if nobody did, raises what went wrong."""
-        stepper, several = self.session.stepper, self.ranks.world_size > 1
-        stopped = self.control.stop_reason is not None and waiting.given_up()
-        if error is not None and several:
-            if not stepper.can_abandon:
-                if stopped:
-                    raise waiting.StoppedError(
-                        f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
-                        f"cannot drop a step together, and {what_is_kept(self.session.last_saved)}"
-                    ) from None
-                raise error
-            first = self.plan.phases[self.state.position.phase].objectives[0]
-            with contextlib.suppress(AbandonedError):
-                stepper.step(first, None, self.state.position.step, abandon=True)
-        failure = None if stopped else error
-        mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
-        failures = [each for each in self.ranks.gather(mine) if each]
-        try:
-            reason = self._sync(short=True)
-        except Exception as problem:
-            if failure is None:
-                raise
-            failure.add_note(f"the last whole step could not be saved: {brief(problem)}")
-        if failure is not None:
-            raise failure
-        if failures:
-            raise OtherRankError(*failures[0])
-        return reason
-
-    def _sync(self, short: bool = False) -> str:
-        """A synchronisation point: everything that is not a step. Every rank comes here after the same steps. Returns
-        who stops the run, or "".
-
-        The order is law: agree, log, evaluate, save; then what only reports, and may fail.
-
-        Args:
-            short: the run ends here, though nothing was due; only save.
-        """
-        state, agenda, position = self.state, self.agenda, self.state.position
-        votes = self._agree()
-        finished = self.plan.finished(position)
-        phase_changed = position.phase_step == position.step
-
-        if agenda.log_every.due(position) or finished or phase_changed:
-            self.reporter.log()
-
-        reason = self._who_stops() if votes.stop else ""
-        owed, improved, sums = state.evaluation_owed, False, None
-        due = finished or owed or agenda.eval_every.due(position)
-        if self.session.eval_loader is not None and due and not short:
-            try:
-                improved, sums = self._evaluate()
-            except waiting.StoppedError:  # on all ranks
-                reason = reason or self._who_stops()
-        if phase_changed and not finished and not short:
-            self.reporter.phase()
-        self.reporter.tick()
-
-        due = votes.save or short or owed or state.done() or reason or improved or agenda.save_every.due(position)
-        if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
-            self._save(improved, evaluated=sums is not None)
-
-        if sums is not None and state.done():
-            self.reporter.figures(sums)
-        self.probes.run(position.step, self._share, self.reporter.observers)
-        agenda.plan_sync(position, votes.step_seconds)
-        state.clock.resume()
-        return "" if state.done() else reason
-
-    def _agree(self) -> Votes:
-        """One all-reduce makes votes, logged scalars and non-finite steps the same on all ranks; what follows from that
-        at once is done."""
-        state, session, control, main = self.state, self.session, self.control, self.ranks.is_main
-        clock, step = state.clock, state.position.step
-        now = clock.pause(step)
-        lost = session.lost_folder()
-        events = [*session.events(), *session.stepper.take_events()]
-        asked_to_save, control.save_requested = control.save_requested, False
-        by_clock = self.agenda.save_every.due_by_clock(now)
-        votes, bad = state.scalars.exchange(
-            Votes(
-                events=bool(events),
-                stop=control.stop_reason is not None,
-                by_signal=control.by_signal,
-                save=asked_to_save or (main and by_clock),
-                items=clock.items,
-                waited=clock.waited if main else 0.0,
-                step_seconds=clock.seconds_per_step() if main else 0.0,
-                lost_folder=bool(lost),
-            )
-        )
-        if votes.lost_folder:
-            session.check_folder()
-        self._signalled = votes.by_signal > 0
-        state.non_finite.check(self._batches_done, step, bad, session.stepper.scale_is_settling, self.tell)
-        self._batches_done = []
-        if votes.events:
-            self.reporter.emit_once(events)
-        clock.read(votes.items, votes.waited)
-        return votes
-
-    def _who_stops(self) -> str:
-        """All ranks ask this together."""
-        asked = [each for each in self.ranks.gather((self.control.stop_reason, self.control.by_signal)) if each[0]]
-        self._signalled = self._signalled or any(by_signal for _, by_signal in asked)
-        return str(asked[0][0]) if asked else "a request"
-
-    # -- what is done there ------------------------------------------------------------------------------------------
-
-    def _evaluate(self) -> tuple[bool, dict[str, torch.Tensor]]:
-        """Evaluate, remember, and say whether this is the best model so far; and the sums that figures are made of."""
-        session, state = self.session, self.state
-        state.evaluation_owed = True
-        try:
-            metrics, sums = validation.measure(session)
-            state.best_model.metric(metrics)
-        except (UserError, NonFiniteError, EvaluationError) as error:
-            self._save(False)  # the steps are not to blame
-            saved = "saved" if session.last_saved == state.position.step else "not saved"
-            said = f"step {state.position.step} is {saved}, but its evaluation on the validation data failed: {error}"
-            if isinstance(error, EvaluationError) and error.__cause__ is None:  # on another rank
-                raise OtherRankError(said, exit_code_of(error)) from None
-            raise type(error)(said) from error
-        state.evaluation_owed = False
-        session.check_folder()  # that may have taken long
-        record = state.where("eval") | metrics
-        phase = state.phase_trained()
-        improved = state.best_model.record(state.position.step, metrics, phase)
-        if state.best_model.improved_in_phase and len(self.plan.phases) > 1:
-            folder = f"{phase}-{self.plan.phases[phase].name}"
-            session.export(session.output_dir / "phases" / folder, state.about(), self.tell)
-        state.ended = state.best_model.early_stop()
-        self.reporter.observers.tell("on_evaluate", record)
-        return improved, sums
-
-    def _save(self, is_best: bool, evaluated: bool = False) -> None:
-        started, session, step = time.monotonic(), self.session, self.state.position.step
-        session.save(step, self.state.progress(), self.tell, evaluated)
-        if is_best:
-            session.mark_best(step, self.state.about(), self.tell)
-        if session.last_saved == step:
-            self.agenda.saved(started)
-            self.reporter.observers.tell("on_save", step, session.checkpoints.path(step))
-
-    # -- beginning and end -------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        config = self.config
-        refuse_unwritable("output_dir", run_dir(self.task, config))
-        self.session = Session(self.task, config)
-        self.models, self.ranks = self.session.models, self.session.ranks
-        self.plan = self.session.plan
-        self.state = RunState(self.session)
-        self.reporter = Reporter(self.session, self.state)
-        self.probes = Probes(self.session)
-        self.agenda = Agenda(config, self.plan, self.probes)
-        self._began_at = -1
-        self._signalled = False
-        self._batches_done: list[tuple[int, int]] = []  # (epoch, batch) of the steps since the last sync
-        self._share: Any = None  # of the last step
-        self.control = Control(
-            self.session.output_dir / "control", self.ranks.is_main, self._signals, self.ranks.world_size == 1,
-            self._sync_now, self.reporter.print_status, self._time_is_up,
-        )  # fmt: skip
-        self._running = True
-        if self._asked_to_stop is not None:
-            self.control.stop(self._asked_to_stop)
-            self._asked_to_stop = None
-
-    def _start(self) -> None:
-        """Restore, then tell the observers."""
-        with self._signals.preparing():
-            restored = resuming.restore(self.session, self.tell)
-        self.control.begin()
-        if restored is not None:
-            self.state.restore(restored, self.tell)
-            if self.config.init_from:
-                self.tell(Event("note", f"init_from: not used, the run goes on from {self.session.resumed_from}"))
-        elif self.config.init_from:
-            weights.load_weights(self.models, Path(self.config.init_from))
-        session, state = self.session, self.state
-        self.reporter.start(self._extra_observers, resumed=restored is not None)
-        best = state.best_model.best
-        if restored and best:
-            if best["step"] == state.position.step and not session.is_marked_best(state.position.step):
-                session.mark_best(state.position.step, state.about(), self.tell)  # killed just before it was
-            session.mend_best_link(int(best["step"]), self.tell)
-        if not state.done():
-            validation.try_out(session, state.best_model, self.tell)
-        if not state.done():
-            self.reporter.phase()
-        state.clock = Clock(state.position.step)
-        self.agenda.begin_saving_by_clock()
-        self._began_at = state.position.step
-        self.agenda.plan_sync(state.position, 0.0)
-        if self.control.stop_reason is not None:
-            self._sync_now()
-
-    def _finish(self, reason: str) -> Result:
-        done, step = self.state.done(), self.state.position.step
-        outcome = "completed" if done else "stopped"
-        if done:
-            self.session.export(self.session.output_dir / "model", self.state.about(), self.tell)
-        saved = step in (self.session.last_saved, self._began_at)
-        if not saved:
-            unsaved = f"step {step} is NOT SAVED, {what_is_kept(self.session.last_saved)}"
-            reason = "; ".join(filter(None, [reason, unsaved]))
-        if done and self.state.best_model.history and self.state.best_model.best is None:
-            name = self.config.metric_for_best_model
-            self.tell(Event("warning", f"no evaluation gave a finite {name}, so there is no best model"))
-        self.reporter.end(outcome, reason)
-        self.ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
-        metrics = {k: v for k, v in self.state.best_model.last().items() if k != "step"}
-        return Result(
-            outcome, reason, step, self.session.output_dir, metrics, self.state.best_model.best,
-            self._signalled and not done, saved,
-        )  # fmt: skip
-
-    def _crashed(self, error: BaseException) -> None:
-        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.session.last_saved)
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        text = str(error) if stopped else text.splitlines()[0]
-        if kept not in text:
-            text += f"; {kept}"
-        outcome = "stopped" if stopped else "crashed"
-        outcome = "lost" if self.session.lost_folder() else outcome
-        self.reporter.end(outcome, scrub(text))
-
-    def tell(self, event: Event) -> None:
-        self.reporter.tell(event)
-
-    def _time_is_up(self) -> bool:
-        """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
-        return self.ranks.is_main and self.agenda.time_is_up(self.state.clock.seconds_per_step())
-
-    def _is_stopping(self) -> bool:
-        return self.control.stop_reason is not None
-
-    def _sync_now(self) -> None:
-        """A signal or a typed word came: with one process there is nobody to agree with."""
-        if self.ranks.world_size == 1:
-            self.agenda.at_once()
+    def _leave(self) -> None:
+        self._loop = None

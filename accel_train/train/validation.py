@@ -11,7 +11,7 @@ from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
 from accel_train.train.best import BestModel
 from accel_train.train.evaluation import Evaluator
-from accel_train.train.session import Session, Tell
+from accel_train.train.session import Session
 
 FIRST_SEEN = "metric_for_best_model is first looked at after training"
 
@@ -25,7 +25,7 @@ def measure(session: Session, batches: int | None = None) -> tuple[dict[str, flo
         return evaluator.evaluate(session.eval_loader, batches)
 
 
-def try_out(session: Session, selection: BestModel, tell: Tell) -> None:
+def try_out(session: Session, best_model: BestModel) -> None:
     """One batch of validation data before the first step shows whether the deciding metric is there at all. Where a
     part of the data does not give it, all of it is evaluated. Only what a person can mend is an error at this point: an
     untrained model may well be beyond evaluating.
@@ -44,8 +44,8 @@ def try_out(session: Session, selection: BestModel, tell: Tell) -> None:
             return
         except (NonFiniteError, EvaluationError) as error:
             if batches is None:
-                tell(Event("warning", f"the untrained model cannot be evaluated, so {FIRST_SEEN}: {error}"))
+                session.emit(Event("warning", f"the untrained model cannot be evaluated, so {FIRST_SEEN}: {error}"))
             continue
         if batches is None or session.config.metric_for_best_model in metrics:
-            selection.metric(metrics)
+            best_model.metric(metrics)
             return
