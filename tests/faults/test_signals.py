@@ -12,21 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from support import (
-    Child,
-    Team,
-    Toy,
-    assert_same_run,
-    config,
-    damaged,
-    launch,
-    program,
-    records,
-    run,
-    steps_saved,
-    wait_for,
-    weights_files,
-)
+from support.processes import Child, Team, launch, program, run, wait_for
+from support.runs import assert_same_run, config, damaged, records, steps_saved, weights_files
+from support.toys import Toy
 
 from accel_train import Trainer, cli
 from accel_train.commands.evaluate import evaluate_saved
@@ -49,7 +37,7 @@ def job(folder, slow=0.0, **more):
 def arguments(folder, slow, **more):
     values = config(folder, **SETTINGS | more) | {"task.init_args.dropout": 0.2, "task.init_args.slow": slow}
     written = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
-    return ["train", "--task=support.Toy", *(f"--{k}={v}" for k, v in written.items())]
+    return ["train", "--task=support.toys.Toy", *(f"--{k}={v}" for k, v in written.items())]
 
 
 def logged(folder, lines=2):
@@ -242,7 +230,7 @@ def test_two_interrupts_in_a_process_that_goes_on(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_while_it_prepares(tmp_path, number):
     folder, mark = tmp_path / "run", tmp_path / "mark"
-    task = ["--task=support.SlowToPrepare", f"--task.init_args.mark={mark}"]
+    task = ["--task=support.toys.SlowToPrepare", f"--task.init_args.mark={mark}"]
     more = [f"--output_dir={folder}", "--max_steps=5", "--requeue_exit_code=75"]
     running = program([sys.executable, "-m", "accel_train", "train", *task, *more])
     wait_for(mark.exists)

@@ -10,17 +10,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import (
-    Child,
-    Team,
-    assert_same_run,
-    config,
-    damaged,
-    launch,
-    run,
-    steps_saved,
-    wait_for,
-)
+from support.processes import Child, Team, launch, run, wait_for
+from support.runs import assert_same_run, config, damaged, steps_saved
 
 from accel_train import cli
 from accel_train.run import checkpoint
@@ -42,7 +33,7 @@ def arguments(folder, slow=0.0):
     task = [f"--task.init_args.{name}={value}" for name, value in {**LIKE_THEM, "slow": slow}.items()]
     values = {name: value for name, value in config(folder, **SETTINGS).items() if value is not None}
     settings = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
-    return ["train", "--task=support.Toy", *task, *settings]
+    return ["train", "--task=support.toys.Toy", *task, *settings]
 
 
 def logged(folder, lines=2):

@@ -10,7 +10,7 @@ from email.utils import formatdate
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federation import Federation
+from support.federation import Federation
 
 from accel_train.data.bad import Bad
 from accel_train.data.formats.parquet import Parquet

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from federation import Federation
+from support.federation import Federation
 
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import staging, storage

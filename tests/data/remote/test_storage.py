@@ -14,9 +14,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federation import Federation
 from hypothesis import given
 from hypothesis import strategies as st
+from support.federation import Federation
 
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import storage, wildcards

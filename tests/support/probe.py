@@ -1,0 +1,141 @@
+"""A run that is watched and hurt: ``train(job)``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from accel_train import Trainer
+from accel_train.task import Event
+from accel_train.tracking.observer import Observer
+from support import toys
+from support.faults import FAULTS, disk_faults
+from support.runs import ON_CPU
+
+
+class Ears(Observer):
+    """Remembers the events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def on_event(self, event: Event) -> None:
+        self.events.append((event.kind, event.title))
+
+
+class Probe(Trainer):
+    """Records samples, gradients, norms and updates of every step, and does what ``job`` asks at a step."""
+
+    def __init__(self, job: dict[str, Any], ears: Ears) -> None:
+        task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
+        super().__init__(task, observers=[ears], **job["config"])
+        self.job = job
+        self.samples: dict[int, list[int]] = {}
+        self.gradients: list[np.ndarray] = []
+        self.norms: list[float] = []
+        self.updates: list[tuple[int, str]] = []
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        job, stepper, rank = self.job, self.session.stepper, self.ranks.rank
+        FAULTS.clear()
+        FAULTS.update(job.get("faults", {}), this_rank=rank, this_step=0)
+        if "prefetch" in job:
+            self.session.loader.prefetch = job["prefetch"]
+        if "loss_scale" in job:
+            for group in stepper.groups.values():
+                group.scaler = group.scaler or torch.amp.GradScaler("cpu", init_scale=job["loss_scale"])
+        if (die := job.get("die_in")) is not None:  # killed at this method of the session, at this step
+            real = getattr(self.session, die["method"])
+
+            def killed(step, *arguments):
+                if step == die["step"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(step, *arguments)
+
+            setattr(self.session, die["method"], killed)
+        stepper.step = self._watch_step(stepper.step)
+        stepper._clip = self._watch_clip(stepper._clip)
+        for optimizer in {id(group): group.optimizer for group in stepper.groups.values()}.values():
+            optimizer.register_step_post_hook(
+                lambda *_: self.updates.append((FAULTS["this_step"], FAULTS["this_objective"]))
+            )
+        advance = self.plan.advance
+
+        def advance_and_act(position, *steps):
+            advance(position, *steps)
+            if position is self.state.position:
+                self._act(position.step)
+
+        self.plan.advance = advance_and_act
+
+    def _act(self, step: int) -> None:
+        stop = self.job.get("stop_at")
+        if stop is not None and step == stop["step"]:
+            if stop.get("rank", self.ranks.rank) == self.ranks.rank:
+                self.request_stop("test")
+            if stop.get("at_once", True):
+                self.agenda.sync_at = step
+        if self.job.get("poison_at") == step:  # what an update with a bad optimiser would do
+            with torch.no_grad():
+                next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")
+
+    def _watch_step(self, step):
+        def watched(objective, batch, number, repeat=0, **more):
+            FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
+            if batch is not None:
+                name = next(name for name in ("event", "pair", "index") if name in batch)
+                self.samples[number + 1] = batch[name].tolist()
+            return step(objective, batch, number, repeat, **more)
+
+        return watched
+
+    def _watch_clip(self, clip):
+        def watched(group):
+            if self.job.get("gradients"):
+                self.gradients.append(torch.cat([p.grad.flatten() for p in group.params]).double().numpy().copy())
+            norm = clip(group)
+            self.norms.append(float(norm))
+            return norm
+
+        return watched
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, signal_at, gradients, ..."""
+    torch.set_num_threads(1)
+    ears = Ears()
+    FAULTS.clear()
+    probe = Probe(job, ears)
+    result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
+    # a full collection takes as long as the rest of a toy run
+    patience = mock.patch.multiple("accel_train.train.control", GRACE_S=0.3, TELL_S=0.1)
+    with disk_faults(job.get("disk")), mock.patch("gc.collect"), mock.patch.dict(os.environ, ON_CPU), patience:
+        try:
+            done = probe.fit()
+            result.update(outcome=done.outcome, reason=done.reason, step=done.step, by_signal=done.by_signal,
+                          best=done.best, metrics=done.metrics)  # fmt: skip
+        except KeyboardInterrupt as error:
+            result["error"] = ("KeyboardInterrupt", str(error))
+        except Exception as error:
+            if job.get("raise"):
+                raise
+            result["error"] = (type(error).__name__, str(error))
+    if hasattr(probe, "session"):
+        weights = {f"{n}.{k}": v for n, m in probe.models.items() for k, v in m.state_dict().items()}
+        result.update(
+            weights={name: value.double().numpy().copy() for name, value in weights.items()},
+            micro_batch_size=probe.session.stepper.micro_batch_size,
+            progress=probe.state.progress(),
+            scales=[g.scaler.get_scale() for g in probe.session.stepper.groups.values() if g.scaler is not None],
+        )
+    result.update(
+        samples=probe.samples, gradients=probe.gradients, norms=probe.norms, updates=probe.updates,
+        events=ears.events, ooms=FAULTS.get("ooms", 0),
+    )  # fmt: skip
+    return result
