@@ -67,8 +67,8 @@ class Probe(Trainer):
             )
         advance = self.plan.advance
 
-        def advance_and_act(position, *steps):
-            advance(position, *steps)
+        def advance_and_act(position, steps=1):
+            advance(position, steps)
             if position is self.state.position:
                 self._act(position.step)
 
@@ -85,13 +85,13 @@ class Probe(Trainer):
             with torch.no_grad():
                 next(iter(self.models["model"].parameters())).view(-1)[0] = float("inf")
 
-    def _watch_step(self, step):
-        def watched(objective, batch, number, repeat=0, **more):
-            FAULTS.update(this_step=number + 1, this_objective=objective.name)  # steps as people count
+    def _watch_step(self, real):
+        def watched(objective, batch, step, repeat=0, abandon=False):
+            FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
                 name = next(name for name in ("event", "pair", "index") if name in batch)
-                self.samples[number + 1] = batch[name].tolist()
-            return step(objective, batch, number, repeat, **more)
+                self.samples[step + 1] = batch[name].tolist()
+            return real(objective, batch, step, repeat, abandon)
 
         return watched
 

@@ -31,7 +31,6 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 IMPORTED_LATE = [
     "torch._dynamo",
-    "torch.distributed",
     *(f"accel_train.tracking.{n}" for n in ("console", "jsonl", "status")),
 ]
 """What a run imports on its way, a second or two; the server has it already."""
@@ -64,6 +63,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        assert self.process.pid is not None
         return self.process.pid
 
     def send(self, job: dict[str, Any] | None) -> None:

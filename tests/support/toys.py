@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, keyed
 from accel_train.errors import DataError
@@ -46,6 +47,13 @@ class Numbers:
         }  # fmt: skip
 
 
+def draw() -> None:
+    """From every global generator; training must not notice."""
+    torch.rand(3)
+    np.random.rand(3)
+    random.random()
+
+
 class Toy(Task):
     """Regression by a small network. ``slow`` seconds per loss, ``slow_read`` per batch read."""
 
@@ -71,7 +79,7 @@ class Toy(Task):
         data = Numbers(self.items if training else 21, split, self.float64, self.ragged, self.slow_read)
         return IndexedSource(data, batch_size, seed, shuffle=training)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> nn.Sequential:
         model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
         return model.double() if self.float64 else model
 
@@ -87,7 +95,7 @@ class Toy(Task):
         return Loss(spoil(value), {"mse": value.detach()})
 
     def eval_step(self, models, batch):
-        torch.rand(3), np.random.rand(3), random.random()  # training must not notice
+        draw()
         return {"error": self._error(models, batch).double(), "count": batch["mask"].sum()}
 
     def eval_metrics(self, sums):
@@ -98,12 +106,12 @@ class Toy(Task):
         return {}
 
     def monitor(self, models, batch):
-        torch.rand(3), np.random.rand(3), random.random()
+        draw()
         self._error(models, batch)
         return [Event("anomaly", "looked", {"items": len(batch["index"])})]
 
     def histograms(self, models, batch):
-        torch.rand(3), np.random.rand(3), random.random()
+        draw()
         assert not torch.is_grad_enabled() and not models["model"].training
         return {"data/y": batch["y"], "data/error": models["model"](batch["x"])[..., 0] - batch["y"]}
 
@@ -189,7 +197,7 @@ class Checkpointed(Toy):
 
     def _error(self, models, batch, power: int = 2):
         first, *rest = models["model"]
-        hidden = torch.utils.checkpoint.checkpoint(nn.Sequential(*rest), first(batch["x"]), use_reentrant=True)
+        hidden = checkpoint(nn.Sequential(*rest), first(batch["x"]), use_reentrant=True)
         return ((hidden[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
 
 
@@ -237,7 +245,7 @@ class Statistics(Ragged):
 
     def build_model(self):
         model = super().build_model()
-        model.register_buffer("mean", torch.full((1,), 0.25, dtype=model[0].weight.dtype))
+        model.register_buffer("mean", torch.full((1,), 0.25, dtype=next(model.parameters()).dtype))
         return model
 
     def _error(self, models, batch, power: int = 2):
@@ -284,13 +292,14 @@ class Divided(Toy):
         order = np.random.permutation(70)
         items = order[:50] if split == "train" else order[50:]
         source = super().build_data("train", batch_size, seed)
+        assert source is not None
         source.data = Chosen(source.data, items)
         return source if split != "test" else None
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> nn.Sequential:
         model = super().build_model()
         with torch.no_grad():
-            model[0].weight += torch.from_numpy(np.random.normal(size=(self.width, 4)))
+            next(model.parameters()).add_(torch.from_numpy(np.random.normal(size=(self.width, 4))))
         return model
 
     def eval_step(self, models, batch):
@@ -415,7 +424,8 @@ class Muon(MuonTask):
     """The task itself, small, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
-        super().__init__(**dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4) | options)
+        small: dict[str, Any] = dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4)
+        super().__init__(**small | options)
         self.float64 = float64
 
     def build_model(self):
@@ -426,7 +436,8 @@ class GDyNet(GDyNetTask):
     """The task itself, small, in either precision."""
 
     def __init__(self, float64: bool = False, twice: bool = False, **options: Any) -> None:
-        super().__init__(**dict(atom_fea_len=6, n_conv=2, state_len=3, num_gaussians=8, tau=3, epochs=2) | options)
+        small: dict[str, Any] = dict(atom_fea_len=6, n_conv=2, state_len=3, num_gaussians=8, tau=3, epochs=2)
+        super().__init__(**small | options)
         self.float64, self.one_forward = float64, not twice
 
     def build_model(self):
