@@ -37,7 +37,9 @@ IMPORTED_LATE = [
 
 
 def _python_path() -> str:
-    return os.pathsep.join([str(TESTS), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.pathsep.join(
+        [str(TESTS), str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 
 def _context():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import same_run
 
 from accel_train.run.checkpoint import CheckpointFolder, verify
 
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
 
 
 def config(folder: Path | str, **settings: Any) -> dict[str, Any]:
@@ -21,22 +20,21 @@ def config(folder: Path | str, **settings: Any) -> dict[str, Any]:
     return defaults | settings
 
 
-def records(folder: Path | str, clock: bool = False) -> list[dict[str, Any]]:
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if clock or k not in CLOCK} for line in lines]
+def records(folder: Path | str) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` without what the clock says."""
+    return same_run.records(Path(folder))
 
 
 def weights_files(folder: Path | str) -> dict[str, bytes]:
     """The bytes of every exported tensor file, last and best."""
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).glob("*/*.safetensors"))}
-    assert "model" in {name.split("/")[0] for name in found}, f"nothing was exported to {folder}"
+    found = same_run.weights_files(Path(folder))
+    assert any(name.startswith("model/") for name in found), f"nothing was exported to {folder}"
     return found
 
 
 def assert_same_run(one: Path | str, other: Path | str) -> None:
     """Bit for bit the same weights, and the same history."""
-    assert records(one) == records(other)
-    assert weights_files(one) == weights_files(other)
+    assert list(same_run.differences(Path(one), Path(other))) == []
 
 
 def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
