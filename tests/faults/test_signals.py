@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.long_run import arguments, job, logged
 from support.processes import Child, Team, launch, program, run, wait_for
 from support.runs import assert_same_run, config, damaged, records, steps_saved, weights_files
 from support.toys import Toy
@@ -26,41 +27,10 @@ from accel_train.system.signals import SIGNALS, caught
 from accel_train.tracking.observer import Observer
 from accel_train.train.control import request
 
-SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
-TOY = {"dropout": 0.2}
-
-
-def job(folder, slow=0.0, **more):
-    return {"task_args": TOY | {"slow": slow}, "config": config(folder, **SETTINGS | more)}
-
-
-def arguments(folder, slow, **more):
-    values = config(folder, **SETTINGS | more) | {"task.init_args.dropout": 0.2, "task.init_args.slow": slow}
-    written = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
-    return ["train", "--task=support.toys.Toy", *(f"--{k}={v}" for k, v in written.items())]
-
-
-def logged(folder, lines=2):
-    path = Path(folder) / "metrics.jsonl"
-    return path.exists() and len(path.read_text().splitlines()) >= lines
-
 
 def status(folder) -> dict:
     path = Path(folder) / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made = {}
-
-    def get(ranks):
-        if ranks not in made:
-            made[ranks] = tmp_path_factory.mktemp("whole")
-            run(job(made[ranks]), ranks)
-        return made[ranks]
-
-    return get
 
 
 def goes_on(folder, whole, ranks, stopped_at):
