@@ -10,38 +10,61 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
+"""What differs between two runs that are the same."""
 SHOWN = 10
 
 
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` without what the clock says."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+
+
+def weights_files(run: Path) -> dict[str, bytes]:
+    """What the tensor files that a run exported hold; those of its checkpoints are the same weights again."""
+    found = {path.relative_to(run).as_posix(): path for path in sorted(run.glob("*/**/*.safetensors"))}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("checkpoints/")}
+
+
 def differences(one: Path, other: Path) -> Iterator[str]:
-    records, others = (
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)
-    )
-    if len(records) != len(others):
-        yield f"metrics.jsonl: {len(records)} and {len(others)} records"
-    for a, b in zip(records, others, strict=False):
-        for key in sorted((a.keys() | b.keys()) - set(CLOCK)):
-            if repr(a.get(key)) != repr(b.get(key)):
-                yield f"metrics.jsonl: {a.get('kind')} at step {a.get('step')}: {key} is {a.get(key)} and {b.get(key)}"
-    files, theirs = (
-        {path.relative_to(run): path for path in sorted(run.glob("[!c]*/**/*.safetensors"))} for run in (one, other)
-    )  # those of checkpoints are the same weights again
-    if files.keys() != theirs.keys():
-        yield f"files with weights: {', '.join(map(str, files.keys() ^ theirs.keys()))} is in one run only"
-    for name in sorted(files.keys() & theirs.keys()):
-        weights, others = load_file(files[name]), load_file(theirs[name])
-        if weights.keys() != others.keys():
-            yield f"{name}: {', '.join(weights.keys() ^ others.keys())} is in one run only"
-        for key in sorted(weights.keys() & others.keys()):
-            if not torch.equal(weights[key], others[key]):
-                yield f"{name}: {key} differs, by at most {(weights[key] - others[key]).abs().max().item():.3g}"
+    """A line for each; none: the same."""
+    yield from _in_records(records(one), records(other))
+    files, others = weights_files(one), weights_files(other)
     if not files:
         yield "no weights to compare"
+    if files.keys() != others.keys():
+        yield f"files with weights: {', '.join(sorted(files.keys() ^ others.keys()))} is in one run only"
+    for name in sorted(files.keys() & others.keys()):
+        if files[name] != others[name]:
+            found = [f"{name}: {line}" for line in _in_weights(one / name, other / name)]
+            yield from found or [f"{name}: the same tensors, in other bytes"]
+
+
+def _in_records(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
+    if len(ours) != len(theirs):
+        yield f"metrics.jsonl: {len(ours)} and {len(theirs)} records"
+    for a, b in zip(ours, theirs, strict=False):
+        for key in sorted(a.keys() | b.keys()):
+            if repr(a.get(key)) != repr(b.get(key)):
+                yield f"metrics.jsonl: {a.get('kind')} at step {a.get('step')}: {key} is {a.get(key)} and {b.get(key)}"
+
+
+def _in_weights(ours: Path, theirs: Path) -> Iterator[str]:
+    weights, others = load_file(ours), load_file(theirs)
+    if weights.keys() != others.keys():
+        yield f"{', '.join(sorted(weights.keys() ^ others.keys()))} is in one run only"
+    for key in sorted(weights.keys() & others.keys()):
+        a, b = weights[key], others[key]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            yield f"{key} is {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
+        elif not torch.equal(a, b):
+            yield f"{key} differs, by at most {(a.double() - b.double()).abs().max().item():.3g}"
 
 
 def main() -> int:
@@ -50,7 +73,7 @@ def main() -> int:
         return 2
     found = list(differences(Path(sys.argv[1]), Path(sys.argv[2])))
     print(*found[:SHOWN], sep="\n", end="\n" if found else "")
-    print("the same" if not found else f"{len(found)} differences")
+    print("the same" if not found else f"{len(found)} difference{'s' if len(found) > 1 else ''}")
     return 1 if found else 0
 
 

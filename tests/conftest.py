@@ -20,5 +20,5 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def no_faults_left():
     """What a test injects in this process must not meet the next one."""
     yield
-    if "support" in sys.modules:
-        sys.modules["support"].FAULTS.clear()
+    if "support.faults" in sys.modules:
+        sys.modules["support.faults"].FAULTS.clear()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 
-from support import ROOT
+from support.processes import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 

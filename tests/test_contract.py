@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from support import Gan, Toy, config, run
+from support.processes import run
+from support.runs import config
+from support.toys import Gan, Toy
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, contract

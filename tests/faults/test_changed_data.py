@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from support import config, run, steps_saved, weights_files
+from support.processes import run
+from support.runs import config, steps_saved, weights_files
 
 from accel_train.tasks.muon import synth
 

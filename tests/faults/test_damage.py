@@ -6,7 +6,8 @@ import json
 import shutil
 
 import pytest
-from support import config, run, weights_files
+from support.processes import run
+from support.runs import config, weights_files
 
 from accel_train import cli
 from accel_train.run.checkpoint import verify
@@ -93,7 +94,7 @@ def test_all_damaged(made, tmp_path, capsys):
     assert kind == "UserError" and "every checkpoint is damaged" in text and "optimizer.bin" in text
     arguments = [f"--{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in
                  config(tmp_path / "run", **SETTINGS).items() if v is not None]  # fmt: skip
-    assert cli.main(["train", "--task=support.Toy", "--task.init_args.dropout=0.2", *arguments]) == 2
+    assert cli.main(["train", "--task=support.toys.Toy", "--task.init_args.dropout=0.2", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("accel-train: error: ") and "optimizer.bin" in error and "Traceback" not in error
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 3, "the evidence is gone"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support import DISK_PLACES, assert_same_run, config, damaged, run, steps_saved, weights_files
+from support.faults import DISK_PLACES
+from support.processes import run
+from support.runs import assert_same_run, config, damaged, steps_saved, weights_files
 
 SETTINGS = dict(save_steps=4, eval_steps=0, save_total_limit=None)
 

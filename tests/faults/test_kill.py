@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support import Child, assert_same_run, config, damaged, run, steps_saved
+from support.processes import Child, run
+from support.runs import assert_same_run, config, damaged, steps_saved
 
 
 def job(folder, **more):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from support import Team, assert_same_run, config, damaged, launch, run, steps_saved
+from support.processes import Team, launch, run
+from support.runs import assert_same_run, config, damaged, steps_saved
 
 SETTINGS = dict(save_steps=6, eval_steps=0, max_steps=40)
 
@@ -58,7 +59,7 @@ def test_a_disk_that_is_full_at_the_start(tmp_path):
 
 @pytest.mark.slow
 def test_what_only_one_rank_meets_is_said_once(tmp_path):
-    running = launch(2, "train", "--task=support.WrongOnOneRank", f"--output_dir={tmp_path}", "--max_steps=5")
+    running = launch(2, "train", "--task=support.toys.WrongOnOneRank", f"--output_dir={tmp_path}", "--max_steps=5")
     output, _ = running.communicate(timeout=60)
     assert running.returncode and output.count("accel-train: error: only rank 1 cannot read this") == 1
     assert output.count("another rank has died or left") <= 1

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from federation import Federation
-from support import weights_files
+from support.federation import Federation
+from support.runs import weights_files
 
 from accel_train.tasks.muon import synth
 

@@ -12,21 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support import (
-    Child,
-    Team,
-    Toy,
-    assert_same_run,
-    config,
-    damaged,
-    launch,
-    program,
-    records,
-    run,
-    steps_saved,
-    wait_for,
-    weights_files,
-)
+from support.long_run import arguments, job, logged
+from support.processes import Child, Team, launch, program, run, wait_for
+from support.runs import assert_same_run, config, damaged, records, steps_saved, weights_files
+from support.toys import Toy
 
 from accel_train import Trainer, cli
 from accel_train.commands.evaluate import evaluate_saved
@@ -38,41 +27,10 @@ from accel_train.system.signals import SIGNALS, caught
 from accel_train.tracking.observer import Observer
 from accel_train.train.control import request
 
-SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
-TOY = {"dropout": 0.2}
-
-
-def job(folder, slow=0.0, **more):
-    return {"task_args": TOY | {"slow": slow}, "config": config(folder, **SETTINGS | more)}
-
-
-def arguments(folder, slow, **more):
-    values = config(folder, **SETTINGS | more) | {"task.init_args.dropout": 0.2, "task.init_args.slow": slow}
-    written = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
-    return ["train", "--task=support.Toy", *(f"--{k}={v}" for k, v in written.items())]
-
-
-def logged(folder, lines=2):
-    path = Path(folder) / "metrics.jsonl"
-    return path.exists() and len(path.read_text().splitlines()) >= lines
-
 
 def status(folder) -> dict:
     path = Path(folder) / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made = {}
-
-    def get(ranks):
-        if ranks not in made:
-            made[ranks] = tmp_path_factory.mktemp("whole")
-            run(job(made[ranks]), ranks)
-        return made[ranks]
-
-    return get
 
 
 def goes_on(folder, whole, ranks, stopped_at):
@@ -242,7 +200,7 @@ def test_two_interrupts_in_a_process_that_goes_on(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_while_it_prepares(tmp_path, number):
     folder, mark = tmp_path / "run", tmp_path / "mark"
-    task = ["--task=support.SlowToPrepare", f"--task.init_args.mark={mark}"]
+    task = ["--task=support.toys.SlowToPrepare", f"--task.init_args.mark={mark}"]
     more = [f"--output_dir={folder}", "--max_steps=5", "--requeue_exit_code=75"]
     running = program([sys.executable, "-m", "accel_train", "train", *task, *more])
     wait_for(mark.exists)

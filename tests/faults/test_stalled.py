@@ -6,7 +6,8 @@ import os
 import signal
 
 import pytest
-from support import Child, Team, assert_same_run, config, damaged, run, steps_saved, wait_for
+from support.processes import Child, Team, run, wait_for
+from support.runs import assert_same_run, config, damaged, steps_saved
 
 from accel_train import Trainer, cli
 from accel_train.train.control import request

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import config, damaged, run, steps_saved
+from support.processes import run
+from support.runs import config, damaged, steps_saved
 
 from accel_train import cli
 

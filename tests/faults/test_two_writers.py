@@ -10,17 +10,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import (
-    Child,
-    Team,
-    assert_same_run,
-    config,
-    damaged,
-    launch,
-    run,
-    steps_saved,
-    wait_for,
-)
+from support.long_run import arguments, job, logged
+from support.processes import Child, Team, launch, run, wait_for
+from support.runs import assert_same_run, damaged, steps_saved
 
 from accel_train import cli
 from accel_train.run import checkpoint
@@ -29,25 +21,6 @@ from accel_train.run.lock import NAME, look
 from accel_train.train.control import request
 from accel_train.train.evaluation import Evaluator
 from accel_train.train.session import Session
-
-SETTINGS = dict(max_steps=200, eval_steps=40, logging_steps=10)
-LIKE_THEM = {"dropout": 0.2}
-
-
-def job(folder, slow=0.0, **more):
-    return {"task_args": LIKE_THEM | {"slow": slow}, "config": config(folder, **SETTINGS | more)}
-
-
-def arguments(folder, slow=0.0):
-    task = [f"--task.init_args.{name}={value}" for name, value in {**LIKE_THEM, "slow": slow}.items()]
-    values = {name: value for name, value in config(folder, **SETTINGS).items() if value is not None}
-    settings = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
-    return ["train", "--task=support.Toy", *task, *settings]
-
-
-def logged(folder, lines=2):
-    path = Path(folder) / "metrics.jsonl"
-    return path.exists() and len(path.read_text().splitlines()) >= lines
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -62,19 +35,6 @@ def held_up(pid: int):
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made = {}
-
-    def get(ranks):
-        if ranks not in made:
-            made[ranks] = tmp_path_factory.mktemp("whole")
-            run(job(made[ranks]), ranks)
-        return made[ranks]
-
-    return get
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

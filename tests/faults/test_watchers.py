@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from support import Toy, config, steps_saved
+from support.runs import config, steps_saved
+from support.toys import Toy
 
 from accel_train import Trainer
 from accel_train.cli import main
@@ -117,7 +118,7 @@ def test_exit_1_means_not_saved(tmp_path, monkeypatch, capsys, fails):
     arguments = [
         f"--{k}={json.dumps(v)}" for k, v in config(out, eval_steps=0, max_steps=3).items() if k != "output_dir"
     ]
-    assert main(["train", "--task=support.Toy", f"--output_dir={out}", *arguments]) == 1
+    assert main(["train", "--task=support.toys.Toy", f"--output_dir={out}", *arguments]) == 1
     said, error = capsys.readouterr()
     assert "accel-train: completed, but not well: step 3 is NOT SAVED, there is no checkpoint" in error
     assert ("weights" in said) == (fails == "checkpoint") == (out / "model").is_dir()
@@ -130,7 +131,7 @@ def test_what_is_said_to_train_longer(tmp_path, capsys, more):
     """More steps, where it was the number of steps that ended it."""
     settings = config(tmp_path / "run", max_steps=6) | more
     arguments = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items() if v is not None]
-    assert main(["train", "--task=support.Toy", *arguments]) == 0
+    assert main(["train", "--task=support.toys.Toy", *arguments]) == 0
     assert ("--max_steps=12" in capsys.readouterr().out) == (not more)
 
 

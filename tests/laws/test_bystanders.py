@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support import config, records, run, samples, steps_saved
+from support.processes import run
+from support.runs import config, records, samples, steps_saved
 
 PLAIN = dict(eval_steps=0, save_steps=None, logging_steps=12, num_workers=0)
 BYSTANDERS = {

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import Gan, config, distance, records, run, samples
+from support.processes import run
+from support.runs import config, distance, records, samples
+from support.toys import Gan
 
 from accel_train import keyed
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support import FAULTS, Toy, assert_same_run, records
+from support.faults import FAULTS
+from support.runs import assert_same_run, records
+from support.toys import Toy
 
 from accel_train import Trainer
 

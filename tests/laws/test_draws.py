@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import FAULTS, assert_same_run, config, records, run, samples
+from support.faults import FAULTS
+from support.processes import run
+from support.runs import assert_same_run, config, records, samples
 
 LOADERS = {
     "in the loop": {"num_workers": 0},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import assert_same_run, config, run
+from support.processes import run
+from support.runs import assert_same_run, config
 
 
 def job(folder, **more):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support import config, distance, run, samples
+from support.processes import run
+from support.runs import config, distance, samples
 
 
 def job(folder, task="Ragged", **more):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import config, damaged, run, steps_saved
+from support import toys
+from support.processes import run
+from support.runs import config, damaged, records, steps_saved
 
 from accel_train.run.weights import read_weights
 
@@ -51,17 +53,15 @@ def test_the_update_is_skipped_everywhere(tmp_path, kind, settings, ranks, rank)
 
 @pytest.mark.parametrize("objective", ["critic", "generator"])
 def test_only_the_objective_that_failed_is_skipped(tmp_path, objective, monkeypatch):
-    import support
-
-    real = support.spoil
-    monkeypatch.setattr(support, "spoil", lambda value: value)
-    gan = support.Gan.loss_step
+    real = toys.spoil
+    monkeypatch.setattr(toys, "spoil", lambda value: value)
+    gan = toys.Gan.loss_step
 
     def loss_step(self, models, batch, totals, chosen):
         loss = gan(self, models, batch, totals, chosen)
         return loss._replace(value=real(loss.value)) if chosen.name == objective else loss
 
-    monkeypatch.setattr(support.Gan, "loss_step", loss_step)
+    monkeypatch.setattr(toys.Gan, "loss_step", loss_step)
     results = run(job(tmp_path, [4], task="Gan"))
     assert results[0]["error"] is None
     left = [name for step, name in results[0]["updates"] if step == 4]
@@ -114,8 +114,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, ranks):
 
 
 def test_skipped_updates_are_counted_in_the_log(tmp_path):
-    from support import records
-
     run(job(tmp_path, [4, 9, 10]))
     skipped = {r["step"]: r.get("skipped", 0) for r in records(tmp_path) if r["kind"] == "train"}
     assert skipped == {5: 1, 10: 2, 15: 0, 20: 0, 24: 0}

@@ -7,7 +7,9 @@ import json
 
 import pytest
 import torch
-from support import Numbers, Toy, config, records, run, steps_saved, weights_files
+from support.processes import run
+from support.runs import config, records, steps_saved, weights_files
+from support.toys import Numbers, Toy
 
 from accel_train import IndexedSource, Task, Trainer, load_exported
 from accel_train.cli import main

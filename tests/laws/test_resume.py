@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support import assert_same_run, config, records, run, samples, steps_saved, weights_files
+from support.processes import run
+from support.runs import assert_same_run, config, records, samples, steps_saved, weights_files
 
 DROPOUT = {"dropout": 0.2}
 STOPS = {

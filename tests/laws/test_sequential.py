@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import assert_same_run, config, distance, kill_at_checkpoints, records, run, samples
+from support.processes import kill_at_checkpoints, run
+from support.runs import assert_same_run, config, distance, records, samples
 
 from accel_train.tasks.muon import synth
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import config, distance, run
+from support.processes import run
+from support.runs import config, distance
 
 CUTS = [(1, None, True), (1, 3, True), (2, None, True), (2, None, False), (2, 1, True), (2, 1, False), (3, 2, False)]
 DECAY = {"optimizer": {"init_args": {"weight_decay": 0.3}}, "eval_steps": 0}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support import assert_same_run, config, distance, run, samples
+from support.processes import run
+from support.runs import assert_same_run, config, distance, samples
 
 
 @pytest.mark.parametrize("task", ["Ragged", "Gan"])

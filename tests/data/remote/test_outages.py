@@ -10,7 +10,7 @@ from email.utils import formatdate
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federation import Federation
+from support.federation import DATA
 
 from accel_train.data.bad import Bad
 from accel_train.data.formats.parquet import Parquet
@@ -22,19 +22,7 @@ from accel_train.data.remote.staging import Staging
 from accel_train.errors import AccessError, UserError
 from accel_train.system import waiting
 
-DATA = bytes(range(256)) * 40
 OTHER = DATA[:5000] + b"x" + DATA[5001:]
-
-
-@pytest.fixture
-def federation():
-    with Federation() as started:
-        started.trust()
-        started.objects["/ns/a.bin"] = DATA
-        yield started
-        waiting.begin()
-    remote._filesystems.clear()
-    remote._said.clear()
 
 
 def fast(**settings):

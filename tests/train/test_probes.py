@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import Toy, config, run
+from support.processes import run
+from support.runs import config
+from support.toys import Toy
 
 from accel_train import Trainer
 from accel_train.tracking.observer import Observer

@@ -23,6 +23,9 @@ from urllib.parse import quote, unquote, urlsplit
 import aiohttp.connector
 import trustme
 
+DATA = bytes(range(256)) * 40
+"""What a file may hold."""
+
 
 @dataclass(frozen=True)
 class Request:

@@ -18,7 +18,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ON_CPU, GDyNet, config, run, weights_files
+from support.processes import run
+from support.runs import ON_CPU, config, weights_files
+from support.toys import GDyNet
 
 from accel_train import load_exported
 from accel_train.cli import main

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from support import config, run, wait_for, weights_files
+from support.processes import run, wait_for
+from support.runs import config, weights_files
 
 from accel_train.config.schema import MAY_CHANGE, TrainConfig
 from accel_train.errors import UserError

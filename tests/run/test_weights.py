@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from support import Toy, config, weights_files
+from support.runs import config, weights_files
+from support.toys import Toy
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported

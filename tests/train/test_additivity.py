@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from support import Toy, assert_same_run, config, run
+from support.processes import run
+from support.runs import assert_same_run, config
+from support.toys import Toy
 from torch import nn
 
 from accel_train import Loss

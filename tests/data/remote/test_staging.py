@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from federation import Federation
 
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import staging, storage
@@ -28,15 +27,8 @@ def content(i, size=1000):
 
 
 @pytest.fixture
-def federation():
-    with Federation(objects={f"/ns/d{i % 2}/f{i}.parquet": content(i) for i in range(12)}) as started:
-        started.trust()
-        yield started
-    remote._filesystems.clear()
-
-
-@pytest.fixture
 def urls(federation):
+    federation.objects = {f"/ns/d{i % 2}/f{i}.parquet": content(i) for i in range(12)}
     return [federation.url(f"/ns/d{i % 2}/f{i}.parquet") for i in range(12)]
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support import config, records, run
+from support.processes import run
+from support.runs import config, records
 
 from accel_train.tracking import records as shown
 from accel_train.train.clock import MIB, Clock, cuda_memory

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from support import config, run
+from support.processes import run
+from support.runs import config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 

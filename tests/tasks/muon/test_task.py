@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import config, run
+from support.processes import run
+from support.runs import config
 
 from accel_train.cli import main
 from accel_train.config.read import parse

@@ -24,7 +24,7 @@ print("RESULT", json.dumps(learn(folder, folder / "data", "default", 2500)))
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_counts_and_kinematics(tmp_path):
-    benchmarks = Path(__file__).parent.parent.parent / "benchmarks"
+    benchmarks = Path(__file__).parents[3] / "benchmarks"
     command = [sys.executable, "-c", SCRIPT, str(benchmarks), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support import assert_same_run, config, kill_at_checkpoints, run, samples
+from support.processes import kill_at_checkpoints, run
+from support.runs import assert_same_run, config, samples
 
 from accel_train.tasks.gdynet.synth import synth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "gdynet_learns.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "gdynet_learns.py"
 
 
 @pytest.fixture(scope="module")

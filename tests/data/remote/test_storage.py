@@ -14,9 +14,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federation import Federation
 from hypothesis import given
 from hypothesis import strategies as st
+from support.federation import DATA, Federation
 
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import storage, wildcards
@@ -27,16 +27,6 @@ from accel_train.tasks.muon.data import kind_of
 
 FAST = Access(backoff_s=0.001, retries=5)
 SECRET = "a-very-secret-token"
-DATA = bytes(range(256)) * 40
-
-
-@pytest.fixture
-def federation():
-    with Federation() as started:
-        started.trust()
-        started.objects["/ns/a.bin"] = DATA
-        yield started
-    remote._filesystems.clear()
 
 
 @pytest.fixture
