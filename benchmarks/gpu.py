@@ -26,6 +26,7 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [("no", False), ("bf16", False), ("fp16", False), ("bf16", True), ("no", True), ("fp16", True)]
@@ -115,6 +116,8 @@ def train(preset: str, data: str, steps: int, seconds: float, **more: Any) -> di
 
     from accel_train import Trainer
     from accel_train.tracking.observer import Observer
+    from accel_train.train.saving import Saver
+    from accel_train.train.step import Stepper
 
     class Rates(Observer):
         def __init__(self) -> None:
@@ -126,26 +129,21 @@ def train(preset: str, data: str, steps: int, seconds: float, **more: Any) -> di
             if time.monotonic() > ends:
                 trainer.request_stop("no time left for this row")
 
-    class Watched(Trainer):
-        def _prepare(self) -> None:
-            super()._prepare()
-            self.session.stepper.step = waits.watch(self.session.stepper.step)
-            real = self.session.save
+    real = Saver.save
 
-            def save(*arguments: Any) -> None:
-                started = time.perf_counter()
-                real(*arguments)
-                rates.saves.append(time.perf_counter() - started)
-
-            self.session.save = save
+    def save(*arguments: Any) -> None:
+        started = time.perf_counter()
+        real(*arguments)
+        rates.saves.append(time.perf_counter() - started)
 
     cuda = torch.cuda.is_available()
     rates, waits, ends = Rates(), Waits(cuda), time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(io.StringIO()):
+    patched = mock.patch.multiple(Saver, save=save), mock.patch.multiple(Stepper, step=waits.watch(Stepper.step))
+    with tempfile.TemporaryDirectory() as run, contextlib.redirect_stdout(io.StringIO()), patched[0], patched[1]:
         task, config = settings_of(preset, data, run, max_steps=steps, save_steps=max(steps // 2, 1), **more)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        trainer = Watched(task, config, observers=[rates])
+        trainer = Trainer(task, config, observers=[rates])
         started = time.monotonic()
         result = trainer.fit()
         took = time.monotonic() - started
