@@ -546,6 +546,15 @@ def test_help_tells_of_every_option_in_the_words_of_its_declaration():
     assert "%%" not in text
 
 
+def test_the_reference_page_is_what_the_declarations_say():
+    """python scripts/config_reference.py > docs/config.md"""
+    made = subprocess.run([sys.executable, ROOT / "scripts" / "config_reference.py"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == (ROOT / "docs" / "config.md").read_text()
+    for f in dataclasses.fields(TrainConfig):
+        assert f"| `{f.name}` |" in made.stdout
+
+
 def test_every_setting_is_one_declaration():
     for cls in (TrainConfig, OptimizerConfig, PhaseConfig, WebhookConfig, RemoteFiles):
         assert all(declared["text"].endswith(".") for declared in about(cls).values()), cls
