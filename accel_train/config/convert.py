@@ -135,7 +135,15 @@ def kind(hint: Any, separator: str = "|") -> str:
         return "[...]"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "{...}"
-    return names.get(hint) or (str(hint) if inner else getattr(hint, "__name__", str(hint)))
+    return names.get(hint) or _written(hint)
+
+
+def _written(hint: Any) -> str:
+    """A type as Python writes it, without ranges: ``tuple[int, ...]``."""
+    hint = bare(hint)
+    if get_origin(hint) in (tuple, set, frozenset):
+        return f"{get_origin(hint).__name__}[{', '.join(map(_written, get_args(hint)))}]"
+    return "..." if hint is ... else hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _readings(hint: Any, value: Any) -> list[Any]:
@@ -161,7 +169,7 @@ def _read(hint: Any, value: Any, key: str) -> Any:
         return _READERS[origin](hint, value, key)
     if not isinstance(hint, type) or is_typeddict(hint) or hint.__module__ in ("builtins", "collections.abc"):
         raise UserError(
-            f"{key}: a config cannot hold a {hint}; it can hold numbers, text, paths, lists, tuples, sets, "
+            f"{key}: a config cannot hold a {_written(hint)}; it can hold numbers, text, paths, lists, tuples, sets, "
             "dictionaries, Literal, Enum, dataclasses, and other classes by their path"
         )
     return _instance(hint, value, key)
