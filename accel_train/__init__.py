@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from accel_train.arguments import Range
     from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
     from accel_train.data.source import IndexedSource
     from accel_train.run.weights import load_exported
@@ -17,12 +18,12 @@ _WHERE = {
     "Task": "task", "Objective": "task", "Loss": "task", "Event": "task",
     "BatchSource": "task", "IndexedSource": "data.source", "Observer": "tracking.observer",
     "TrainConfig": "config.schema", "PhaseConfig": "config.schema", "OptimizerConfig": "config.schema",
-    "Trainer": "train.trainer", "load_exported": "run.weights",
+    "Trainer": "train.trainer", "load_exported": "run.weights", "Range": "arguments",
 }  # fmt: skip
 
 __all__ = [
-    "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "Observer", "OptimizerConfig", "PhaseConfig", "Task",
-    "TrainConfig", "Trainer", "load_exported",
+    "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "Observer", "OptimizerConfig", "PhaseConfig", "Range",
+    "Task", "TrainConfig", "Trainer", "load_exported",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from accel_train.arguments import Rule
 from accel_train.errors import UserError
 from accel_train.task import Objective
 
@@ -33,6 +34,28 @@ class Duration:
     @property
     def count(self) -> int:
         return int(self.amount)
+
+
+@dataclass(frozen=True)
+class Durations(Rule):
+    """Which durations a setting may have: in steps and epochs, by the clock, or 0 for never. None is always allowed."""
+
+    steps: bool = True
+    clock: bool = False
+    zero: bool = False
+
+    def check(self, name: str, value: int | str | None) -> None:
+        if value is None or (self.zero and value in (0, "0")):
+            return
+        by_clock = Duration.parse(value, name).unit == "s"
+        if by_clock and not self.clock:
+            raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
+        if not by_clock and not self.steps:
+            raise UserError(f"{name}: {value} is not wall time; write 90s, 30min, 2h or 1d")
+
+    def __str__(self) -> str:
+        units = ["steps", "epochs"] * self.steps + ["wall time"] * self.clock + ["0"] * self.zero
+        return " or ".join([", ".join(units[:-1]), units[-1]] if units[1:] else units)
 
 
 @dataclass(slots=True)

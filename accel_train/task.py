@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from accel_train.arguments import check_arguments
 from accel_train.errors import UserError
 from accel_train.system.secrets import scrub, scrub_tree
 
@@ -130,6 +131,7 @@ class Task:
                 task.init_args |= task.init_args.pop(p.name)
             elif p.kind is p.VAR_POSITIONAL and task.init_args.pop(p.name):
                 raise TypeError(f"{cls.__name__}: give *{p.name} as one list, so that a config can name it")
+        check_arguments(cls, task.init_args, "task.init_args.")
         return task
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:

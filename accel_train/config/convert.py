@@ -2,66 +2,84 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
-import sys
-from collections.abc import Iterable, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, is_typeddict
 
 import yaml
 
+from accel_train.arguments import arguments_of, bare, hints_of, is_union, parts_of, rules_of
 from accel_train.config.yaml_text import loads, loads_or_text, what_is_wrong
 from accel_train.errors import UserError, suggest
 from accel_train.system.expansion import Expanded
-
-LARGE = sys.float_info.max  # so that inf and nan are out of range
-
-
-def check_range(name: str, value: float | None, least: float, most: float = LARGE) -> None:
-    """Raise UserError unless the value, if there is one, lies between these, both included."""
-    if value is not None and not least <= value <= most:
-        bound = f"at least {least}" if most == LARGE else f"from {least} to {most}"
-        raise UserError(f"{name}: {value} is out of range, must be {bound}")
 
 
 class Typed(str):
     """Text from the command line, which may mean a number or a mapping; its key decides."""
 
 
+class _Mismatch(Exception):
+    """A value is not of this type."""
+
+
 def build(hint: Any, value: Any, key: str = "") -> Any:
-    """``value`` as the type ``hint``; dictionaries become dataclasses, and lists and dictionaries are looked into."""
-    origin, inner = get_origin(hint), get_args(hint)
-    prefix = f"{key}." if key else ""
-    if isinstance(value, Typed) and value[:1] + value[-1:] == "[]" and list in [get_origin(h) for h in (hint, *inner)]:
+    """``value`` as the type ``hint``, in the range that it declares.
+
+    A hint is made of int, float, str, bool, None, Any, Literal, Path and Enum, of list, tuple, set, frozenset,
+    Sequence, dict and Mapping of such, of unions, dataclasses and other classes; a class is given by its path, or as
+    ``{class_path: ..., init_args: {...}}``.
+
+    Args:
+        key: the name of the value, for messages.
+
+    Raises:
+        UserError: the value is of another type or out of range, or the hint is none of these.
+    """
+    if isinstance(value, Typed) and value[:1] + value[-1:] == "[]" and list in [get_origin(h) for h in parts_of(hint)]:
         _refuse_half_a_list(value, key)
-    if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        hints = get_type_hints(hint)
-        refuse_unknown(value, hints, prefix)
-        return hint(**{name: build(hints[name], sub, f"{prefix}{name}") for name, sub in value.items()})
-    if isinstance(value, dict) and (origin is dict or hint is Any):
-        return {str(name): build(inner[1] if inner else Any, sub, f"{prefix}{name}") for name, sub in value.items()}
-    if origin is list and isinstance(value, (list, tuple)):
-        return [build(inner[0], sub, f"{key}[{i}]") for i, sub in enumerate(value)]
-    if origin is tuple and isinstance(value, (list, tuple)):
-        of = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        if len(of) == len(value):
-            return tuple(build(h, sub, f"{key}[{i}]") for i, (h, sub) in enumerate(zip(of, value, strict=True)))
-    why = ""
+    inside: UserError | None = None
     for attempt in _readings(hint, value):
-        found = str if isinstance(attempt, Expanded) else type(attempt)
-        if hint is Any or found in (inner if origin in (Union, UnionType) else (hint,)):
-            return attempt
-        if origin is Literal and any(type(attempt) is type(choice) and attempt == choice for choice in inner):
-            return attempt
         try:
-            return _convert(hint, attempt)
-        except (argparse.ArgumentError, TypeError, ValueError) as error:
-            why = f": {' '.join(str(error).split())}" if isinstance(attempt, dict) else ""
-    near = suggest(str(value), get_args(hint)) if origin is Literal else ""
-    raise UserError(f"{key}: expected {kind(hint, ' or ')}, got {value!r}{near}{why}")
+            made = _read(bare(hint), attempt, key)
+        except _Mismatch:
+            continue
+        except UserError as error:  # another reading may still fit
+            inside = inside or error
+            continue
+        for rule in rules_of(hint):
+            rule.check(key, made)
+        return made
+    near = suggest(str(value), get_args(bare(hint))) if get_origin(bare(hint)) is Literal else ""
+    raise inside or UserError(f"{key}: expected {kind(hint, ' or ')}, got {value!r}{near}")
+
+
+def construct(cls: type, given: Any, prefix: str) -> Any:
+    """An instance of a class.
+
+    Args:
+        given: arguments of its constructor by name, as a config has them.
+        prefix: of their names, in messages.
+
+    Raises:
+        UserError: an argument is unknown, missing or wrong.
+    """
+    if not isinstance(given, dict):
+        raise UserError(f"{prefix.rstrip('.')}: expected {{...}}, got {given!r}")
+    known, open_ended = arguments_of(cls)
+    if not open_ended:
+        refuse_unknown(given, known, prefix)
+    for name, argument in known.items():
+        if argument.default is inspect.Parameter.empty and name not in given:
+            raise UserError(f"{prefix}{name}: missing; {cls.__name__} needs it")
+    hints = {name: argument.annotation for name, argument in known.items()}
+    return cls(**{name: build(hints.get(name, Any), value, f"{prefix}{name}") for name, value in given.items()})
 
 
 def _refuse_half_a_list(text: str, key: str) -> None:
@@ -85,14 +103,6 @@ def refuse_unknown(
             raise UserError(f"{prefix}{name}: no such option{hint}")
 
 
-def hints_of(function: Any) -> dict[str, Any]:
-    """Type hints; none where a name exists only for type checkers."""
-    try:
-        return get_type_hints(function)
-    except NameError:
-        return {}
-
-
 def further_options(arguments: Iterable[str], function: Any) -> dict[str, Any]:
     """``--name=value`` for the keyword arguments of a function, as its type hints want them."""
     parameters, hints = list(inspect.signature(function).parameters.values())[1:], hints_of(function)
@@ -113,34 +123,193 @@ def further_options(arguments: Iterable[str], function: Any) -> dict[str, Any]:
 def kind(hint: Any, separator: str = "|") -> str:
     """A type as a person would say it: ``int or null``."""
     names = {int: "int", float: "number", str: "text", bool: f"true{separator}false", NoneType: "null", Any: "value"}
+    hint = bare(hint)
     origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
+    if is_union(hint):
         return separator.join(kind(part, separator) for part in inner)
     if origin is Literal:
         return separator.join(map(str, inner))
-    if origin is list:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return separator.join(member.name for member in hint)
+    if origin in (list, Sequence):
         return "[...]"
-    if origin is dict or dataclasses.is_dataclass(hint):
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "{...}"
-    return names.get(hint) or (str(hint) if inner else getattr(hint, "__name__", str(hint)))
+    return names.get(hint) or _written(hint)
+
+
+def _written(hint: Any) -> str:
+    """A type as Python writes it, without ranges: ``tuple[int, ...]``."""
+    hint = bare(hint)
+    if get_origin(hint) in (tuple, set, frozenset):
+        return f"{get_origin(hint).__name__}[{', '.join(map(_written, get_args(hint)))}]"
+    return "..." if hint is ... else hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _readings(hint: Any, value: Any) -> list[Any]:
     """What a value may mean, likeliest first: 1e5 may be a whole number, and what looks like a number may be text."""
+    types = list(parts_of(hint))
     if isinstance(value, Expanded):  # text where that may be
-        return [value] if hint is Any or str in (hint, *get_args(hint)) else _readings(hint, Typed(value))
+        return [value] if {Any, str} & set(types) else _readings(hint, Typed(value))
     if isinstance(value, Typed):
         text, loaded = str(value), loads_or_text(value)
-        return [text] if hint is str else [*_readings(hint, loaded), text]
+        return [text] if types == [str] else [*_readings(hint, loaded), text]
     return [value, int(value)] if type(value) is float and value.is_integer() else [value]
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    """jsonargparse knows every kind of type hint, also a class that is given as class_path and init_args."""
-    import jsonargparse
+# -- one reading as one type -----------------------------------------------------------------------------------------
 
-    if value is None:  # to jsonargparse that is always a value
-        raise TypeError("null")
-    one = jsonargparse.ArgumentParser(exit_on_error=False)
-    one.add_argument("--value", type=hint)
-    return one.instantiate(one.parse_object({"value": value})).value
+
+def _read(hint: Any, value: Any, key: str) -> Any:
+    """Raises _Mismatch if the value is of another type, and UserError for what is wrong within it."""
+    origin = get_origin(hint) or hint
+    if is_union(hint):
+        return _one_of(hint, value, key)
+    if origin in _READERS:
+        return _READERS[origin](hint, value, key)
+    if not isinstance(hint, type) or is_typeddict(hint) or hint.__module__ in ("builtins", "collections.abc"):
+        raise UserError(
+            f"{key}: a config cannot hold a {_written(hint)}; it can hold numbers, text, paths, lists, tuples, sets, "
+            "dictionaries, Literal, Enum, dataclasses, and other classes by their path"
+        )
+    return _instance(hint, value, key)
+
+
+def _one_of(hint: Any, value: Any, key: str) -> Any:
+    found = str if isinstance(value, Expanded) else type(value)
+    if found in (bool, int, float, str) and found in parts_of(hint):
+        return value
+    inside: UserError | None = None
+    for part in parts_of(hint):
+        try:
+            return _read(part, value, key)
+        except _Mismatch:
+            continue
+        except UserError as error:
+            inside = inside or error
+    raise inside or _Mismatch
+
+
+def _anything(hint: Any, value: Any, key: str) -> Any:
+    return _mapping(dict[str, Any], value, key) if isinstance(value, dict) else value
+
+
+def _literal(hint: Any, value: Any, key: str) -> Any:
+    for choice in get_args(hint):
+        if value == choice and isinstance(value, type(choice)) and isinstance(value, bool) == isinstance(choice, bool):
+            return choice
+    raise _Mismatch
+
+
+def _null(hint: Any, value: Any, key: str) -> None:
+    if value is not None:
+        raise _Mismatch
+
+
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _bool(hint: Any, value: Any, key: str) -> bool:
+    found = value if isinstance(value, bool) else _SWITCHES.get(value.lower()) if isinstance(value, str) else None
+    if found is None:
+        raise _Mismatch
+    return found
+
+
+def _number(hint: Any, value: Any, key: str) -> Any:
+    """Also from text, which a quoted number is; an int from no float."""
+    if type(value) not in (int, str, hint):
+        raise _Mismatch
+    try:
+        return hint(value)
+    except (ValueError, OverflowError):
+        raise _Mismatch from None
+
+
+def _text(hint: Any, value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _Mismatch
+    return value
+
+
+def _path(hint: Any, value: Any, key: str) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise _Mismatch
+    return Path(value)
+
+
+def _collection(hint: Any, value: Any, key: str) -> Any:
+    """A list, tuple or set, each item as its hint says."""
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise _Mismatch
+    origin, inner = get_origin(hint) or hint, get_args(hint) or (Any,)
+    if origin is tuple and get_args(hint) and inner[1:] != (...,):
+        if len(inner) != len(value):
+            raise _Mismatch
+    else:
+        inner = inner[:1] * len(value)
+    made = (build(of, sub, f"{key}[{i}]") for i, (of, sub) in enumerate(zip(inner, value, strict=True)))
+    return (list if origin is Sequence else origin)(made)
+
+
+def _mapping(hint: Any, value: Any, key: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _Mismatch
+    of_name, of_value = get_args(hint) or (str, Any)
+    prefix = f"{key}." if key else ""
+    return {
+        build(of_name, Typed(str(name)), f"{prefix}{name}"): build(of_value, sub, f"{prefix}{name}")
+        for name, sub in value.items()
+    }
+
+
+def _instance(hint: type, value: Any, key: str) -> Any:
+    """Of a dataclass by its fields, of an Enum by its name, of another class by ``class_path`` and ``init_args``."""
+    if isinstance(value, hint):
+        return value
+    if issubclass(hint, Enum):
+        if isinstance(value, str) and value in hint.__members__:
+            return hint[value]
+        raise _Mismatch
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise _Mismatch
+        return construct(hint, value, f"{key}." if key else "")
+    return _object(hint, value, key)
+
+
+def _object(hint: type, value: Any, key: str) -> Any:
+    named = isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
+    node = {"class_path": value} if named else value
+    if not isinstance(node, dict):
+        raise _Mismatch
+    refuse_unknown(node, ["class_path", "init_args"], f"{key}.")
+    cls = _class(str(node["class_path"]), key) if "class_path" in node else hint
+    if not issubclass(cls, hint):
+        raise UserError(f"{key}: {node['class_path']} is no {hint.__name__}")
+    given = node.get("init_args") or {}
+    try:
+        made = construct(cls, given, f"{key}.init_args.")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {cls.__name__} cannot be made: {' '.join(str(error).split())}") from None
+    with contextlib.suppress(AttributeError):  # so that the config of a run can say how it was made
+        made.written_as = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": given}
+    return made
+
+
+def _class(path: str, key: str) -> type:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}: cannot import {path!r}: {error}") from None
+    if not isinstance(found, type):
+        raise UserError(f"{key}: {path} is no class")
+    return found
+
+
+_READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
+    Any: _anything, object: _anything, Literal: _literal, NoneType: _null, bool: _bool, int: _number, float: _number,
+    str: _text, Path: _path, list: _collection, tuple: _collection, set: _collection, frozenset: _collection,
+    Sequence: _collection, dict: _mapping, Mapping: _mapping,
+}  # fmt: skip

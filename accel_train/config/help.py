@@ -1,4 +1,4 @@
-"""The text of ``accel-train train --help``: every option, with what a docstring says of it."""
+"""The text of ``accel-train train --help``: every option, with what its declaration or a docstring says of it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import dataclasses
 import inspect
 import json
 import re
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
+from accel_train.arguments import arguments_of, bare, hints_of, rules_of
 from accel_train.config.convert import kind
 from accel_train.config.plain import plain
-from accel_train.config.read import arguments_of, read, settings_for, task_class
+from accel_train.config.read import read, settings_for, task_class
 from accel_train.config.schema import TrainConfig
-
-_HEADINGS = {
-    "output_dir": "the run", "global_batch_size": "data", "learning_rate": "optimisation",
-    "mixed_precision": "numerics",
-    "logging_steps": "log, evaluation, checkpoints", "metric_for_best_model": "the best model, early stopping",
-    "max_time": "stopping and resuming", "report_to": "tracking",
-}  # fmt: skip
-"""The field under which each heading begins."""
+from accel_train.config.setting import about
 
 
 def help_text(arguments: list[str]) -> str:
-    """Every option with what its docstring says of it, and those of the task if ``arguments`` name one."""
+    """Every option with its meaning, default and range, and those of the task if ``arguments`` name one."""
     shown = argparse.ArgumentParser(
         prog="accel-train train",
         usage="accel-train train --config FILE [--KEY=VALUE ...]",
@@ -45,23 +39,28 @@ def help_text(arguments: list[str]) -> str:
         group = shown.add_argument_group(f"the task, {cls.__name__}")
         for name, p in arguments_of(cls)[0].items():
             _add_option(group, f"task.init_args.{name}", p.annotation, _argument_texts(cls).get(name, ""), p.default)
-    for name, default in vars(defaults).items():
-        if name in _HEADINGS:
-            group = shown.add_argument_group(_HEADINGS[name])
-        hint, text = get_type_hints(TrainConfig)[name], _argument_texts(TrainConfig)[name]
-        if not dataclasses.is_dataclass(hint):
-            _add_option(group, name, hint, text, default)
-            continue
-        texts = _argument_texts(type(default))
-        for inner, inner_hint in get_type_hints(type(default)).items():
-            _add_option(group, f"{name}.{inner}", inner_hint, texts[inner], getattr(default, inner))
+    declared = about(TrainConfig)
+    for name, hint in hints_of(TrainConfig).items():
+        if heading := declared[name]["heading"]:
+            group = shown.add_argument_group(heading)
+        _add_option(group, name, hint, declared[name]["text"], getattr(defaults, name))
     return shown.format_help()
 
 
 def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> None:
-    fields = [f.name for inner in get_args(hint) if dataclasses.is_dataclass(inner) for f in dataclasses.fields(inner)]
-    each = f" Each has {', '.join(fields)}." if fields else ""
-    note = "required" if default is inspect.Parameter.empty else f"default: {json.dumps(plain(default))}"
+    """One option; for a dataclass also one for each of its fields."""
+    if dataclasses.is_dataclass(default):
+        group.add_argument(f"--{key}", metavar=kind(hint), help=text.replace("%", "%%"))
+        for name, inner in hints_of(type(default)).items():
+            inner_text = about(type(default))[name].get("text", "")
+            _add_option(group, f"{key}.{name}", inner, inner_text, getattr(default, name))
+        return
+    inside = [
+        f.name for part in get_args(bare(hint)) if dataclasses.is_dataclass(part) for f in dataclasses.fields(part)
+    ]
+    each = f" Each has {', '.join(inside)}." if inside else ""
+    notes = ["required" if default is inspect.Parameter.empty else f"default: {json.dumps(plain(default))}"]
+    note = "; ".join([*notes, *map(str, rules_of(hint))])
     group.add_argument(f"--{key}", metavar=kind(hint), help=f"{text}{each} ({note})".strip().replace("%", "%%"))
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from accel_train.config.schema import MAY_CHANGE, TrainConfig
+from accel_train.config.schema import TrainConfig
 from accel_train.system.expansion import Expanded, expand, refuse_incomplete
 from accel_train.system.secrets import scrub_tree
+
+_MAY_CHANGE = {f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["identity"]}
 
 
 def to_dict(task: Any, config: TrainConfig) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def plain(value: Any) -> Any:
         return [plain(sub) for sub in value]
     if isinstance(value, Enum):
         return value.name
+    if (node := getattr(value, "written_as", None)) is not None:  # an object that a config describes
+        return plain(node)
     if isinstance(value, Expanded):
         return value.written
     return value if value is None or type(value) in (bool, int, float, str) else str(value)
@@ -49,13 +53,17 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
-    """What changed on resume: (harmless or deliberate, what makes it another run), as lines ``key: old -> new``."""
+    """What changed on resume: (harmless or deliberate, what makes it another run), as lines ``key: old -> new``.
+
+    Args:
+        movable: arguments of the task that may change; what may change of the rest is declared in its settings.
+    """
     before, after = flatten(old), flatten(new)
     free, identity = [], []
     for name in sorted(before.keys() | after.keys()):
         if expand(before.get(name)) != expand(after.get(name)):
             line = f"{name}: {before.get(name)} -> {after.get(name)}"
             first, *rest = name.split(".")
-            may = first in MAY_CHANGE or (rest[:1] == ["init_args"] and rest[1:2] and rest[1] in movable)
+            may = first in _MAY_CHANGE or (rest[:1] == ["init_args"] and rest[1:2] and rest[1] in movable)
             (free if may else identity).append(line)
     return free, identity

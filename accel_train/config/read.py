@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from accel_train.config.convert import Typed, build, hints_of, refuse_unknown
+from accel_train.arguments import arguments_of
+from accel_train.config.convert import Typed, build, construct, refuse_unknown
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
@@ -124,18 +124,7 @@ def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def build_task(node: dict[str, Any]) -> Any:
     """A task from its ``class_path`` and ``init_args``."""
-    cls = task_class(node)
-    known, open_ended = arguments_of(cls)
-    given = expand(node.get("init_args") or {})
-    if not isinstance(given, dict):
-        raise UserError(f"task.init_args: expected {{...}}, got {given!r}")
-    if not open_ended:
-        refuse_unknown(given, known, "task.init_args.")
-    for name, argument in known.items():
-        if argument.default is inspect.Parameter.empty and name not in given:
-            raise UserError(f"task.init_args.{name}: missing; {cls.__name__} needs it")
-    hints = {name: argument.annotation for name, argument in known.items()}
-    return cls(**{name: build(hints.get(name, Any), value, f"task.init_args.{name}") for name, value in given.items()})
+    return construct(task_class(node), expand(node.get("init_args") or {}), "task.init_args.")
 
 
 def task_class(node: Any) -> type:
@@ -143,21 +132,3 @@ def task_class(node: Any) -> type:
         raise UserError(f"task: expected a name, or class_path and init_args, got {node!r}")
     refuse_unknown(node, ["class_path", "init_args"], "task.")
     return find(node["class_path"])
-
-
-def arguments_of(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """(Arguments of the constructor by name, whether it takes any others); ``**kwargs`` are those of the base class."""
-    known: dict[str, inspect.Parameter] = {}
-    open_ended = False
-    for base in cls.__mro__[:-1]:
-        if "__init__" in vars(base):
-            init = vars(base)["__init__"]
-            hints = hints_of(init)
-            parameters = list(inspect.signature(init).parameters.values())[1:]
-            for p in parameters:
-                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                    known.setdefault(p.name, p.replace(annotation=hints.get(p.name, Any)))
-            open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-            if not open_ended:
-                break
-    return known, open_ended

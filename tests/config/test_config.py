@@ -4,8 +4,12 @@ import copy
 import dataclasses
 import enum
 import pickle
+import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +24,13 @@ from accel_train.config.help import help_text
 from accel_train.config.plain import differences, to_dict
 from accel_train.config.read import load, parse, read
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig, WebhookConfig
+from accel_train.config.setting import about
 from accel_train.config.yaml_text import dumps, loads
+from accel_train.data.remote.settings import RemoteFiles
 from accel_train.errors import UserError
 from accel_train.tasks.collatz.task import CollatzTask
+
+ROOT = Path(__file__).parents[1]
 
 
 class Colour(enum.Enum):
@@ -176,9 +184,67 @@ def test_a_nested_class():
     task, _ = parse(["--task=config_classes.EncoderTask", "--task.init_args.encoder=config_classes.DeepEncoder",
                      "--task.init_args.encoder.init_args.depth=3"])  # fmt: skip
     assert isinstance(task.encoder, DeepEncoder) and (task.encoder.depth, task.encoder.width) == (3, 4)
-    with pytest.raises(UserError, match=r"task.init_args.encoder: expected Encoder, got .*dept"):
-        parse(["--task=config_classes.EncoderTask",
-               "--task.init_args.encoder={class_path: config_classes.DeepEncoder, init_args: {dept: 3}}"])  # fmt: skip
+    again, _ = parse(
+        ["--task=config_classes.EncoderTask", f"--task.init_args={to_dict(task, TrainConfig())['task']['init_args']}"]
+    )
+    assert isinstance(again.encoder, DeepEncoder) and again.encoder.depth == 3, "its config has what it was made of"
+
+
+@pytest.mark.parametrize(
+    ("given_", "says"),
+    [
+        ("{class_path: config_classes.DeepEncoder, init_args: {dept: 3}}",
+         "encoder.init_args.dept: no such option (did you mean task.init_args.encoder.init_args.depth?)"),
+        ("{class_path: config_classes.DeepEncoder, init_args: {depth: x}}",
+         "encoder.init_args.depth: expected int, got 'x'"),
+        ("config_classes.Colour", "encoder: config_classes.Colour is no Encoder"),
+        ("config_classes.nothing", "encoder: cannot import 'config_classes.nothing': "),
+        ("config_classes.kinds", "encoder: config_classes.kinds is no class"),
+        ("x", "encoder: expected Encoder, got 'x'"),
+    ],
+)  # fmt: skip
+def test_a_nested_class_that_is_refused(given_, says):
+    with pytest.raises(UserError) as error:
+        parse(["--task=config_classes.EncoderTask", f"--task.init_args.encoder={given_}"])
+    assert str(error.value).startswith(f"task.init_args.{says}")
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "says"),
+    [
+        (Callable[[int], int], "math.sqrt", "a config cannot hold a collections.abc.Callable[[int], int]; "),
+        (Callable | None, "math.sqrt", "a config cannot hold a "),
+        (type[int], "builtins.int", "a config cannot hold a "),
+        (Iterable[int], [1], "a config cannot hold a "),
+        (complex, 1, "a config cannot hold a complex; it can hold numbers, text, "),
+        (timedelta, "3s", "expected timedelta, got '3s'"),
+    ],
+)
+def test_a_hint_that_no_config_can_fill_is_refused_in_a_line(hint, value, says):
+    with pytest.raises(UserError, match=rf"^task.init_args.when: {re.escape(says)}[^\n]*$"):
+        build(hint, value, "task.init_args.when")
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "made"),
+    [
+        (Sequence[int], (1, 2), [1, 2]),
+        (Mapping[str, float], {"a": 1}, {"a": 1.0}),
+        (dict[int, str], {1: "x", "2": "y"}, {1: "x", 2: "y"}),
+        (frozenset[int], [1, 1], frozenset({1})),
+        (list[Path] | None, ["a"], [Path("a")]),
+        (OptimizerConfig | None, {"class_path": "SGD"}, OptimizerConfig("SGD")),
+        (list[int] | list[str], ["a"], ["a"]),
+        (list[int] | str, Typed("[a]"), "[a]"),
+        (float | int, 3, 3),
+        (bool, "Yes", True),
+        (int, "3", 3),
+        (dict, {"a": {"b": Typed("1")}}, {"a": {"b": 1}}),
+    ],
+)
+def test_other_hints(hint, value, made):
+    found = build(hint, value, "x")
+    assert found == made and type(found) is type(made)
 
 
 def test_keyword_arguments_are_those_of_the_base_class():
@@ -469,12 +535,32 @@ def test_differences_tell_what_makes_another_run():
 # -- help ------------------------------------------------------------------------------------------------------------
 
 
-def test_help_tells_of_every_option_in_the_words_of_its_docstring():
+def test_help_tells_of_every_option_in_the_words_of_its_declaration():
     text = " ".join(help_text([]).split())
     for f in dataclasses.fields(TrainConfig):
         assert f" --{f.name}" in text, f.name
     for part in ("--optimizer.class_path text any importable optimiser class", "--webhook.url_env text name of the",
-                 "--max_steps int|null length of the run in steps (global batches). (default: null)",
+                 "--max_steps int|null length of the run in steps (global batches). (default: null; at least 1)",
                  "--mixed_precision no|bf16|fp16|null", "Each has objectives, length, repeat."):  # fmt: skip
         assert part in text, part
     assert "%%" not in text
+
+
+def test_the_reference_page_is_what_the_declarations_say():
+    """python scripts/config_reference.py > docs/config.md"""
+    made = subprocess.run([sys.executable, ROOT / "scripts" / "config_reference.py"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == (ROOT / "docs" / "config.md").read_text()
+    for f in dataclasses.fields(TrainConfig):
+        assert f"| `{f.name}` |" in made.stdout
+
+
+def test_every_setting_is_one_declaration():
+    for cls in (TrainConfig, OptimizerConfig, PhaseConfig, WebhookConfig, RemoteFiles):
+        assert all(declared["text"].endswith(".") for declared in about(cls).values()), cls
+    another_run = [name for name, declared in about(TrainConfig).items() if declared["identity"]]
+    assert another_run == ["seed", "global_batch_size", "per_device_batch_size"]
+    with pytest.raises(UserError, match="^status_steps: -1 is out of range, must be at least 0$"):
+        WebhookConfig(status_steps=-1)
+    with pytest.raises(UserError, match="^retries: expected int, got 'x'$"):
+        RemoteFiles(retries="x")  # type: ignore[arg-type]

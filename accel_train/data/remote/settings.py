@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from accel_train.arguments import Range
+from accel_train.config.setting import Checked, setting
 from accel_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,43 +16,35 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RemoteFiles:
-    """How files behind URLs are reached. Nothing here changes what is learned, and no token can stand here.
+class RemoteFiles(Checked):
+    """How files behind URLs are reached. Nothing here changes what is learned, and no token can stand here."""
 
-    Args:
-        federation_url: the Pelican federation of all pelican:// URLs; null: the host of each URL.
-        token_file: a file with a bearer token; read again before the token expires.
-        token_env: or the name of an environment variable that holds one.
-        auto_token: or ask the issuer for one; a person confirms it once in a browser.
-        token_issuer: where to ask; null: the one of IceCube.
-        token_scope: the path of the rights to ask for; null: it follows from the files.
-        token_cache: the file that remembers the confirmation, readable by its owner only.
-        storage_prefix: not part of that path; null: /icecube/wipac.
-        write_to: URLs that the token must also let us write, such as ``tb_sync_to``.
-        staging_dir: a folder on local disk to which files are brought ahead of use; null: they are read by ranges.
-        ahead: so many files are brought ahead; 0: each when it is asked for.
-        max_bytes: staged files that nobody uses are deleted to stay below this.
-        max_files: only so many files are staged; the others are read by ranges.
-        delete_after_use: delete a staged file when it has been read.
-        retries: how often a failed request is repeated during an outage, with growing pauses: 25 times take ten
-            minutes. What does not look like an outage is repeated five times.
-    """
-
-    federation_url: str | None = None
-    token_file: str | None = None
-    token_env: str | None = None
-    auto_token: bool = False
-    token_issuer: str | None = None
-    token_scope: str | None = None
-    token_cache: str = ".pelican_auth_cache"
-    storage_prefix: str | None = None
-    write_to: list[str] = field(default_factory=list)
-    staging_dir: str | None = None
-    ahead: int = 4
-    max_bytes: int | None = None
-    max_files: int | None = None
-    delete_after_use: bool = False
-    retries: int = 25
+    federation_url: str | None = setting(
+        None, "the Pelican federation of all pelican:// URLs; null: the host of each URL."
+    )
+    token_file: str | None = setting(None, "a file with a bearer token; read again before the token expires.")
+    token_env: str | None = setting(None, "or the name of an environment variable that holds one.")
+    auto_token: bool = setting(False, "or ask the issuer for one; a person confirms it once in a browser.")
+    token_issuer: str | None = setting(None, "where to ask; null: the one of IceCube.")
+    token_scope: str | None = setting(None, "the path of the rights to ask for; null: it follows from the files.")
+    token_cache: str = setting(
+        ".pelican_auth_cache", "the file that remembers the confirmation, readable by its owner only."
+    )
+    storage_prefix: str | None = setting(None, "not part of that path; null: /icecube/wipac.")
+    write_to: list[str] = setting(list, "URLs that the token must also let us write, such as ``tb_sync_to``.")
+    staging_dir: str | None = setting(
+        None, "a folder on local disk to which files are brought ahead of use; null: they are read by ranges."
+    )
+    ahead: int = setting(4, "so many files are brought ahead; 0: each when it is asked for.", Range(0))
+    max_bytes: int | None = setting(None, "staged files that nobody uses are deleted to stay below this.", Range(0))
+    max_files: int | None = setting(None, "only so many files are staged; the others are read by ranges.", Range(0))
+    delete_after_use: bool = setting(False, "delete a staged file when it has been read.")
+    retries: int = setting(
+        25,
+        "how often a failed request is repeated during an outage, with growing pauses: 25 times take ten minutes. What "
+        "does not look like an outage is repeated five times.",
+        Range(0),
+    )
 
     def access(self, urls: Sequence[str]) -> Access:
         """For these URLs and patterns; from now on also for everything else in this process."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Count, Range
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, DataTools, Event, Loss, Objective, Task, Watches
@@ -47,11 +47,11 @@ class CollatzTask(Task, Watches, DataTools):
 
     def __init__(
         self,
-        d_model: int = 128,
-        num_layers: int = 4,
-        nhead: int = 4,
-        dim_feedforward: int = 512,
-        dropout: float = 0.1,
+        d_model: Count = 128,
+        num_layers: Count = 4,
+        nhead: Count = 4,
+        dim_feedforward: Count = 512,
+        dropout: Annotated[float, Range(0, below=1)] = 0.1,
         max_len: int = 500,
         prefix: int = 64,
         objective: Literal["causal", "denoising"] = "causal",
@@ -61,22 +61,13 @@ class CollatzTask(Task, Watches, DataTools):
         normal_order: Literal["random", "sequential"] = "random",
         normal_range: tuple[int, int] = (10, 20_000_000_000),
         hard_shares: tuple[float, float, float] = (0.3, 0.3, 0.4),
-        eval_rows: int = 2048,
+        eval_rows: Count = 2048,
         anomaly_sigma: float = 8.0,
     ) -> None:
-        for name, value in (
-            ("d_model", d_model),
-            ("num_layers", num_layers),
-            ("nhead", nhead),
-            ("eval_rows", eval_rows),
-        ):
-            check_range(f"task.init_args.{name}", value, 1)
         if d_model % nhead or d_model % 2:
             raise UserError(f"task.init_args.d_model: {d_model} must be even and a multiple of nhead ({nhead})")
         if not 2 <= prefix < max_len:
             raise UserError(f"task.init_args.prefix: {prefix} must be at least 2 and below max_len ({max_len})")
-        if not 0.0 <= dropout < 1.0:
-            raise UserError(f"task.init_args.dropout: {dropout} is out of range, must be in [0, 1)")
         self.d_model, self.num_layers, self.nhead = d_model, num_layers, nhead
         self.dim_feedforward, self.dropout, self.max_len, self.prefix = dim_feedforward, dropout, max_len, prefix
         self.denoising = objective == "denoising"

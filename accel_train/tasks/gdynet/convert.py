@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from accel_train.arguments import Range
 from accel_train.command import Parser
-from accel_train.config.convert import build, check_range
+from accel_train.config.convert import build
 from accel_train.config.plain import flatten
 from accel_train.config.read import build_task, settings_for
 from accel_train.config.yaml_text import dumps, load_mapping, loads
@@ -234,7 +235,7 @@ def _run(given: Mapping[str, Any]) -> Iterator[Change]:
                 why = "accel-train export RUN --out DIR writes the model as a program; theirs skipped it"
                 yield Change(key, None, why=why if value else "off; accel-train export RUN --out DIR is there any time")
             case "checkpointing.frequency":
-                check_range(key, value, 1)
+                Range(1).check(key, value)
                 why = "every so many epochs; the best model is kept whenever it is found"
                 yield Change(key, "save_steps", f"{value}ep", why)
             case "checkpointing.save_best_only":

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train import keyed
-from accel_train.config.convert import build, check_range
+from accel_train.arguments import Range
+from accel_train.config.convert import build
 from accel_train.errors import UserError, suggest
 from accel_train.tasks.gdynet import systems, truth
 from accel_train.tasks.gdynet.systems import RADIUS, SYSTEMS, Atoms, Frames, Random, System
@@ -51,7 +52,7 @@ def synth(
         raise UserError(f"system: unknown {system!r}{suggest(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}")
     made: System = build(SYSTEMS[system], options)
     size = made.size if size is None else size
-    check_range("size", size, 8)
+    Range(8).check("size", size)
     out = Path(out)
     for name in (*SPLITS, "metadata.json"):
         if (out / name).exists():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Range
 from accel_train.tasks.gdynet import truth
 
 RADIUS = 6.0  # Angstrom: a cluster fits into it, and no two clusters do
@@ -69,12 +69,12 @@ class Ferro:
     size, model_type, state_len = 4000, "gdynet_ferro", 3
 
     def __post_init__(self) -> None:
-        check_range("clusters", self.clusters, 1)
-        check_range("delta", self.delta, 0, 1)
-        check_range("p", self.p, 1e-6, 0.5)
-        check_range("q", self.q, 1e-6, 1)
-        check_range("sigma", self.sigma, 0, 0.2)
-        check_range("correlation", self.correlation, 0.01)
+        Range(1).check("clusters", self.clusters)
+        Range(0, 1).check("delta", self.delta)
+        Range(1e-6, 0.5).check("p", self.p)
+        Range(1e-6, 1).check("q", self.q)
+        Range(0, 0.2).check("sigma", self.sigma)
+        Range(0.01).check("correlation", self.correlation)
 
     def chain(self) -> np.ndarray:
         """Transition matrix per frame of the states down, middle, up."""
@@ -122,7 +122,7 @@ class _Pairs:
     size, model_type = 4000, "gdynet_vanilla"
 
     def __post_init__(self) -> None:
-        check_range("walkers", self.walkers, 1)
+        Range(1).check("walkers", self.walkers)
 
     def atoms(self) -> Atoms:
         first = 2 * np.arange(self.walkers)
@@ -169,7 +169,7 @@ class Ellipsoids(_Pairs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("laziness", self.laziness, 0.5, 1 - 1e-6)
+        Range(0.5, 1 - 1e-6).check("laziness", self.laziness)
 
     def chain(self) -> np.ndarray:
         stay, go = self.laziness, 1 - self.laziness
@@ -207,9 +207,9 @@ class Markov(_Pairs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("states", self.states, 2, 10)
-        check_range("laziness", self.laziness, 0, 1 - 1e-6)
-        check_range("chain_seed", self.chain_seed, 0)
+        Range(2, 10).check("states", self.states)
+        Range(0, 1 - 1e-6).check("laziness", self.laziness)
+        Range(0).check("chain_seed", self.chain_seed)
 
     @property
     def state_len(self) -> int:

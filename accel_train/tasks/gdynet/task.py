@@ -6,9 +6,9 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Count, Range
 from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, DataTools, Exports, Loss, Objective, Predicts, Task, Watches
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
@@ -63,33 +63,23 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         train_fnames: list[str] | str,
         val_fnames: list[str] | str = [],  # noqa: B006 - copied
         test_fnames: list[str] | str = [],  # noqa: B006 - copied
-        val_share: float = 0.1,
+        val_share: Annotated[float, Range(0, 0.9)] = 0.1,
         model_type: Literal["gdynet_ferro", "gdynet_vanilla"] = "gdynet_ferro",
-        atom_fea_len: int = 64,
-        n_conv: int = 3,
-        state_len: int = 10,
-        cutoff: float = 6.0,
-        num_gaussians: int = 50,
-        tau: int = 10,
+        atom_fea_len: Count = 64,
+        n_conv: Annotated[int, Range(0)] = 3,
+        state_len: Annotated[int, Range(2)] = 10,
+        cutoff: Annotated[float, Range(1e-9)] = 6.0,
+        num_gaussians: Annotated[int, Range(2)] = 50,
+        tau: Count = 10,
         lobes: Literal["shared", "separate"] = "shared",
         norm: Norm = "layer",
-        epsilon: float = EPSILON,
+        epsilon: Annotated[float, Range(1e-14, 1)] = EPSILON,
         mode: Mode = "trunc",
         loss_schedule: list[str] = ["vamp2", "vamp1", "vamp2"],  # noqa: B006 - copied
-        epochs: int = 30,
-        repeat: int = 1,
-        dt_ns: float | None = None,
+        epochs: Count = 30,
+        repeat: Count = 1,
+        dt_ns: Annotated[float, Range(1e-30)] | None = None,
     ) -> None:
-        least = {
-            "atom_fea_len": (atom_fea_len, 1), "n_conv": (n_conv, 0), "state_len": (state_len, 2), "tau": (tau, 1),
-            "num_gaussians": (num_gaussians, 2), "epochs": (epochs, 1), "repeat": (repeat, 1),
-        }  # fmt: skip
-        for name, (value, bound) in least.items():
-            check_range(f"task.init_args.{name}", value, bound)
-        check_range("task.init_args.cutoff", cutoff, 1e-9)
-        check_range("task.init_args.dt_ns", dt_ns, 1e-30)
-        check_range("task.init_args.val_share", val_share, 0, 0.9)
-        check_range("task.init_args.epsilon", epsilon, 1e-14, 1)
         known = {**{name: name for name in LOSSES}, "vamp_sym": "vamp1"}
         for name in loss_schedule:
             if name not in known:

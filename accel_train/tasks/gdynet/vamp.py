@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Range
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, MODES
 
@@ -230,7 +230,7 @@ class _Inverse:
     def __init__(self, c: Tensor, epsilon: float, mode: str) -> None:
         if mode not in MODES:
             raise UserError(f"VAMP: unknown mode {mode!r}, choose one of {', '.join(MODES)}")
-        check_range("epsilon", epsilon, 1e-14, 1.0)
+        Range(1e-14, 1.0).check("epsilon", epsilon)
         values, self.vectors = torch.linalg.eigh(c)
         if mode == "regularize":
             f = 1 / (values.clamp(min=0) + epsilon)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Count, Range
 from accel_train.data.lanes import Shuffle
 from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.source import IndexedSource
-from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, DataTools, Loss, Objective, Task, Watches
 from accel_train.tasks.muon.data import HeldOut
 
@@ -85,40 +84,29 @@ class MuonTask(Task, Watches, DataTools):
         self,
         files: list[str] | str,
         validation_files: list[str] | str = [],  # noqa: B006 - copied
-        held_out: float = 0.1,
-        eval_events: int = 20_000,
+        held_out: Annotated[float, Range(0, below=1)] = 0.1,
+        eval_events: Count = 20_000,
         reader: Literal["auto", "parquet", "hdf5", "hf"] = "auto",
         primary_layout: str = "auto",
         muon_layout: str = "auto",
-        lanes: int = 8,
+        lanes: Count = 8,
         shuffle: Shuffle = "rows",
         on_bad_file: Literal["raise", "skip"] = "raise",
-        max_muons_per_batch: int | None = None,
-        max_muons_per_event: int | None = None,
+        max_muons_per_batch: Count | None = None,
+        max_muons_per_event: Count | None = None,
         outliers_dir: str | None = None,
-        chunk_muons: int | None = None,
+        chunk_muons: Count | None = None,
         preset: Literal["default", "legacy"] = "default",
         gradient_penalty: Literal["event", "one_sided", "r1", "muon", "none"] | None = None,
-        lambda_gp: float = 10.0,
-        critic_steps: int = 5,
-        latent_dim_global: int = 32,
-        latent_dim_local: int = 16,
-        hidden_dim: int = 256,
-        max_count: int = 1_000_000,
+        lambda_gp: Annotated[float, Range(0)] = 10.0,
+        critic_steps: Count = 5,
+        latent_dim_global: Count = 32,
+        latent_dim_local: Count = 16,
+        hidden_dim: Count = 256,
+        max_count: Count = 1_000_000,
         cache_dir: str | None = None,
         remote: RemoteFiles = RemoteFiles(),  # noqa: B008 - never changed
     ) -> None:
-        numbers = {
-            "eval_events": eval_events, "lanes": lanes, "critic_steps": critic_steps, "hidden_dim": hidden_dim,
-            "latent_dim_global": latent_dim_global, "latent_dim_local": latent_dim_local, "max_count": max_count,
-            "max_muons_per_batch": max_muons_per_batch, "max_muons_per_event": max_muons_per_event,
-            "chunk_muons": chunk_muons,
-        }  # fmt: skip
-        for name, value in numbers.items():
-            check_range(f"task.init_args.{name}", value, 1)
-        if not 0.0 <= held_out < 1.0:
-            raise UserError(f"task.init_args.held_out: {held_out} is out of range, must be from 0 to below 1")
-        check_range("task.init_args.lambda_gp", lambda_gp, 0)
         self.files = [files] if isinstance(files, str) else list(files)
         self.validation_files = [validation_files] if isinstance(validation_files, str) else list(validation_files)
         self.held_out, self.eval_events = held_out, eval_events

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.config.convert import check_range
+from accel_train.arguments import Range
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.analysis.agreement import agreement
 from accel_train.tasks.gdynet.analysis.figures import figures
@@ -77,7 +77,7 @@ def analyse(
         UserError: an argument that does not fit the predictions. DataError: predictions.json makes no sense.
     """
     check_steps(steps)
-    check_range("--splits", splits, 2)
+    Range(2).check("--splits", splits)
     dt = _dt(loaded.about.get("dt_ns") if dt_ns is None else dt_ns)
     lag, note = _choose_lag(loaded, lag, steps)
     curve = sorted({*(lags or _default_lags(loaded.longest, lag)), lag})
