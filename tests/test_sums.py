@@ -129,6 +129,14 @@ def test_a_column_that_does_not_vary_has_no_correlation_and_is_counted():
     assert Correlation(Correlation.sums(x, y)).undefined == 3
 
 
+@given(st.integers(2, 200), st.floats(-1000, 1000))
+def test_a_constant_is_one_whatever_rounding_makes_of_it(n, value):
+    constant, varies = torch.full((n,), value, dtype=torch.float64), torch.arange(n)
+    for x, y in ((constant, varies), (varies, constant)):
+        assert Correlation(Correlation.sums(x, y)).undefined == 1
+    assert Moments(Moments.sums(constant)).variance.item() == 0
+
+
 @given(st.integers(0, 1000))
 def test_pearson_from_sums_is_bitwise_the_textbook_formula(seed):
     """So that the muon task, which had it in numpy, has the same numbers."""
@@ -241,6 +249,11 @@ def test_the_threshold_at_a_false_positive_rate_is_the_lowest(items, rate):
     assert found.at(threshold).false_positive_rate == rates[threshold]
 
 
+def test_a_false_positive_rate_is_not_missed_by_rounding():
+    found = BinaryScores(torch.tensor([[71, 29, 0], [0, 1, 0]]), [0, 1, 2])
+    assert found.threshold_at_false_positive_rate(0.29) == 1  # 0.29 * 100 is less than 29
+
+
 def test_the_middle_of_a_gap_separates_two_classes():
     scores, positive = torch.tensor([-2.0, -1.9, 1.9, 2.0]), torch.tensor([False, False, True, True])
     found = BinaryScores(BinaryScores.sums(scores, positive, EDGES), EDGES)
@@ -303,11 +316,12 @@ def test_sums_on_a_gpu_are_those_on_the_cpu():
     group = torch.arange(1000) % 7
 
     def found(x, y, group):
+        by, yes = (group, 7), y > 0
         with torch.autocast(x.device.type, torch.bfloat16):
             return [
-                Moments.sums(x), Moments.sums(x, (group, 7)), Correlation.sums(x, y), Correlation.sums(x, y, (group, 7)),
-                Histogram.sums(x, EDGES), Histogram.sums(x, EDGES, (group, 7)), Confusion.sums(x > 0, y > 0, (group, 7)),
-                BinaryScores.sums(x, y > 0, EDGES), BinaryScores.sums(x, y > 0, EDGES, (group, 7)),
+                Moments.sums(x), Moments.sums(x, by), Correlation.sums(x, y), Correlation.sums(x, y, by),
+                Histogram.sums(x, EDGES), Histogram.sums(x, EDGES, by), Confusion.sums(x > 0, yes, by),
+                BinaryScores.sums(x, yes, EDGES), BinaryScores.sums(x, yes, EDGES, by),
             ]  # fmt: skip
 
     for cpu, gpu in zip(found(x, y, group), found(x.cuda(), y.cuda(), group.cuda()), strict=True):
