@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from accel_train.sums import Confusion, Histogram
 from accel_train.tasks.collatz.losses import cross_entropy
 from accel_train.tasks.collatz.numbers import MODES
 from accel_train.tasks.collatz.trajectory import PAD
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from accel_train.task import Batch
 
-ERROR_BINS = 4096  # absolute errors of T in whole steps; the last bin takes what is larger
+ERRORS = torch.arange(4097) - 0.5  # edges for absolute errors of T in whole steps; the last bin takes what is larger
 BITS = (20, 35, 69, 95)
 MAGNITUDES = ("below_2^20", "below_2^35", "near_2^68", "below_2^95", "above_2^95")
 GRID = 60  # of the figure: log T true against log T predicted, from log 2^5 to log 2^12 steps
@@ -25,7 +26,7 @@ GRID_LOW, GRID_HIGH = np.log(32.0), np.log(4096.0)
 
 
 def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
-    """Sums over the rows of a batch. ``errors`` [modes, bins] counts |T error| in whole steps.
+    """Sums over the rows of a batch. ``errors`` [modes, bins + 1]: ``Histogram`` of |T error| in whole steps.
 
     Args:
         counts: bool [B], rows whose stopping time is predicted.
@@ -34,12 +35,10 @@ def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tens
     predicted, logits = model(tokens[:, :-1])
     target = tokens[:, 1:].long()
     valid = target != PAD
-    confusion = torch.bincount((2 * target + logits[..., :2].argmax(-1))[valid], minlength=4)
 
     predicted = predicted.double()[counts]
     true, mode = steps[counts].double(), batch["mode"][counts].long()
     error = (predicted.clamp(max=20.0).expm1() - true).abs()
-    bins = error.round().clamp(max=ERROR_BINS - 1).long()
     size = _bits(batch["high"][counts], batch["low"][counts])
     magnitude = torch.bucketize(size, torch.tensor(BITS, device=size.device))
     grid = (
@@ -48,12 +47,12 @@ def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tens
     return {
         "tokens": valid.sum(),
         "cross_entropy": cross_entropy(logits.float(), tokens).double().sum(),
-        "confusion": confusion,
+        "confusion": Confusion.sums(logits[..., :2].argmax(-1)[valid].bool(), target[valid].bool()),
         "rows": counts.sum(),
         "short_rows": (~counts).sum(),
         "huber": functional.huber_loss(predicted, true.log1p(), reduction="sum"),
         "bias": (predicted - true.log1p()).sum(),
-        "errors": torch.bincount(mode * ERROR_BINS + bins, minlength=len(MODES) * ERROR_BINS).reshape(-1, ERROR_BINS),
+        "errors": Histogram.sums(error.round(), ERRORS, by=(mode, len(MODES))),
         "error_by_mode": torch.zeros(len(MODES), device=true.device).double().index_add(0, mode, error),
         "magnitude_rows": torch.bincount(magnitude, minlength=len(MAGNITUDES)),
         "magnitude_error": torch.zeros(len(MAGNITUDES), device=true.device).double().index_add(0, magnitude, error),
@@ -71,37 +70,32 @@ def metrics(sums: dict[str, Tensor], stop_weight: float, next_weight: float) -> 
     """``loss`` (weighted as in training), its terms, ``accuracy``; errors of T in steps: overall, by mode, by size."""
     next_loss = float(sums["cross_entropy"] / sums["tokens"].clamp(min=1))
     stop_loss = float(sums["huber"] / sums["rows"].clamp(min=1))
-    confusion = sums["confusion"].reshape(2, 2)
+    errors = Histogram(sums["errors"].sum(0), ERRORS)
+    median, p99 = (errors.quantile(q) if sums["rows"] else 0.0 for q in (0.5, 0.99))
     found = {
         "loss": stop_weight * stop_loss + next_weight * next_loss,
         "next": next_loss,
         "stop": stop_loss,
-        "accuracy": float(confusion.diag().sum() / confusion.sum().clamp(min=1)),
+        "accuracy": Confusion(sums["confusion"]).accuracy,
         "mae": float(sums["error_by_mode"].sum() / sums["rows"].clamp(min=1)),
-        "median": _quantile(sums["errors"].sum(0), 0.5),
-        "p99": _quantile(sums["errors"].sum(0), 0.99),
+        "median": median,
+        "p99": p99,
         "bias": float(sums["bias"] / sums["rows"].clamp(min=1)),
         "rows/counted": float(sums["rows"]),
         "rows/short": float(sums["short_rows"]),
     }
     for i, mode in enumerate(MODES):
-        n = float(sums["errors"][i].sum())
+        n, errors = float(sums["errors"][i].sum()), Histogram(sums["errors"][i], ERRORS)
         if n:
             found[f"mae/{mode}"] = float(sums["error_by_mode"][i]) / n
-            found[f"median/{mode}"] = _quantile(sums["errors"][i], 0.5)
-            found[f"p99/{mode}"] = _quantile(sums["errors"][i], 0.99)
+            found[f"median/{mode}"] = errors.quantile(0.5)
+            found[f"p99/{mode}"] = errors.quantile(0.99)
     for name, n, error in zip(
         MAGNITUDES, sums["magnitude_rows"].tolist(), sums["magnitude_error"].tolist(), strict=True
     ):
         if n:
             found[f"mae/{name}"] = error / n
     return found
-
-
-def _quantile(histogram: Tensor, q: float) -> float:
-    """The smallest error, in whole steps, that at least a share q of the rows does not exceed."""
-    total = float(histogram.sum())
-    return float((histogram.cumsum(0) < q * total).sum()) if total else 0.0
 
 
 def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
@@ -118,12 +112,12 @@ def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any
     prediction.set_title("stopping time, held-out rows")
     figure.colorbar(image, ax=prediction, label="log(1 + rows)")
 
-    for mode, histogram in zip(MODES, sums["errors"].numpy(), strict=True):
+    for mode, histogram in zip(MODES, sums["errors"][:, :-1].numpy(), strict=True):
         if histogram.sum():
             share = np.cumsum(histogram) / histogram.sum()
             distribution.plot(np.arange(len(share)), share, label=f"{mode} ({int(histogram.sum())})")
     distribution.set(
-        xscale="symlog", xlim=(0, ERROR_BINS), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
+        xscale="symlog", xlim=(0, len(ERRORS) - 1), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
     )
     distribution.set_title(f"MAE {metrics['mae']:.1f}, median {metrics['median']:.0f}, p99 {metrics['p99']:.0f} steps")
     if sums["errors"].any():
@@ -137,7 +131,7 @@ def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any
     by_size.set(ylabel="MAE of T (steps)", title="by size of n")
     by_size.tick_params(axis="x", labelrotation=20)
 
-    table = sums["confusion"].reshape(2, 2).numpy()
+    table = sums["confusion"].numpy()
     table = table / np.maximum(table.sum(1, keepdims=True), 1)
     confused.imshow(table, vmin=0, vmax=1, cmap="Greys")
     for i in range(2):

@@ -181,7 +181,7 @@ def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
         names = [name.removeprefix(axis) for name in cells.names[cut]]
         for shift, marker, look, sample in ((-0.1, "s", "truth", real), (0.1, "o", "generated", fake)):
             moments = sample.muons["moments"][cut]
-            values = np.array([correlation(m) for m in moments])
+            values = correlation(moments)
             errors = (1 - values**2) / np.sqrt(np.maximum(moments[:, 0], 1))
             where = np.arange(len(names)) + shift
             panel.errorbar(where, values, errors, fmt=marker, ms=5, lw=1, capsize=2, color=LOOKS[look], label=look)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from accel_train.data.ragged import Ragged
+from accel_train.sums import Correlation
 from accel_train.tasks.muon.distances import classifier_auc, fpd, kpd, ks, w1, w1_histograms
 from accel_train.tasks.muon.observables import (
     ENERGY_EDGES,
@@ -31,7 +32,6 @@ ENOUGH = 100  # true events (for what is measured on muons: true muons) below wh
 SUM_ENERGY, MEAN_RADIUS, RADII = 1, 4, slice(4, 7)  # columns of the features
 IN_CELLS = ("mean_n", "p_zero", "fano", "q999", "ks_count", "w1_energy", "w1_radius", "corr")
 NAN = float("nan")
-ROUNDING = 1e-12  # a variance that is less of the mean square is none
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,9 @@ def count_numbers(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def correlation(moments: np.ndarray) -> float:
-    """Pearson's coefficient from the sums [6] of 1, u, v, u^2, v^2, u v over the muons of all events; NaN where all of
-    them have the same u or v, as far as sums can tell."""
-    if moments[0] < 2:
-        return NAN
-    _, u, v, uu, vv, uv = moments / moments[0]
-    of_u, of_v = uu - u * u, vv - v * v
-    if not (of_u > ROUNDING * uu and of_v > ROUNDING * vv):
-        return NAN
-    return float(np.clip((uv - u * v) / math.sqrt(of_u * of_v), -1, 1))
+def correlation(moments: np.ndarray) -> np.ndarray:
+    """Pearson's coefficient of log E with log r over muons, [...], from the ``moments`` [..., 6] of ``muon_sums``."""
+    return Correlation(torch.from_numpy(moments)).pearson.numpy()
 
 
 def azimuth_flatness(histogram: np.ndarray) -> tuple[float, float]:
@@ -162,7 +155,7 @@ def _numbers(a: Sample, b: Sample) -> dict[str, float]:
         found |= {
             "w1_energy": w1_histograms(a.muons["energy"], b.muons["energy"], ENERGY_EDGES),
             "w1_radius": w1_histograms(a.muons["radius"], b.muons["radius"], RADIUS_EDGES),
-            "corr": correlation(b.muons["moments"]) - correlation(a.muons["moments"]),
+            "corr": float(correlation(b.muons["moments"]) - correlation(a.muons["moments"])),
         }
     return found
 

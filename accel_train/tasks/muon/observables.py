@@ -146,7 +146,7 @@ def muon_sums(
     Returns:
         ``energy``, ``radius``, ``azimuth``: int64 [cells, bins], histograms over the edges above; what lies outside is
             in the outermost bins, what is not finite in the last one.
-        ``moments``: float64 [cells, 6], sums of 1, u, v, u^2, v^2, u v with u = log10 E, v = log10 r, the finite ones.
+        ``moments``: float64 [cells, 6], ``Correlation.sums`` of log10 E and log10 r, the finite ones.
     """
     cell = cells.index(conditions).repeat_interleave(counts.long(), 0)  # [M, 4]
     u, r = energy.double().clamp(min=TINY).log10(), torch.hypot(x.double(), y.double())

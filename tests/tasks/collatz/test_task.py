@@ -273,9 +273,13 @@ def test_the_small_preset_reaches_its_floor(tmp_path):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_figures_of_next_to_nothing(rows):
     pytest.importorskip("matplotlib")
-    from accel_train.tasks.collatz.evaluation import ERROR_BINS, GRID, MODES, figures
+    from accel_train.tasks.collatz.evaluation import ERRORS, GRID, MODES, figures
 
-    sums = {"grid": torch.zeros(GRID, GRID), "errors": torch.zeros(len(MODES), ERROR_BINS), "confusion": torch.zeros(4)}
+    sums = {
+        "grid": torch.zeros(GRID, GRID),
+        "errors": torch.zeros(len(MODES), len(ERRORS)),
+        "confusion": torch.zeros(2, 2),
+    }
     for values in sums.values():
         values.view(-1)[0] = rows
     figures({"mae": 0.0, "median": 0.0, "p99": 0.0, "next": float("nan")}, sums)["evaluation"].canvas.draw()
