@@ -327,16 +327,18 @@ class RunLock:
     def release(self) -> None:
         """Give it back, unless it is somebody else's by now."""
         self._released.set()
-        _held.discard(self.mine.token)
         claim = _beside(self.path, self.mine.token)
-        with contextlib.suppress(OSError, UserError):  # if it stays there, it is the lock of a dead process
-            if _create(claim, self.mine):  # nobody takes it over between the look and the removal
-                try:
-                    if not self.lost():
-                        self.path.unlink()
-                finally:
-                    claim.unlink()
-                    _remove_empty(self._made)
+        try:
+            with contextlib.suppress(OSError, UserError):  # if it stays there, it is the lock of a dead process
+                if _create(claim, self.mine):  # nobody takes it over between the look and the removal
+                    try:
+                        if not self.lost():
+                            self.path.unlink()
+                    finally:
+                        claim.unlink()
+                        _remove_empty(self._made)
+        finally:  # not before: another run in this process would take it from the dead
+            _held.discard(self.mine.token)
 
     def _beat(self) -> None:
         beat, last, told = 0, time.monotonic(), False

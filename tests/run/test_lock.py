@@ -193,6 +193,15 @@ def test_the_lock_of_a_holder_beats_and_keeps_its_length(tmp_path):
     lock.release()
 
 
+def test_a_lock_that_is_being_released_is_not_that_of_the_dead(tmp_path, monkeypatch):
+    """Within one process, too, where there is only a list of what is held to tell."""
+    first = take(tmp_path)
+    found = []
+    monkeypatch.setattr(run_lock, "_create", lambda path, mine: found.append(look(tmp_path).alive()))
+    first.release()
+    assert found == [True] and look(tmp_path).alive() is False
+
+
 def test_a_holder_that_is_about_to_stop_is_waited_for(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_lock, "STOPPING_S", 60.0)
     first = take(tmp_path, lambda: True)
