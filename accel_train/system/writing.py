@@ -46,6 +46,14 @@ def refuse_unwritable(name: str, folder: Path) -> None:
         raise UserError(f"{name}: {_shown(folder)} cannot be {verb}: {_why(error, folder)}") from None
 
 
+def refuse_filled(name: str, folder: Path) -> None:
+    """A UserError unless ``folder`` is empty or not there yet."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{name}: {_shown(folder)} is not a folder; give an empty or new one")
+    if folder.is_dir() and (there := sorted(path.name for path in folder.iterdir())):
+        raise UserError(f"{name}: there is {there[0]} in {_shown(folder)} already; give an empty or new folder")
+
+
 def _existing(folder: Path) -> Path:
     for path in (folder, *folder.parents):
         with contextlib.suppress(FileNotFoundError):

@@ -19,11 +19,13 @@ pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
 from accel_train.errors import UserError
+from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import blocks, frames, work_folder
-from accel_train.tasks.gdynet.preprocess.command import main
 from accel_train.tasks.gdynet.preprocess.frames import Frame
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
 from accel_train.tasks.gdynet.preprocess.polarization import COULOMB_PER_M2, displacement, find_sites, polarization
+
+main = COMMANDS["preprocess"].run
 
 ARRAYS = ("atom_types.npy", "target_index.npy", "nbr_lists.npy", "nbr_dists.npy")
 ALL = np.ones(3, bool)
@@ -483,8 +485,8 @@ SCRIPT = """
 import sys
 from accel_train.tasks.gdynet.preprocess import blocks
 blocks.MOST_FRAMES = 2
-from accel_train.tasks.gdynet.preprocess.command import main
-code = main(sys.argv[1:])
+from accel_train.cli import main
+code = main(["gdynet", "preprocess", *sys.argv[1:]])
 assert "torch" not in sys.modules
 sys.exit(code)
 """

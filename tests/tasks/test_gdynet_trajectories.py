@@ -16,11 +16,13 @@ pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
 from accel_train.errors import DataError, UserError
+from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import command, rows, work_folder
-from accel_train.tasks.gdynet.preprocess.command import main
 from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, atomic_number
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
 from accel_train.tasks.gdynet.preprocess.trajectories import open_source, prepare
+
+main = COMMANDS["preprocess"].run
 
 F, LENGTH = 4, 4.8
 NAMES, TYPES, NUMBERS = ["Ba", "O", "O", "O", "Ti", "O"], [1, 3, 3, 3, 2, 3], [56, 8, 8, 8, 22, 8]

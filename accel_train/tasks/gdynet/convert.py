@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from accel_train.command import Parser
+from accel_train.command import Parser, refuse_existing
 from accel_train.config.convert import build, check_range
 from accel_train.config.plain import flatten
 from accel_train.config.read import build_task, settings_for
@@ -83,11 +84,14 @@ class Change(NamedTuple):
         return f"  {self.old:<28} {shown}" + (f"   # {self.why}" if self.why else "")
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; prints a line for every key."""
-    options = _parser().parse_args(argv)
-    if options.out.exists():
-        raise UserError(f"convert: {options.out} exists; give another --out, or remove it")
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("config", type=Path, help="YAML of the known trainer")
+    parser.add_argument("--out", type=Path, required=True, help="YAML to write")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert; prints a line for every key."""
+    refuse_existing("convert", options.out)
     changes = convert(read(options.config))
     with writing("--out", options.out):
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,13 +103,6 @@ def main(argv: list[str]) -> int:
     print(f"  accel-train train --config {shlex.quote(str(options.out))} [--output_dir=DIR]")
     print("  accel-train evaluate RUN")
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="accel-train gdynet convert", description=__doc__)
-    parser.add_argument("config", type=Path, help="YAML of the known trainer")
-    parser.add_argument("--out", type=Path, required=True, help="YAML to write")
-    return parser
 
 
 # -- reading theirs --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
 from accel_train.tasks.gdynet.analysis.predictions import Loaded
 
 
-def main(argv: list[str]) -> int:
-    """Run the command: a table on the terminal, analysis.json and figures in a folder."""
-    options = _parser().parse_args(argv)
+def run(options: argparse.Namespace) -> int:
+    """A table on the terminal, analysis.json and figures in a folder."""
     out = options.out or _beside(options.what[0])
     refuse_unwritable("--out", out)
     loaded = load(options.what, options.states, options.coords)
@@ -27,8 +27,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="accel-train gdynet analyze", description=__doc__)
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("what", type=Path, nargs="+", help="a run folder with predictions, or predictions as .npy")
     parser.add_argument("--lag", type=int, help="frames, of the Koopman matrix (default: tau of the model)")
     parser.add_argument("--lags", type=int, nargs="+", default=(), help="frames, of the curves of timescales")
@@ -40,7 +39,6 @@ def _parser() -> Parser:
                         "they are known, to compare with")  # fmt: skip
     parser.add_argument("--coords", type=Path, help="traj_coords.npy of the one trajectory, for maps in space")
     parser.add_argument("--out", type=Path, help="folder for the results (default: analysis beside the predictions)")
-    return parser
 
 
 def _beside(what: Path) -> Path:

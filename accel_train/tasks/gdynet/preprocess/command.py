@@ -29,9 +29,8 @@ CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; prints a summary, and warnings to stderr."""
-    options = _parser().parse_args(argv)
+def run(options: argparse.Namespace) -> int:
+    """Preprocess; prints a summary, and warnings to stderr."""
     plan = _plan(options)
     out = Path(os.path.abspath(options.out))
     files = work_folder.Files(out, options.source, options.topology, options.targets)
@@ -75,10 +74,7 @@ def _run(options: argparse.Namespace, plan: dict[str, Any], files: work_folder.F
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="accel-train gdynet preprocess", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, or .npz with "
                         "traj_coords, lattices, atom_types, target_index")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
@@ -100,7 +96,6 @@ def _parser() -> Parser:
     parser.add_argument("--cage_radius", type=float, default=3.2, help="largest distance B to O (default 3.2 A)")
     parser.add_argument("--charges", metavar="Ba=2,Ti=4,O=-2", help="in e, in place of those in SOURCE")
     parser.add_argument("--workers", type=int, default=1, help="processes (of each rank; default 1)")
-    return parser
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:

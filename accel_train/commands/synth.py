@@ -1,0 +1,31 @@
+"""accel-train synth: a small data set with known truth, for a task."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from accel_train.command import Parser
+from accel_train.config.convert import further_options
+from accel_train.errors import UserError
+from accel_train.registry import find
+from accel_train.system.writing import refuse_unwritable, writing
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("task", help="a task's name")
+    parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=None, help="how many items (the task says of what)")
+    parser.take_others("TASK --out DIR [--seed N] [--size N] [--OPTION=VALUE of the task ...]")
+
+
+def run(options: argparse.Namespace) -> int:
+    task = find(options.task)
+    if not hasattr(task, "synth"):
+        raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
+    further = further_options(options.others, task.synth)
+    refuse_unwritable("--out", options.out)
+    with writing("--out", options.out):
+        print(task.synth(options.out, seed=options.seed, size=options.size, **further))
+    return 0
