@@ -1,4 +1,4 @@
-"""Commands: the name of each, and the module that has its options and runs it. A mistake is one line and exit code 2."""
+"""Commands: the name of each, and the module that has its options and runs it. A mistake is one line, exit code 2."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from accel_train.command import Parser
 from accel_train.config.convert import further_options
 from accel_train.errors import UserError
 from accel_train.registry import find
-from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.system.writing import refuse_filled, refuse_unwritable, writing
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"synth: {options.task} makes its data as it goes and needs none")
     further = further_options(options.others, task.synth)
     refuse_unwritable("--out", options.out)
+    refuse_filled("--out", options.out)
     with writing("--out", options.out):
         print(task.synth(options.out, seed=options.seed, size=options.size, **further))
     return 0
