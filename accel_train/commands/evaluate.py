@@ -12,6 +12,7 @@ from typing import Any
 from accel_train.command import Parser, add_weights
 from accel_train.config.plain import refuse_unusable
 from accel_train.errors import UserError, suggest
+from accel_train.run.figures import save_figures
 from accel_train.run.reports import Reports, summary_of, warn
 from accel_train.run.saved import Saved, find_saved
 from accel_train.system.process import rank
@@ -121,10 +122,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
         with reports("baselines", warn):
             record["baselines"] = dict(task.baselines())
         with reports("figures", warn):
-            try:
-                record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
-            except ModuleNotFoundError as error:  # matplotlib is an extra
-                record["figures"] = f"none: {error} (pip install -e '.[plots]')"
+            record["figures"] = save_figures(out / "figures", lambda: task.figures(metrics, sums))
         run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
     ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
     return metrics

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from accel_train.command import Parser
+from accel_train.run.figures import save_figures
+from accel_train.run.folder import write_json
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
@@ -47,21 +49,9 @@ def _beside(what: Path) -> Path:
 
 
 def write(out: Path, found: dict[str, Any], loaded: Loaded) -> None:
-    """analysis.json, populations.npz (float32 [F, k] as arr_0, arr_1, ... in order), and figures as PNG and PDF.
-
-    Where matplotlib is missing there are no figures, and a line that says so.
-    """
-    from accel_train.run.folder import write_json
-
+    """analysis.json, populations.npz (float32 [F, k] as arr_0, arr_1, ... in order), and figures as PNG and PDF."""
     write_json(out / "analysis.json", found)
     np.savez_compressed(out / "populations.npz", *(p.astype(np.float32) for p in loaded.populations))
     print(f"wrote {out / 'analysis.json'} and {out / 'populations.npz'}")
-    try:
-        drawn = figures(found, loaded)
-    except ImportError as error:  # matplotlib is an extra
-        print(f"no figures: {error} (pip install -e '.[plots]')")
-        return
-    for name, figure in drawn.items():
-        for suffix in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{suffix}", dpi=200)
-    print(f"figures in {out}, as PNG and PDF: {', '.join(drawn)}")
+    if drawn := save_figures(out, lambda: figures(found, loaded), suffixes=("png", "pdf"), dpi=200):
+        print(f"figures in {out}, as PNG and PDF: {', '.join(drawn)}")
