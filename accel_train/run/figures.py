@@ -15,7 +15,7 @@ from accel_train.task import Event
 def save_figures(
     folder: Path,
     draw: Callable[[], Mapping[str, Any]],
-    tell: Callable[[Event], None] = warn,
+    emit: Callable[[Event], None] = warn,
     show: Callable[[dict[str, Any]], None] | None = None,
     suffixes: Sequence[str] = ("png",),
     dpi: int = 120,
@@ -24,7 +24,7 @@ def save_figures(
 
     Args:
         draw: makes matplotlib figures, by name. They are closed when they are saved.
-        tell: hears it where matplotlib is missing.
+        emit: is given a warning where matplotlib is missing.
         show: is given the figures, too.
         dpi: dots per inch, of png.
     """
@@ -33,7 +33,7 @@ def save_figures(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        tell(Event("warning", f"no figures: {error} (pip install 'accel_train[plots]')"))
+        emit(Event("warning", f"no figures: {error} (pip install 'accel_train[plots]')"))
         return []
     try:
         if figures and show:

@@ -122,7 +122,7 @@ class Reporter:
             save_figures(
                 self.session.output_dir / "figures",
                 draw=lambda: self.task.figures(metrics, sums),
-                tell=self.tell,
+                emit=self.tell,
                 show=lambda figures: self.observers.tell("on_figures", self.state.position.step, figures),
             )
 
