@@ -1,20 +1,110 @@
-"""Command lines whose mistakes are told like all others: in one line, with exit code 2."""
+"""Commands: the name of each, and the module that has its options and runs it. A mistake is one line, exit code 2."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 
 
 class Parser(argparse.ArgumentParser):
     """``prog`` begins with accel-train; what follows names the command in the message of a UserError."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.register("type", Path, lambda text: Path(text).expanduser())  # no shell expands the ~ of --out=~/x
+        self._takes_others = False
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.removeprefix('accel-train ')}: {message}")
+
+    def take_others(self, usage: str) -> None:
+        """Arguments that this parser does not know are for the command to judge, as ``options.others``."""
+        self.usage, self._takes_others = f"{self.prog} {usage}", True
+
+    def options(self, arguments: Sequence[str]) -> argparse.Namespace:
+        if not self._takes_others:
+            return self.parse_args(arguments)
+        options, others = self.parse_known_args(arguments)
+        options.others = others
+        return options
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, of the program or of a task. Nothing of it is imported before it is asked for.
+
+    Args:
+        name: what it is called.
+        help: one line for the list of commands.
+        module: has ``add_arguments(parser)`` and ``run(options) -> exit code``, where ``options.command`` is the name;
+            its docstring is the text of ``--help``.
+        raw: ``run`` is given the list of arguments itself, which are no fixed options, and answers ``--help``.
+    """
+
+    name: str
+    help: str
+    module: str
+    raw: bool = False
+
+    def run(self, arguments: Sequence[str], program: str = "accel-train") -> int:
+        """The exit code. Raises a UserError for bad arguments."""
+        module = importlib.import_module(self.module)
+        if self.raw:
+            return module.run(list(arguments))
+        parser = Parser(prog=f"{program} {self.name}", description=(module.__doc__ or "").replace("``", ""))
+        parser.set_defaults(command=self.name)
+        module.add_arguments(parser)
+        return module.run(parser.options(arguments))
+
+
+def by_name(*commands: Command) -> dict[str, Command]:
+    return {command.name: command for command in commands}
+
+
+def find_command(commands: Mapping[str, Command], name: str, task: str = "", others: Iterable[str] = ()) -> Command:
+    """The command of this name. Raises a UserError that lists all, and ``others`` that may stand in its place."""
+    if name in commands:
+        return commands[name]
+    known, of = [*commands, *others], f"{task}: " if task else ""
+    raise UserError(f"{of}unknown command {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+
+
+def listed(texts: Mapping[str, str]) -> list[str]:
+    """Lines of a help: names and what they are."""
+    width = max(10, *map(len, texts))
+    return [f"  {name:<{width}} {text}" for name, text in texts.items()]
+
+
+# -- what many commands have -----------------------------------------------------------------------------------------
+
+
+def add_trust(parser: Parser) -> None:
+    parser.add_argument("--trust", action="store_true", help="run code of a task that is in no installed package")
+
+
+def add_weights(parser: Parser) -> None:
+    """RUN, --checkpoint and --trust, as ``run.saved.find_saved`` takes them."""
+    parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model folder")
+    parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
+    add_trust(parser)
+
+
+def refuse_existing(command: str, target: Path) -> None:
+    """A UserError if a file that a command is to write is there."""
+    if target.exists():
+        raise UserError(f"{command}: {target} exists; give another --out, or remove it")
+
+
+def program(name: str) -> str:
+    """How to call a program of this environment from here, activated or not."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 
+from accel_train.command import Command, find_command, listed
 from accel_train.errors import UserError, suggest
 
 TASKS = {
@@ -54,15 +55,14 @@ def find(name: str) -> type:
     raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")
 
 
-def run_command(name: str, argv: list[str]) -> int:
-    """``accel-train NAME COMMAND ...``: one of the commands that the task's ``commands`` module lists."""
+def run_command(name: str, arguments: list[str]) -> int:
+    """``accel-train NAME COMMAND ...``: one of the commands that the task's ``commands`` module lists in COMMANDS."""
     package = class_path(name).removesuffix(".task." + class_path(name).rpartition(".")[2])
     if importlib.util.find_spec(f"{package}.commands") is None:
         raise UserError(f"{name} has no commands of its own")
-    own = importlib.import_module(f"{package}.commands")
-    if not argv or argv[0] in ("-h", "--help"):
-        print(own.USAGE)
+    commands: dict[str, Command] = importlib.import_module(f"{package}.commands").COMMANDS
+    if not arguments or arguments[0] in ("-h", "--help"):
+        usage = f"usage: accel-train {name} COMMAND ... (--help tells more)"
+        print(usage, "", *listed({each: command.help for each, command in commands.items()}), sep="\n")
         return 0
-    if argv[0] not in own.COMMANDS:
-        raise UserError(f"{name}: unknown command {argv[0]!r}; there is: {', '.join(own.COMMANDS)}")
-    return importlib.import_module(own.COMMANDS[argv[0]]).main(argv[1:])
+    return find_command(commands, arguments[0], name).run(arguments[1:], f"accel-train {name}")

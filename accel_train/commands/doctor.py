@@ -1,7 +1,8 @@
-"""What this machine can do, and what on it would hinder a training run: ``accel-train doctor``."""
+"""accel-train doctor: what this machine can do, and what on it would hinder a training run."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+
+from accel_train.command import Parser
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GB = 1e9
@@ -35,6 +38,16 @@ class Line(NamedTuple):
     state: str
     subject: str
     text: str
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--launch", action="store_true", help="also start two processes and let them add a number")
+
+
+def run(options: argparse.Namespace) -> int:
+    text, healthy = report(options.launch)
+    print(text)
+    return 0 if healthy else 1
 
 
 def report(launch: bool = False) -> tuple[str, bool]:

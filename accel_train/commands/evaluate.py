@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+from accel_train.command import Parser, add_weights
 from accel_train.config.plain import refuse_unusable
 from accel_train.errors import UserError, suggest
-from accel_train.run.reports import Reports, warn
+from accel_train.run.figures import save_figures
+from accel_train.run.reports import Reports, summary_of, warn
 from accel_train.run.saved import Saved, find_saved
+from accel_train.system.process import rank
 from accel_train.system.secrets import scrub_tree
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.task import Predicts, hook
 from accel_train.tracking.records import plain
 
 SPLITS = ("train", "validation", "test")
+
+
+def add_arguments(parser: Parser) -> None:
+    add_weights(parser)
+    parser.add_argument("--split", default="validation", help="validation or test")
+    parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None, help="folder for evaluation.json and figures")
+    parser.take_others("RUN [OPTION ...] [--task.init_args.NAME=VALUE ...]")
+
+
+def run(options: argparse.Namespace) -> int:
+    for other in options.others:
+        if not other.startswith("--task.init_args."):
+            raise UserError(f"evaluate: unrecognized arguments: {other}")
+    saved = find_saved(options.run, options.checkpoint, options.others, options.trust)
+    metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)
+    if rank() == 0:
+        folder = options.out or Path(os.path.relpath(saved.home)) / "evaluation"
+        summary = summary_of(saved.task, metrics, folder)
+        print(summary or json.dumps(metrics, indent=1))
+        if not summary:  # for programs
+            return 0
+        print(f"\n  metrics        {folder / 'evaluation.json'}")
+        for name in ("figures", "predictions"):
+            if (folder / name).is_dir():
+                print(f"  {name:<14} {folder / name}")
+    return 0
 
 
 def evaluate_run(
@@ -90,10 +123,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
         with reports("baselines", warn):
             record["baselines"] = dict(task.baselines())
         with reports("figures", warn):
-            try:
-                record["figures"] = list(run_folder.save_figures(out / "figures", task.figures(metrics, sums)))
-            except ModuleNotFoundError as error:  # matplotlib is an extra
-                record["figures"] = f"none: {error} (pip install -e '.[plots]')"
+            record["figures"] = save_figures(out / "figures", lambda: task.figures(metrics, sums))
         run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
     ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
     return metrics

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from accel_train.command import Parser, add_weights
 from accel_train.config.plain import to_dict
-from accel_train.errors import UserError
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import find_saved
-from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.system.writing import refuse_filled, refuse_unwritable, writing
 from accel_train.task import Exports, hook
+
+
+def add_arguments(parser: Parser) -> None:
+    add_weights(parser)
+    parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
+
+
+def run(options: argparse.Namespace) -> int:
+    print(f"exported to {export_run(options.run, options.checkpoint, options.out, options.trust)}")
+    return 0
 
 
 def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False) -> Path:
@@ -21,9 +32,8 @@ def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False
     from accel_train.run.weights import export_models, whole_state
 
     refuse_unwritable("--out", Path(out))
+    refuse_filled("--out", Path(out))
     target = Path(out).resolve()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"--out {out}: there is something there; give an empty or new folder")
     saved = find_saved(run, checkpoint, trust=trust)
     models = saved.load_models()
     states = {name: whole_state(model) for name, model in models.items()}

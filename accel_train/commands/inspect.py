@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import math
@@ -9,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_train.command import Parser, add_trust
 from accel_train.config.plain import to_dict
 from accel_train.config.read import parse
 from accel_train.config.schema import TrainConfig
@@ -31,6 +33,19 @@ if TYPE_CHECKING:
     from accel_train.task import Batch
 
 UNITS = {"st": "steps", "ep": "epochs"}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "what", help="a run folder, a checkpoint, a config file, a task's name, or data: a file, a pattern, a URL"
+    )
+    add_trust(parser)
+    parser.take_others("WHAT [OTHERS ...]")
+
+
+def run(options: argparse.Namespace) -> int:
+    print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+    return 0
 
 
 def inspect(what: str, others: list[str], trust: bool = False) -> str:

@@ -1,11 +1,13 @@
-"""Chosen runs in one log directory, so that TensorBoard shows these and no others."""
+"""accel-train runs merge: chosen runs in one log directory, so that TensorBoard shows these and no others."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +16,40 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from accel_train.command import Parser, program
 from accel_train.errors import DataError, UserError
+from accel_train.system.writing import writing
 
 EVENTS = "*tfevents*"
-TIME = "%Y%m%d-%H%M%S"
+TIME, TIME_AS = "%Y%m%d-%H%M%S", "YYYYMMDD-HHMMSS"
 MARK = ".merged_from"
 """In a copied log directory: where it came from, and that it was made here."""
 
 Mode = Literal["symlink", "copy"]
+
+
+def add_arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    about = "What is there stays; repeat it to take in what is new."
+    merging = actions.add_parser("merge", help="gather the TensorBoard logs of runs in a directory", description=about)
+    merging.add_argument("--dst", type=Path, required=True, help="the directory to fill")
+    merging.add_argument("--src-root", type=Path, required=True, help="where the runs are, at any depth")
+    merging.add_argument(
+        "--mode", choices=["symlink", "copy"], default="symlink", help="default: symlink, which is live"
+    )
+    merging.add_argument("--since", metavar=TIME_AS, help="only runs that started then or later (local time)")
+    merging.add_argument("--match", metavar="REGEX", help="only runs in whose name this is found")
+    merging.add_argument("--glob", metavar="PATTERN", help="only runs whose name fits this")
+
+
+def run(options: argparse.Namespace) -> int:
+    with writing("--dst", options.dst):
+        done = merge(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
+    width = max(len(each.log.name) for each in done)
+    for each in done:
+        print(f"{each.log.name:<{width}}  started {each.log.started:%Y-%m-%d %H:%M:%S}  {each.action}")
+    print(f"{program('tensorboard')} --logdir {shlex.quote(str(options.dst))}")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +124,7 @@ def select(logs: list[Log], since: str | None, match: str | None, glob: str | No
         try:
             begin = datetime.strptime(since, TIME)
         except ValueError:
-            raise UserError(f"--since: {since!r} is not a time; write YYYYMMDD-HHMMSS") from None
+            raise UserError(f"--since: {since!r} is not a time; write {TIME_AS}") from None
         logs = [log for log in logs if log.started >= begin]
     if match is not None:
         try:

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides checkpoints and weights: its config, its environment, figures."""
+"""What a run leaves behind besides checkpoints and weights: its config and its environment."""
 
 from __future__ import annotations
 
@@ -44,15 +44,6 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, dumps(config))
-
-
-def save_figures(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """As NAME.png, with a dash for a slash; returns the figures."""
-    for name, figure in figures.items():
-        save = figure.savefig  # before there is a folder, since this may be no figure
-        folder.mkdir(parents=True, exist_ok=True)
-        save(folder / f"{name.replace('/', '-')}.png", dpi=120)
-    return figures
 
 
 def environment(seed: int, world_size: int, device: str) -> dict[str, Any]:

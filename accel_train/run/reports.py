@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accel_train.errors import brief
 from accel_train.system.waiting import StoppedError
-from accel_train.task import Event
+from accel_train.task import Event, Task
 
 FAILURES = (Exception, SystemExit)
 """What a library that only reports may raise. Not KeyboardInterrupt, by which a person stops the run."""
@@ -48,6 +48,13 @@ class Reports:
         except OSError:
             return ""
         return f" (traceback in {path})"
+
+
+def summary_of(task: Task, metrics: dict[str, float], folder: Path) -> str:
+    """What the task says of its metrics, for a person; nothing if that fails, which is a warning."""
+    with Reports(folder)("summary", warn):
+        return str(task.summary(metrics) or "")
+    return ""
 
 
 def warn(event: Event) -> None:

@@ -18,13 +18,19 @@ def write_atomic(path: Path, text: str, sync: bool = False) -> None:
 
     ``sync`` waits for the disk as well, for files that cannot be made again.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its own name, in one step, when it is whole. The ending is that of ``path``."""
+    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,6 +50,14 @@ def refuse_unwritable(name: str, folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         verb = "written to" if os.path.isdir(folder) else "made"
         raise UserError(f"{name}: {_shown(folder)} cannot be {verb}: {_why(error, folder)}") from None
+
+
+def refuse_filled(name: str, folder: Path) -> None:
+    """A UserError unless ``folder`` is empty or not there yet."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{name}: {_shown(folder)} is not a folder; give an empty or new one")
+    if folder.is_dir() and (there := sorted(path.name for path in folder.iterdir())):
+        raise UserError(f"{name}: there is {there[0]} in {_shown(folder)} already; give an empty or new folder")
 
 
 def _existing(folder: Path) -> Path:

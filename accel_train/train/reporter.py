@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from accel_train.errors import UserError
-from accel_train.run import folder as run_folder
+from accel_train.run.figures import save_figures
 from accel_train.task import Event
 from accel_train.tracking.chosen import observers_of
 from accel_train.tracking.observer import Observer, Record, Run
@@ -110,15 +109,13 @@ class Reporter:
         if not self.ranks.is_main:
             return
         metrics = {name: value for name, value in self.state.best_model.last().items() if name != "step"}
-        figures: dict[str, Any] = {}
         with self.session.reports("figures", self.emit):
-            try:
-                figures = dict(self.task.figures(metrics, sums))
-                run_folder.save_figures(self.session.output_dir / "figures", figures)
-            except ModuleNotFoundError as error:  # matplotlib is an extra
-                self.emit(Event("warning", f"no figures: {error} (pip install accel_train[plots])"))
-        if figures:
-            self.observers.call("on_figures", self.state.position.step, figures)
+            save_figures(
+                self.session.output_dir / "figures",
+                draw=lambda: self.task.figures(metrics, sums),
+                emit=self.emit,
+                show=lambda figures: self.observers.call("on_figures", self.state.position.step, figures),
+            )
 
     def tick(self) -> None:
         if self.ranks.is_main:

@@ -14,7 +14,7 @@ from accel_train.config.plain import to_dict
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import loads
 from accel_train.errors import NonFiniteError, UserError
-from accel_train.run.folder import environment, save_figures, write_config, write_json
+from accel_train.run.folder import environment, write_config, write_json
 from accel_train.run.weights import export_models, load_weights, whole_state
 
 
@@ -276,12 +276,3 @@ def test_a_parameter_that_is_not_finite_is_named(tmp_path):
 
     with pytest.raises(NonFiniteError, match="step 24: the weights model.unused are not finite"):
         Trainer(NanTask(), **config(tmp_path, eval_steps=0)).fit()
-
-
-def test_a_figure_may_be_named_like_a_curve(tmp_path):
-    class Figure:
-        def savefig(self, path, dpi):
-            path.touch()
-
-    save_figures(tmp_path / "figures", {"a/b": Figure(), "../c": Figure()})
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["..-c.png", "a-b.png"]

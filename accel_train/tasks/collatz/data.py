@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import numpy as np
 
 from accel_train.task import Event
 from accel_train.tasks.collatz.cycles import ClosedOrbit
-from accel_train.tasks.collatz.numbers import MODES, Numbers, to_int
+from accel_train.tasks.collatz.numbers import Numbers
 from accel_train.tasks.collatz.trajectory import trajectories
 
 
@@ -55,26 +54,3 @@ class Rows:
         with self._lock:
             found, self._found = self._found, []
         return found
-
-
-def write_parquet(rows: Rows, out: Path, seed: int) -> str:
-    """collatz.parquet: n (decimal string), T, mode, tokens (up to max_len)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    batch = rows.read(np.arange(len(rows)))
-    numbers = to_int(batch["high"].view(np.uint64), batch["low"].view(np.uint64))
-    lengths = np.minimum(batch["steps"], rows.max_len)
-    kept = np.arange(rows.max_len) < lengths[:, None]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    table = pa.table({
-        "n": [str(n) for n in numbers],
-        "T": batch["steps"],
-        "mode": [MODES[m] for m in batch["mode"]],
-        "tokens": pa.ListArray.from_arrays(pa.array(offsets), pa.array(batch["tokens"][kept])),
-    })  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "collatz.parquet"
-    table = table.replace_schema_metadata({"seed": str(seed), "map": "3n+1"})
-    pq.write_table(table, path, write_page_checksum=True)
-    return f"{len(rows):,} rows with exact T in {path}"

@@ -7,11 +7,12 @@ positive numbers below 2^71 are verified for 3n+1 (Barina, J. Supercomputing 81,
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,15 +204,16 @@ def parse_number(text: str) -> int:
     return int(match[1].replace("_", "")) ** int(match[2] or 1) + int(match[3] or 0)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, whether or not a cycle was found; raises UserError for bad input."""
-    parser = Parser(prog="accel-train collatz search", description="Search a range of numbers for closed orbits.")
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("--start", default="2^71", help="first number, as 2^71 or 1000; its magnitude if negative")
     parser.add_argument("--count", default="2^24", help="how many numbers to cover")
     parser.add_argument("--map", choices=list(MAPS), default="3n+1", help="the rule for odd numbers")
     parser.add_argument("--negative", action="store_true", help="search the negative numbers instead")
     parser.add_argument("--progress", metavar="FILE", help="keep the progress here, and go on from it")
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Returns 0, whether or not a cycle was found."""
     start, count = parse_number(options.start), parse_number(options.count)
     multiplier, offset = MAPS[options.map]
     begun = time.perf_counter()
@@ -234,10 +236,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{options.map}: covered {result.done:,} numbers from {sign}{start}, followed {result.tested:,}")
     print(f"cycles: {len(result.cycles)}  undecided: {len(result.undecided)}  rate: {rate:,.0f} numbers/s")
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None

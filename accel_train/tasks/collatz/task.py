@@ -228,13 +228,12 @@ class CollatzTask(Task, Watches, DataTools):
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def synth(cls, out: Path, seed: int = 0, size: int | None = None) -> str:
+    @staticmethod
+    def synth(out: Path, seed: int = 0, size: int | None = None) -> str:
         """``size`` (1000) rows of the training stream with their exact T, as Parquet; numbers as decimal strings."""
-        from accel_train.tasks.collatz.data import write_parquet
+        from accel_train.tasks.collatz.synth import synth
 
-        rows = Rows(Numbers(seed), max_len=500, length=size or 1000)
-        return write_parquet(rows, out, seed)
+        return synth(out, seed, size)
 
 
 def _huber(error: np.ndarray) -> float:

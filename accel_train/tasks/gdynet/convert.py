@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from accel_train.arguments import Range
-from accel_train.command import Parser
+from accel_train.command import Parser, refuse_existing
 from accel_train.config.convert import build
 from accel_train.config.plain import flatten
 from accel_train.config.read import build_task, settings_for
@@ -84,11 +85,14 @@ class Change(NamedTuple):
         return f"  {self.old:<28} {shown}" + (f"   # {self.why}" if self.why else "")
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; prints a line for every key."""
-    options = _parser().parse_args(argv)
-    if options.out.exists():
-        raise UserError(f"convert: {options.out} exists; give another --out, or remove it")
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("config", type=Path, help="YAML of the known trainer")
+    parser.add_argument("--out", type=Path, required=True, help="YAML to write")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert; prints a line for every key."""
+    refuse_existing("convert", options.out)
     changes = convert(read(options.config))
     with writing("--out", options.out):
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +104,6 @@ def main(argv: list[str]) -> int:
     print(f"  accel-train train --config {shlex.quote(str(options.out))} [--output_dir=DIR]")
     print("  accel-train evaluate RUN")
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="accel-train gdynet convert", description=__doc__)
-    parser.add_argument("config", type=Path, help="YAML of the known trainer")
-    parser.add_argument("--out", type=Path, required=True, help="YAML to write")
-    return parser
 
 
 # -- reading theirs --------------------------------------------------------------------------------------------------
@@ -211,38 +208,46 @@ def _schedule(given: list[str] | str) -> Iterator[Change]:
 
 def _run(given: Mapping[str, Any]) -> Iterator[Change]:
     for key in KEYS:
-        value = given.get(key)
-        match key:
-            case _ if value is None:
-                pass
-            case "training.seed" | "model.learning_rate":
+        if (value := given.get(key)) is None:
+            continue
+        match key.split("."):
+            case ["training", "seed"] | ["model", "learning_rate"]:
                 yield Change(key, key.rpartition(".")[2], value)
-            case "output.folder":
+            case ["output", "folder"]:
                 yield Change(key, "output_dir", value)
-            case "model.batch_size":
+            case ["model", "batch_size"]:
                 why = "pairs per rank, as there; as global_batch_size the number of ranks would change nothing"
                 yield Change(key, "per_device_batch_size", value, why)
-            case "optimization.mixed_precision":
-                why = "as there; bf16 needs no loss scale, if the GPU has it" if value else ""
-                yield Change(key, "mixed_precision", "fp16" if value else "no", why)
-            case "optimization.torch_compile":
-                mode = given.get("optimization.compile_mode") or "default"
-                yield Change(key, "torch_compile", mode if value else None, "the mode" if value else "")
-            case "optimization.compile_mode":
-                compiled = given.get("optimization.torch_compile")
-                yield Change(key, None, why="is torch_compile" if compiled else "torch_compile is off")
-            case "optimization.torchscript":
-                why = "accel-train export RUN --out DIR writes the model as a program; theirs skipped it"
-                yield Change(key, None, why=why if value else "off; accel-train export RUN --out DIR is there any time")
-            case "checkpointing.frequency":
-                Range(1).check(key, value)
-                why = "every so many epochs; the best model is kept whenever it is found"
-                yield Change(key, "save_steps", f"{value}ep", why)
-            case "checkpointing.save_best_only":
-                why = "the newest, to go on from; the best model is kept beside it" if value else "all, as there"
-                yield Change(key, "save_total_limit", 1 if value else None, why)
-            case "wandb.enabled":
+            case ["optimization", _]:
+                yield _optimization(key, value, given)
+            case ["checkpointing", _]:
+                yield _checkpointing(key, value)
+            case ["wandb", "enabled"]:
                 yield Change(key, "report_to", ["tensorboard", "wandb"] if value else ["tensorboard"])
-            case "wandb.project" | "wandb.entity" | "wandb.run_name":
+            case ["wandb", _]:
                 set_it = f"in the environment: export {WANDB[key]}={shlex.quote(value)}"
                 yield Change(key, None, why=set_it if given.get("wandb.enabled") else "wandb is not enabled")
+
+
+def _optimization(key: str, value: Any, given: Mapping[str, Any]) -> Change:
+    if key == "optimization.mixed_precision":
+        why = "as there; bf16 needs no loss scale, if the GPU has it" if value else ""
+        return Change(key, "mixed_precision", "fp16" if value else "no", why)
+    if key == "optimization.torch_compile":
+        mode = given.get("optimization.compile_mode") or "default"
+        return Change(key, "torch_compile", mode if value else None, "the mode" if value else "")
+    if key == "optimization.compile_mode":
+        compiled = given.get("optimization.torch_compile")
+        return Change(key, None, why="is torch_compile" if compiled else "torch_compile is off")
+    why = "accel-train export RUN --out DIR writes the model as a program; theirs skipped it"
+    return Change(key, None, why=why if value else "off; accel-train export RUN --out DIR is there any time")
+
+
+def _checkpointing(key: str, value: Any) -> Change:
+    if key == "checkpointing.frequency":
+        Range(1).check(key, value)
+        return Change(
+            key, "save_steps", f"{value}ep", "every so many epochs; the best model is kept whenever it is found"
+        )
+    why = "the newest, to go on from; the best model is kept beside it" if value else "all, as there"
+    return Change(key, "save_total_limit", 1 if value else None, why)

@@ -8,8 +8,6 @@ reads lie true_states.npy int8 (F, n), the hidden state of every target, and for
 from __future__ import annotations
 
 import json
-import shlex
-import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from accel_train import keyed
 from accel_train.arguments import Range
 from accel_train.config.convert import build
+from accel_train.data.synthetic import training_line, write_data_set
 from accel_train.errors import UserError, suggest
 from accel_train.tasks.gdynet import systems, truth
 from accel_train.tasks.gdynet.systems import RADIUS, SYSTEMS, Atoms, Frames, Random, System
@@ -40,7 +39,7 @@ def synth(
     """Write train/, val/, test/ and metadata.json, which holds every constant and the truth; what to say about it.
 
     Args:
-        out: new, or without these. A folder appears when it is whole.
+        out: an empty or new folder; see ``write_data_set``.
         seed: with the options decides every number; more frames go on from the same beginning.
         size: frames of train (default: 4000, of ``prinz`` 1000); val has 3/8 of them, test twice as many.
         options: fields of ``Ferro``, ``Prinz``, ``Ellipsoids`` or ``Markov``.
@@ -53,24 +52,17 @@ def synth(
     made: System = build(SYSTEMS[system], options)
     size = made.size if size is None else size
     Range(8).check("size", size)
-    out = Path(out)
-    for name in (*SPLITS, "metadata.json"):
-        if (out / name).exists():
-            raise UserError(f"{out}: there is {name} already; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
     frames = {split: int(size * share) for split, share in SPLITS.items()}
-    about = {
-        "system": system, "seed": seed, "frames": frames, "recipe": asdict(made), "constants": _constants(),
-        "model_type": made.model_type, "state_len": made.state_len, "truth": made.truth(), "numpy": np.__version__,
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as temporary:
-        whole = Path(temporary)
+
+    def fill(folder: Path) -> dict[str, Any]:
         for split, number in frames.items():
-            _write(whole / split, made, partial(_generator, seed, system, split), number)
-        (whole / "metadata.json").write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
-        for name in (*SPLITS, "metadata.json"):
-            (whole / name).rename(out / name)
-    return _say(out, made, about)
+            _write(folder / split, made, partial(_generator, seed, system, split), number)
+        return {
+            "system": system, "frames": frames, "recipe": asdict(made), "constants": _constants(),
+            "model_type": made.model_type, "state_len": made.state_len, "truth": made.truth(),
+        }  # fmt: skip
+
+    return _report(Path(out), made, write_data_set(out, seed, size, fill))
 
 
 def _write(folder: Path, system: System, random: Random, frames: int) -> None:
@@ -107,7 +99,7 @@ def _constants() -> dict[str, Any]:
     return {name.lower(): value for name, value in constants.items() if name.isupper() and name != "SYSTEMS"}
 
 
-def _say(out: Path, system: System, about: dict[str, Any]) -> str:
+def _report(out: Path, system: System, about: dict[str, Any]) -> str:
     atoms, known = system.atoms(), about["truth"]
     frames = ", ".join(f"{split} {number}" for split, number in about["frames"].items())
     lines = [
@@ -116,12 +108,11 @@ def _say(out: Path, system: System, about: dict[str, Any]) -> str:
     ]
     if "vanilla" in known:
         lines.append(f"  from distances alone: {_ceilings(known['vanilla'])}")
-    settings = {
+    arguments = {
         "model_type": system.model_type, "state_len": system.state_len,
-        **{f"{split}_fnames": json.dumps([str(out / split)]) for split in SPLITS},
+        **{f"{split}_fnames": [str(out / split)] for split in SPLITS},
     }  # fmt: skip
-    options = " ".join(shlex.quote(f"--task.init_args.{name}={value}") for name, value in settings.items())
-    return "\n".join([*lines, f"  accel-train train --config examples/gdynet_small.yaml {options}"])
+    return "\n".join([*lines, f"  {training_line('examples/gdynet_small.yaml', arguments)}"])
 
 
 def _ceilings(known: dict[str, Any]) -> str:

@@ -1,8 +1,11 @@
 """``accel-train muon ...``: commands of this task alone."""
 
-USAGE = """usage: accel-train muon generate RUN --conditions FILES --out DIR [--counts_mode predict|column|constant] ...
+from accel_train.command import Command, by_name
 
-  generate    bundles for given primaries and depths, from a run's best model; --help tells more"""
-
-COMMANDS = {"generate": "accel_train.tasks.muon.generate"}
-"""Name -> module with ``main(argv) -> exit code``."""
+COMMANDS = by_name(
+    Command(
+        "generate",
+        "bundles for given primaries and depths, from a run's best model",
+        "accel_train.tasks.muon.generate",
+    ),
+)

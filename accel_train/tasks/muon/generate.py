@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ import pyarrow.parquet as pq
 import torch
 
 from accel_train import keyed
-from accel_train.command import Parser
+from accel_train.command import Parser, add_weights, refuse_existing
 from accel_train.data.formats.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
-from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.system.writing import refuse_unwritable, replacing, writing
 from accel_train.tasks.muon.data import SCHEMA, table
 
 ROWS = 10_000
@@ -31,9 +30,8 @@ MUONS = 2_000_000
 FLAT = ("E", "zenith", "mass", "depth")
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; prints one line per file."""
-    options = _parser().parse_args(argv)
+def run(options: argparse.Namespace) -> int:
+    """Generate; prints one line per file."""
     from accel_train.data.remote.storage import expand
 
     if options.counts_mode == "constant" and (options.count_constant is None or options.count_constant < 0):
@@ -46,8 +44,7 @@ def main(argv: list[str]) -> int:
         raise UserError("generate: two inputs have the same name; generate them into folders of their own")
     refuse_unwritable("--out", options.out)
     for target in targets:
-        if target.exists():
-            raise UserError(f"generate: {target} exists; give another --out, or remove it")
+        refuse_existing("generate", target)
     from accel_train.run.saved import find_saved
 
     saved = find_saved(options.run, options.checkpoint, trust=options.trust)
@@ -63,21 +60,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="accel-train muon generate", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, checkpoint, or exported model")
+def add_arguments(parser: Parser) -> None:
+    add_weights(parser)
     parser.add_argument("--conditions", nargs="+", required=True, help="Parquet files or patterns with a column "
                         f"'primary', or flat columns {', '.join(FLAT)}")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--checkpoint", help="best (default where there is one), latest, a step, or a path")
     parser.add_argument("--counts_mode", choices=("predict", "column", "constant"), default="predict")
     parser.add_argument("--counts_column", help="integers, or 'muons' for as many as the input has")
     parser.add_argument("--count_constant", type=int)
     parser.add_argument("--max_muons_per_event", type=int, help="no bundle has more (default: the task's max_count)")
-    parser.add_argument("--trust", action="store_true", help="run code of a task that is in no installed package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: a GPU where there is one")
-    return parser
 
 
 def _generate_file(
@@ -85,24 +78,20 @@ def _generate_file(
 ) -> tuple[int, int]:
     """(events, muons) written; the file appears when it is whole. ``first`` is the number of its first event."""
     cap = min(max_count, options.max_muons_per_event or max_count)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     events = muons = 0
-    try:
-        with (
-            contextlib.closing(_rows(path)) as batches,
-            pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
-        ):
-            for batch in batches:
-                primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
-                number = np.arange(first + events, first + events + len(batch))
-                key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
-                for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
-                    writer.write_table(table(part))
-                    muons += int(part.counts.sum())
-                events += len(batch)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(target) as temporary,
+        contextlib.closing(_rows(path)) as batches,
+        pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+    ):
+        for batch in batches:
+            primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
+            number = np.arange(first + events, first + events + len(batch))
+            key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
+            for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
+                writer.write_table(table(part))
+                muons += int(part.counts.sum())
+            events += len(batch)
     return events, muons
 
 

@@ -7,11 +7,7 @@ computed from the stored numbers, so that ``truth`` holds for them exactly.
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +18,7 @@ import pyarrow.parquet as pq
 
 from accel_train import keyed
 from accel_train.data.ragged import Ragged, concatenate
+from accel_train.data.synthetic import training_line, write_data_set
 from accel_train.errors import UserError
 from accel_train.tasks.muon import truth
 
@@ -155,8 +152,10 @@ def write(
 ) -> dict[str, Any]:
     """Write bundles-00000.parquet (or .h5) and so on, and last metadata.json, whose content is returned.
 
+    Its ``truth`` are, for each depth, the means over the showers of ``truth.expected_count`` and ``truth.p_zero``.
+
     Args:
-        folder: new, or without bundles.
+        folder: empty or new; see ``write_data_set``.
         layout: Parquet with columns primary_major_id, primary_minor_id, primary and muons, where the vectors are
             "list", "large_list" or (primary and each muon) "fixed" size lists of float32; or "hdf5" with float32
             ``primaries`` [n, 6] = major, minor, primary, ``muons`` [m, 5] = major, minor, muon, and int32 ``counts``
@@ -165,7 +164,7 @@ def write(
         row_group: rows of a Parquet row group or HDF5 chunk; the last of a file may be shorter.
         recipe: fields of ``Recipe``.
     """
-    folder, showers = Path(folder), Recipe(**recipe)
+    showers = Recipe(**recipe)
     _check(primaries, showers)
     if layout not in get_args(Layout):
         raise UserError(f"layout: unknown {layout!r}; there are {', '.join(get_args(Layout))}")
@@ -175,10 +174,8 @@ def write(
         raise UserError(f"row_group: {row_group} rows; give at least one")
     if layout == "hdf5" and primaries > 2**24:
         raise UserError(f"primaries: HDF5 ids are float32 and exact up to {2**24}; write Parquet for {primaries}")
-    if any(folder.glob("bundles-*")):
-        raise UserError(f"{folder}: there are bundles already; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     totals = {"rows": 0, "muons": 0, "rows_without_muons": 0, "most_muons": 0}
+    expected = np.zeros((2, len(showers.depths)))  # sums over the showers, by depth: muons, rows without muons
 
     def counted(parts: Iterable[Ragged]) -> Iterator[Ragged]:
         for part in parts:
@@ -186,49 +183,44 @@ def write(
             totals["muons"] += int(part.counts.sum())
             totals["rows_without_muons"] += int((part.counts == 0).sum())
             totals["most_muons"] = max(totals["most_muons"], int(part.counts.max()))
+            energy, zenith, mass, depth = part.rows["primary"].T
+            mean = truth.expected_count(energy, mass, zenith, depth).reshape(-1, len(showers.depths))
+            expected[:] += mean.sum(0), truth.p_zero(mean).sum(0)
             yield part
 
-    names = [f"bundles-{i:05d}.{'h5' if layout == 'hdf5' else 'parquet'}" for i in range(files)]
-    fill = _write_hdf5 if layout == "hdf5" else _write_parquet
-    for i, name in enumerate(names):
-        parts = counted(_showers(primaries * i // files, primaries * (i + 1) // files, seed, showers))
-        with _replacing(folder / name) as path:
-            fill(path, parts, layout, row_group)
-    about = {
-        "seed": seed, "primaries": primaries, "layout": layout, "row_group": row_group, "files": names, **totals,
-        "recipe": asdict(showers), "constants": _constants(), "numpy": np.__version__,
-        "primary": ["energy_GeV", "zenith_rad", "mass_GeV_per_c2", "vertical_depth_m"],
-        "muon": ["energy_GeV_at_depth", "x_m", "y_m"],
-    }  # fmt: skip
-    with _replacing(folder / "metadata.json") as path:
-        path.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n")
-    return about
+    def fill(folder: Path) -> dict[str, Any]:
+        names = [f"bundles-{i:05d}.{'h5' if layout == 'hdf5' else 'parquet'}" for i in range(files)]
+        for i, name in enumerate(names):
+            parts = counted(_showers(primaries * i // files, primaries * (i + 1) // files, seed, showers))
+            (_write_hdf5 if layout == "hdf5" else _write_parquet)(folder / name, parts, layout, row_group)
+        muons, without = (expected / primaries).tolist()
+        return {
+            "primaries": primaries, "layout": layout, "row_group": row_group, "files": names, **totals,
+            "recipe": asdict(showers), "constants": _constants(),
+            "primary": ["energy_GeV", "zenith_rad", "mass_GeV_per_c2", "vertical_depth_m"],
+            "muon": ["energy_GeV_at_depth", "x_m", "y_m"],
+            "truth": {"depths_km": showers.depths, "muons_per_row": muons, "share_of_rows_without_muons": without},
+        }  # fmt: skip
+
+    return write_data_set(folder, seed, primaries, fill)
 
 
-def synth(folder: str | Path, seed: int = 0, size: int | None = None) -> str:
+def synth(out: str | Path, seed: int = 0, size: int | None = None) -> str:
     """The recommended set of ``size`` (4000) showers at ten depths as list-layout Parquet; what to say about it."""
     size = 4000 if size is None else size
-    about = write(folder, seed, size, files=max(1, min(4, size)))
-    rows, muons, pattern = about["rows"], about["muons"], shlex.quote(f"{folder}/*.parquet")
+    about = write(out, seed, size, files=max(1, min(4, size)))
+    rows, muons = about["rows"], about["muons"]
     return "\n".join([
-        f"{folder}: {len(about['files'])} files, {size} showers at {len(about['recipe']['depths'])} depths",
+        f"{out}: {len(about['files'])} files, {size} showers at {len(about['recipe']['depths'])} depths",
         f"  {rows} rows, {muons} muons; {muons / rows:.2f} per row, at most {about['most_muons']}, "
         f"{about['rows_without_muons'] / rows:.1%} of the rows have none",
-        f"  accel-train train --config examples/muon_small.yaml --task.init_args.files={pattern}",
+        f"  {training_line('examples/muon_small.yaml', {'files': f'{out}/*.parquet'})}",
     ])  # fmt: skip
 
 
 def _constants() -> dict[str, Any]:
     constants = vars(truth) | globals()
     return {name.lower(): np.asarray(value).tolist() for name, value in constants.items() if name.isupper()}
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Where to write, so that nobody sees half a file under its own name."""
-    partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
 
 
 def _write_parquet(path: Path, parts: Iterator[Ragged], layout: Layout, row_group: int) -> None:

@@ -290,11 +290,11 @@ class MuonTask(Task, Watches, DataTools):
         return describe_files(files, events, primary_layout, muon_layout)
 
     @staticmethod
-    def synth(folder: Any, seed: int = 0, size: int | None = None) -> str:
+    def synth(out: Any, seed: int = 0, size: int | None = None) -> str:
         """``size`` showers at ten depths each, as Parquet files."""
         from accel_train.tasks.muon.synth import synth
 
-        return synth(folder, seed, size)
+        return synth(out, seed, size)
 
 
 def cut(counts: np.ndarray, events: int, muons: int) -> list[int]:

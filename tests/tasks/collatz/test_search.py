@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.collatz import search as module
+from accel_train.tasks.collatz.commands import COMMANDS
 from accel_train.tasks.collatz.cycles import KNOWN_CYCLES, Cycle, find_cycle, step
-from accel_train.tasks.collatz.search import main, parse_number, search
+from accel_train.tasks.collatz.search import parse_number, search
+
+main = COMMANDS["search"].run
 
 MINUS_17 = (-17, -50, -25, -74, -37, -110, -55, -164, -82, -41, -122, -61, -182, -91, -272, -136, -68, -34)
 

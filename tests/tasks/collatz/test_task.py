@@ -1,5 +1,6 @@
 """The Collatz task: what the model can see, exact shares, metrics from sums, alerts, and that it learns."""
 
+import json
 import math
 
 import numpy as np
@@ -244,6 +245,12 @@ def test_synth_writes_exact_rows(tmp_path):
     for row in table[:20]:
         tokens, steps = exact_trajectory(int(row["n"]))
         assert row["T"] == steps and row["tokens"] == tokens[:500]
+    about = json.loads((tmp_path / "metadata.json").read_text())
+    steps = [row["T"] for row in table]
+    assert (about["seed"], about["size"]) == (3, 50)
+    assert about["truth"] == {"mean_T": sum(steps) / 50, "largest_T": max(steps)}
+    with pytest.raises(UserError, match="size: 0 is out of range"):
+        CollatzTask.synth(tmp_path / "none", size=0)
 
 
 def test_a_short_run_reaches_the_floor_and_not_below(tmp_path, capsys):

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from accel_train.config.plain import flatten
 from accel_train.config.read import read, settings_for
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet.convert import KEYS, convert, main, tree
+from accel_train.tasks.gdynet.commands import COMMANDS
+from accel_train.tasks.gdynet.convert import KEYS, convert, tree
 from accel_train.tasks.gdynet.task import GDyNetTask
+
+main = COMMANDS["convert"].run
 
 GUIDE = {
     "model_type": "gdynet_vanilla",

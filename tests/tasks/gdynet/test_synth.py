@@ -354,7 +354,7 @@ def test_options_of_the_command_line_are_text(tmp_path):
 def test_data_that_are_there_stay(tmp_path):
     synth(tmp_path, 0, 8, clusters=1)
     before = digests(tmp_path)
-    with pytest.raises(UserError, match="there is train already; give another folder"):
+    with pytest.raises(UserError, match="there is metadata.json in .* already; give an empty or new folder"):
         synth(tmp_path, 1, 8, clusters=1)
     assert digests(tmp_path) == before
 

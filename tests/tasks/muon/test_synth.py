@@ -314,9 +314,19 @@ def test_metadata_has_the_seed_the_recipe_and_every_constant(tmp_path):
     assert about["rows_without_muons"] == (bundles.counts == 0).sum()
 
 
+def test_metadata_has_the_truth_of_each_depth(tmp_path):
+    about = write(tmp_path, 9, primaries=600, files=3, depths=(1.0, 2.0), log10_energy=(5.0, 6.5))
+    energy, zenith, mass, depth = simulate(600, 9, depths=(1.0, 2.0), log10_energy=(5.0, 6.5)).rows["primary"].T
+    mean = truth.expected_count(energy, mass, zenith, depth)
+    for i, km in enumerate(about["truth"]["depths_km"]):
+        here = depth == 1000 * km
+        assert about["truth"]["muons_per_row"][i] == pytest.approx(mean[here].mean(), rel=1e-12)
+        assert about["truth"]["share_of_rows_without_muons"][i] == pytest.approx(truth.p_zero(mean[here]).mean())
+
+
 def test_a_set_is_never_mixed_with_another_nor_seen_half(tmp_path, monkeypatch):
     write(tmp_path / "a", 0, primaries=3)
-    with pytest.raises(UserError, match="there are bundles already"):
+    with pytest.raises(UserError, match="there is bundles-00000.parquet in .*/a already; give an empty or new folder"):
         write(tmp_path / "a", 0, primaries=3)
 
     def full(*_):

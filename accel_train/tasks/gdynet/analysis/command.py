@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from accel_train.command import Parser
+from accel_train.run.figures import save_figures
+from accel_train.run.folder import write_json
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
 from accel_train.tasks.gdynet.analysis.predictions import Loaded
 
 
-def main(argv: list[str]) -> int:
-    """Run the command: a table on the terminal, analysis.json and figures in a folder."""
-    options = _parser().parse_args(argv)
+def run(options: argparse.Namespace) -> int:
+    """A table on the terminal, analysis.json and figures in a folder."""
     out = options.out or _beside(options.what[0])
     refuse_unwritable("--out", out)
     loaded = load(options.what, options.states, options.coords)
@@ -27,8 +29,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="accel-train gdynet analyze", description=__doc__)
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("what", type=Path, nargs="+", help="a run folder with predictions, or predictions as .npy")
     parser.add_argument("--lag", type=int, help="frames, of the Koopman matrix (default: tau of the model)")
     parser.add_argument("--lags", type=int, nargs="+", default=(), help="frames, of the curves of timescales")
@@ -40,7 +41,6 @@ def _parser() -> Parser:
                         "they are known, to compare with")  # fmt: skip
     parser.add_argument("--coords", type=Path, help="traj_coords.npy of the one trajectory, for maps in space")
     parser.add_argument("--out", type=Path, help="folder for the results (default: analysis beside the predictions)")
-    return parser
 
 
 def _beside(what: Path) -> Path:
@@ -49,21 +49,9 @@ def _beside(what: Path) -> Path:
 
 
 def write(out: Path, found: dict[str, Any], loaded: Loaded) -> None:
-    """analysis.json, populations.npz (float32 [F, k] as arr_0, arr_1, ... in order), and figures as PNG and PDF.
-
-    Where matplotlib is missing there are no figures, and a line that says so.
-    """
-    from accel_train.run.folder import write_json
-
+    """analysis.json, populations.npz (float32 [F, k] as arr_0, arr_1, ... in order), and figures as PNG and PDF."""
     write_json(out / "analysis.json", found)
     np.savez_compressed(out / "populations.npz", *(p.astype(np.float32) for p in loaded.populations))
     print(f"wrote {out / 'analysis.json'} and {out / 'populations.npz'}")
-    try:
-        drawn = figures(found, loaded)
-    except ImportError as error:  # matplotlib is an extra
-        print(f"no figures: {error} (pip install -e '.[plots]')")
-        return
-    for name, figure in drawn.items():
-        for suffix in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{suffix}", dpi=200)
-    print(f"figures in {out}, as PNG and PDF: {', '.join(drawn)}")
+    if drawn := save_figures(out, lambda: figures(found, loaded), suffixes=("png", "pdf"), dpi=200):
+        print(f"figures in {out}, as PNG and PDF: {', '.join(drawn)}")

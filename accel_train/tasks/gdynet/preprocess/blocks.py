@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from accel_train.data.work_folder import create_rows, refuse_no_room, write_rows
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import polarization
+from accel_train.tasks.gdynet.preprocess import polarization, trajectories
 from accel_train.tasks.gdynet.preprocess.frames import Source, element
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
-from accel_train.tasks.gdynet.preprocess.trajectories import open_source
 
 BYTES, MOST_FRAMES = 32 << 20, 1000
 """A block has at most so many bytes of rows, and frames. Smaller: less to repeat; larger: fewer files."""
 
 
 class Job:
-    """What a process needs to do blocks: the source, which of its frames, and what to compute. ``folder`` is where the
-    source was prepared, with the folders arrays and done."""
+    """What a process needs to do blocks, which are the pieces of a ``WorkFolder``: the source, which of its frames, and
+    what to compute. ``folder`` is where the source was prepared."""
 
-    def __init__(self, plan: dict[str, Any], folder: Path, source: Path, topology: Path | None) -> None:
-        self.plan, self.folder, self.kind = plan, folder, plan["directions"]
-        self.source = open_source(source, folder, plan["types"], topology)
+    def __init__(self, folder: Path, plan: dict[str, Any], source: Path, topology: Path | None) -> None:
+        self.plan, self.content, self.kind = plan, folder / "content", plan["directions"]
+        self.source = trajectories.open_source(source, folder, plan["types"], topology)
         self.frames = range(len(self.source))[slice(*plan["frames"])]
         if not self.frames:
             raise UserError(f"{source} has {len(self.source)} frames, --frames leaves none")
@@ -41,16 +40,16 @@ class Job:
         self.row_bytes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in self.arrays]
         size, most = plan["block"]
         self.size = min(max(1, size // sum(self.row_bytes)), most)
-        self.blocks = -(-len(self.frames) // self.size)
+        self.pieces = -(-len(self.frames) // self.size)
 
     def rows(self, block: int) -> range:
         return range(len(self.frames))[block * self.size : (block + 1) * self.size]
 
-    def record(self, block: int) -> Path:
-        return self.folder / "done" / f"{block:08d}.json"
+    def items(self, block: int) -> int:
+        return len(self.rows(block))
 
-    def do(self, block: int) -> None:
-        """Compute the rows of a block, write them, then its record."""
+    def do(self, block: int) -> dict[str, Any]:
+        """Compute the rows of a block and write them; returns their statistics."""
         rows, listed, radius = self.rows(block), self.plan["n_nbrs"], self.plan["radius"]
         values = [np.empty((len(rows), *shape), dtype) for _, dtype, shape in self.arrays]
         counts, closest, reach, incomplete = np.zeros(listed + 2, np.int64), [], [], 0
@@ -76,10 +75,20 @@ class Job:
                 values[2][i], missing = compute(frame, self.sites)
                 incomplete += missing
         for (name, *_), value in zip(self.arrays, values, strict=True):
-            _write_rows(self.folder / "arrays" / name, rows.start, value)
-        record = {"found": counts.tolist(), "closest": float(min(closest)), "incomplete": incomplete,
-                  "reach_min": float(min(reach)), "reach_max": float(max(reach))}  # fmt: skip
-        write_json(self.record(block), record)
+            write_rows(self.content / name, rows.start, value)
+        return {"found": counts.tolist(), "closest": float(min(closest)), "incomplete": incomplete,
+                "reach_min": float(min(reach)), "reach_max": float(max(reach))}  # fmt: skip
+
+
+def prepare(folder: Path, open_job: Callable[[Path], Job], source: Path, targets: str | None, out: Path) -> None:
+    """Scan the source, check the options against it, create the arrays."""
+    trajectories.prepare(source, folder)
+    job = open_job(folder)
+    np.save(job.content / "atom_types.npy", job.source.types)
+    np.save(job.content / "target_index.npy", find_targets(targets, job.source))
+    refuse_no_room(f"preprocess: {out}", folder, sum(job.row_bytes) * len(job.frames))
+    for name, dtype, shape in job.arrays:
+        create_rows(job.content / name, dtype, (len(job.frames), *shape))
 
 
 def find_targets(asked: str | None, source: Source) -> np.ndarray:
@@ -111,14 +120,13 @@ def find_targets(asked: str | None, source: Source) -> np.ndarray:
     return index.astype(np.int32)
 
 
-def describe(job: Job) -> dict[str, Any]:
-    """What meta.json says, when every block has its record."""
-    records = [json.loads(job.record(block).read_text()) for block in range(job.blocks)]
+def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What meta.json says besides the options, from the statistics of all blocks."""
     plan, counts = job.plan, np.sum([record["found"] for record in records], 0)
     lists, most = int(counts.sum()), plan["n_nbrs"]
     if not counts[1:].any():
         raise DataError(f"preprocess: {job.source.path}: no two atoms are within {plan['radius']:g} A in any frame")
-    targets = np.load(job.folder / "arrays" / "target_index.npy")
+    targets = np.load(job.content / "target_index.npy")
     units, directions = {"nbr_dists": "Angstrom", "dt_ns": "ns"}, None
     if job.kind != "none":
         units["atom_directions"] = "Angstrom" if job.kind == "displacement" else "C/m^2"
@@ -148,7 +156,6 @@ def describe(job: Job) -> dict[str, Any]:
         "directions": directions,
         "uneven": _uneven(job),
         "remark": job.source.remark,
-        "options": plan,
     }
 
 
@@ -165,24 +172,3 @@ def _uneven(job: Job) -> int | None:
     gaps = np.diff(job.source.steps[list(job.frames)])
     odd = np.flatnonzero((gaps != np.median(gaps)) | (gaps <= 0))
     return job.frames[int(odd[0]) + 1] if len(odd) else None
-
-
-def _write_rows(path: Path, first: int, rows: np.ndarray) -> None:
-    """Written, not mapped: two machines that map the same page of a shared file undo each other's rows, and a full disk
-    would be a bus error."""
-    offset = np.load(path, mmap_mode="r").offset
-    with open(path, "r+b") as file:
-        file.seek(offset + first * rows[0].nbytes)
-        file.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path: Path, value: Any, folder: Path | None = None) -> None:
-    """Whole or not at all; the temporary file is in ``folder``."""
-    temporary = (folder or path.parent) / f".{path.name}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

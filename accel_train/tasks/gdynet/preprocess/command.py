@@ -8,20 +8,19 @@ again. OUT appears by one rename when all of it is written; until then its parts
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from accel_train.command import Parser
+from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import UserError
-from accel_train.system import process
 from accel_train.system.writing import refuse_unwritable, writing
-from accel_train.tasks.gdynet.preprocess import blocks, work_folder
+from accel_train.tasks.gdynet.preprocess import blocks
 from accel_train.tasks.gdynet.preprocess.frames import element
 from accel_train.tasks.gdynet.preprocess.trajectories import READER
 
@@ -29,56 +28,28 @@ CLOSE = 0.5
 """Angstrom. No two atoms of a real material are nearer; a smaller distance is taken for a wrong unit."""
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; prints a summary, and warnings to stderr."""
-    options = _parser().parse_args(argv)
-    plan = _plan(options)
-    out = Path(os.path.abspath(options.out))
-    files = work_folder.Files(out, options.source, options.topology, options.targets)
-    refuse_unwritable("--out", out.parent)
-    with writing("--out", files.work):
-        return _run(options, plan, files)
-
-
-def _run(options: argparse.Namespace, plan: dict[str, Any], files: work_folder.Files) -> int:
-    rank, ranks = process.rank(), process.world_size()
-    prepared = work_folder.is_prepared(files, plan)  # asked first: when the work folder is gone, OUT is there
-    if work_folder.is_finished(files, plan):
-        work_folder.tidy(files)
-        print(f"{options.out} is already there, made with these options")
-        return 0
-    if rank > 0:
-        work_folder.wait(files, plan)
-    elif not prepared:
-        work_folder.prepare(files, plan)
-    start = time.monotonic()
-    try:
-        done = work_folder.run(files, rank, ranks, options.workers)
-        seconds = time.monotonic() - start
-        meta = work_folder.finish(files)
-    except FileNotFoundError:
-        if not work_folder.is_finished(files, plan):
-            raise
-        return 0  # another rank had finished it
-    except UserError as error:
-        if rank > 0:  # what the command line says on rank 0 alone, as it is mostly the same everywhere; not here
-            print(f"accel-train: error: rank {rank}: {error}", file=sys.stderr)
-        raise
-    if meta is None:
-        print(f"rank {rank} of {ranks} has done its frames; the last to end finishes {options.out}. If that does not "
-              "come about, repeat the command: it does what is missing")  # fmt: skip
-        return 0
-    rate = f"{done:,} frames here at {done / seconds:,.1f}/s" if done else "all frames were there"
-    print(f"{options.out}: {rate}\n{_summary(meta)}")
-    for text in _warnings(meta):
-        print(f"warning: {text}", file=sys.stderr)
+def run(options: argparse.Namespace) -> int:
+    """Preprocess; prints a summary, and warnings to stderr."""
+    work = WorkFolder(Path(os.path.abspath(options.out)), _plan(options), "preprocess", "frames")
+    open_job = partial(blocks.Job, plan=work.plan, source=options.source, topology=options.topology)
+    refuse_unwritable("--out", work.out.parent)
+    with writing("--out", work.folder):
+        finished = work.complete(
+            lambda folder: blocks.prepare(folder, open_job, options.source, options.targets, work.out),
+            open_job,
+            blocks.describe,
+            options.workers,
+        )
+    if finished is not None:
+        meta, done, seconds = finished
+        rate = f"{done:,} frames here at {done / seconds:,.1f}/s" if done else "all frames were there"
+        print(f"{options.out}: {rate}\n{_summary(meta)}")
+        for text in _warnings(meta):
+            print(f"warning: {text}", file=sys.stderr)
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="accel-train gdynet preprocess", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, or .npz with "
                         "traj_coords, lattices, atom_types, target_index")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
@@ -100,7 +71,6 @@ def _parser() -> Parser:
     parser.add_argument("--cage_radius", type=float, default=3.2, help="largest distance B to O (default 3.2 A)")
     parser.add_argument("--charges", metavar="Ba=2,Ti=4,O=-2", help="in e, in place of those in SOURCE")
     parser.add_argument("--workers", type=int, default=1, help="processes (of each rank; default 1)")
-    return parser
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +93,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
     file = Path(targets) if targets and targets.endswith(".npy") else None
     sites = {name: _elements(getattr(options, name)) for name in ("a_site", "b_site", "o_site")}
     charges = _pairs("charges", options.charges, float)
-    plan = {
+    return {
         "source": _identity(options.source),
         "topology": _identity(options.topology),
         "targets": _identity(file) if file else targets,
@@ -140,7 +110,6 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "cage_radius": options.cage_radius if kind != "none" else None,
         "charges": charges and {element(name): charge for name, charge in charges.items()},
     }
-    return json.loads(json.dumps(plan))  # as it comes back from a file
 
 
 def _identity(path: Path | None) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet import truth
-from accel_train.tasks.gdynet.analysis import command
 from accel_train.tasks.gdynet.analysis.analyse import (
     agreement,
     analyse,
@@ -33,7 +32,10 @@ from accel_train.tasks.gdynet.analysis.analyse import (
 from accel_train.tasks.gdynet.analysis.history import curves
 from accel_train.tasks.gdynet.analysis.moments import populations
 from accel_train.tasks.gdynet.analysis.timescales import band
+from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.task import epoch_lists
+
+main = COMMANDS["analyze"].run
 
 CAGED = np.array([[0.99, 0.01, 0.0], [0.01, 0.98, 0.01], [0.0, 0.01, 0.99]])
 FASTER = np.array([[0.8, 0.15, 0.05], [0.1, 0.85, 0.05], [0.02, 0.08, 0.9]])
@@ -410,7 +412,7 @@ def run(tmp_path):
 
 
 def test_the_command(run, capsys):
-    assert command.main([str(run)]) == 0
+    assert main([str(run)]) == 0
     out = run / "evaluation" / "analysis"
     text = (out / "analysis.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -468,7 +470,7 @@ def test_known_states(run, capsys):
     known = [run / f"states{i}.npy" for i in range(2)]
     for i, (path, frames) in enumerate(zip(known, (400, 300), strict=True)):
         np.save(path, chain(FASTER, frames, 6, i).astype(np.int8))
-    assert command.main([str(run), "--states", *map(str, known), "--out", str(run / "out")]) == 0
+    assert main([str(run), "--states", *map(str, known), "--out", str(run / "out")]) == 0
     found = json.loads((run / "out" / "analysis.json").read_text())["agreement"]
     assert found["states"] == [0, 1, 2] and found["distinct"] == 3 and found["purity"] == 1
     assert np.sum(found["counts"]) == 700 * 6
@@ -511,7 +513,7 @@ def test_a_file_alone_with_coordinates(tmp_path, capsys):
     np.save(tmp_path / "traj_coords.npy", coords)
     np.save(tmp_path / "target_index.npy", np.array([1, 3, 6]))
     argv = [str(tmp_path / "p.npy"), "--coords", str(tmp_path / "traj_coords.npy"), "--out", str(tmp_path / "out")]
-    assert command.main([*argv, "--lag", "2", "--lags", "1", "4", "--steps", "3", "--splits", "2"]) == 0
+    assert main([*argv, "--lag", "2", "--lags", "1", "4", "--steps", "3", "--splits", "2"]) == 0
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert found["implied_timescales"]["lags_frames"] == [1, 2, 4] and found["dt_ns"] is None
     assert not any(key.endswith("_ns") and key != "dt_ns" for key in found)
@@ -609,4 +611,4 @@ def test_bad_files(run, tmp_path):
 )
 def test_bad_options(run, argv, error):
     with pytest.raises(UserError, match=error):
-        command.main([str(run), *argv])
+        main([str(run), *argv])

@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
+from accel_train.data import work_folder
 from accel_train.errors import UserError
-from accel_train.tasks.gdynet.preprocess import blocks, frames, work_folder
-from accel_train.tasks.gdynet.preprocess.command import main
+from accel_train.tasks.gdynet.commands import COMMANDS
+from accel_train.tasks.gdynet.preprocess import blocks, frames
 from accel_train.tasks.gdynet.preprocess.frames import Frame
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
 from accel_train.tasks.gdynet.preprocess.polarization import COULOMB_PER_M2, displacement, find_sites, polarization
+
+main = COMMANDS["preprocess"].run
 
 ARRAYS = ("atom_types.npy", "target_index.npy", "nbr_lists.npy", "nbr_dists.npy")
 ALL = np.ones(3, bool)
@@ -404,26 +407,28 @@ def test_killed_and_resumed_is_the_same(
 ) -> None:
     source = write_npz(tmp_path / "t.npz")
     main(arguments(source, tmp_path / "whole"))
-    done, real = [], blocks.Job.do
+    done, real, real_write = [], blocks.Job.do, work_folder.write_atomic
+
+    def no_record(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
     def dies_after_its_rows(self: blocks.Job, block: int) -> None:
         if len(done) == 2:
-            monkeypatch.setattr(blocks, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(work_folder, "write_atomic", no_record)
         done.append(block)
-        real(self, block)
+        return real(self, block)
 
     with monkeypatch.context() as patch:
         patch.setattr(blocks.Job, "do", dies_after_its_rows)
-        real_json = blocks.write_json
         with pytest.raises(KeyboardInterrupt):
             main(arguments(source, tmp_path / "out"))
-        monkeypatch.setattr(blocks, "write_json", real_json)
+        monkeypatch.setattr(work_folder, "write_atomic", real_write)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="unfinished work with another radius .radius there: 5.0.; repeat"):
         main(arguments(source, tmp_path / "out", "--radius", "6"))
     redone: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(blocks.Job, "do", lambda self, block: (redone.append(block), real(self, block)))
+        patch.setattr(blocks.Job, "do", lambda self, block: (redone.append(block), real(self, block))[1])
         assert main(arguments(source, tmp_path / "out")) == 0
     assert (done, redone) == ([0, 1, 2], [2, 3])
     same(tmp_path / "whole", tmp_path / "out", (*ARRAYS, "meta.json"))
@@ -440,7 +445,7 @@ def test_killed_and_resumed_is_the_same(
 def test_a_kill_while_preparing_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_npz(tmp_path / "t.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(work_folder, "find_targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(blocks, "find_targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main(arguments(source, tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
@@ -483,8 +488,8 @@ SCRIPT = """
 import sys
 from accel_train.tasks.gdynet.preprocess import blocks
 blocks.MOST_FRAMES = 2
-from accel_train.tasks.gdynet.preprocess.command import main
-code = main(sys.argv[1:])
+from accel_train.cli import main
+code = main(["gdynet", "preprocess", *sys.argv[1:]])
 assert "torch" not in sys.modules
 sys.exit(code)
 """

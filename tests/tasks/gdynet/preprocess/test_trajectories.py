@@ -15,12 +15,15 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
+from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import command, rows, work_folder
-from accel_train.tasks.gdynet.preprocess.command import main
+from accel_train.tasks.gdynet.commands import COMMANDS
+from accel_train.tasks.gdynet.preprocess import command, rows
 from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, atomic_number
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
 from accel_train.tasks.gdynet.preprocess.trajectories import open_source, prepare
+
+main = COMMANDS["preprocess"].run
 
 F, LENGTH = 4, 4.8
 NAMES, TYPES, NUMBERS = ["Ba", "O", "O", "O", "Ti", "O"], [1, 3, 3, 3, 2, 3], [56, 8, 8, 8, 22, 8]
@@ -496,7 +499,7 @@ def test_work_of_another_reader_is_not_gone_on_with(tmp_path: Path, monkeypatch:
     more = ["--out", str(tmp_path / "o"), "--targets", "Ti", "--n_nbrs", "4", "--radius", "4"]
     with monkeypatch.context() as patch:
         patch.setattr(command, "READER", 1)
-        patch.setattr(work_folder, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(WorkFolder, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main([str(tmp_path / "t.xyz"), *more])
     with pytest.raises(UserError, match="unfinished work with another reader"):

@@ -1,0 +1,60 @@
+"""Figures as files. Matplotlib is an extra: where it is missing there are no figures, and a line that says so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_train.run.reports import warn
+from accel_train.system.writing import replacing
+from accel_train.task import Event
+
+
+def save_figures(
+    folder: Path,
+    draw: Callable[[], Mapping[str, Any]],
+    emit: Callable[[Event], None] = warn,
+    show: Callable[[dict[str, Any]], None] | None = None,
+    suffixes: Sequence[str] = ("png",),
+    dpi: int = 120,
+) -> list[str]:
+    """Draw figures and save each as NAME.SUFFIX, with a dash for a slash; returns their names.
+
+    Args:
+        draw: makes matplotlib figures, by name. They are closed when they are saved.
+        emit: is given a warning where matplotlib is missing.
+        show: is given the figures, too.
+        dpi: dots per inch, of png.
+    """
+    try:
+        figures = dict(draw())
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        emit(Event("warning", f"no figures: {error} (pip install 'accel_train[plots]')"))
+        return []
+    try:
+        if figures and show:
+            show(figures)
+        for name, figure in figures.items():
+            _save(folder, name.replace("/", "-"), figure.savefig, suffixes, dpi)
+    finally:
+        _close(figures)
+    return list(figures)
+
+
+def _save(folder: Path, name: str, save: Callable[..., None], suffixes: Sequence[str], dpi: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in suffixes:
+        with replacing(folder / f"{name}.{suffix}") as path:
+            save(path, dpi=dpi)
+
+
+def _close(figures: dict[str, Any]) -> None:
+    """Those that a task made with pyplot, which keeps them until it is told."""
+    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+        for figure in figures.values():
+            if isinstance(figure, pyplot.Figure):
+                pyplot.close(figure)
