@@ -13,6 +13,9 @@ from accel_train.system.secrets import scrub
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer, Record, Run
 
+WAIT_S = 60.0
+"""The end of a run waits at most so long for the last pass."""
+
 
 class TensorBoardSync(Observer):
     """Copies event files that changed to ``destination/RUN_NAME``, from a thread of its own; a last time at the end.
@@ -23,13 +26,12 @@ class TensorBoardSync(Observer):
         destination: a directory, or a URL that fsspec can write to.
         interval: seconds between two passes over the files.
         tell: takes the warning, in the thread of the training.
-        wait_s: at most so long does the end of a run wait for the last pass.
     """
 
     _thread: threading.Thread | None = None
 
-    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None], wait_s: float = 60.0):
-        self.destination, self.scalars, self.tell, self.wait_s = destination, interval, tell, wait_s
+    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None]) -> None:
+        self.destination, self.interval, self.tell = destination, interval, tell
         self.copied: dict[Path, tuple[int, int]] = {}  # as it was when it was copied: mtime in ns, bytes
         self._closing = threading.Event()
         self._problem = ""
@@ -51,16 +53,16 @@ class TensorBoardSync(Observer):
         if self._thread is None:
             return
         self._closing.set()
-        self._thread.join(self.wait_s)
+        self._thread.join(WAIT_S)
         if self._thread.is_alive():
-            self._problem = self._problem or f"the last copy took more than {self.wait_s:g} s"
+            self._problem = self._problem or f"the last copy took more than {WAIT_S:g} s"
         self._thread = None
         self._say_problem()
 
     def _work(self) -> None:
         closing = False
         while not closing:
-            closing = self._closing.wait(self.scalars)
+            closing = self._closing.wait(self.interval)
             try:
                 self._copy_changed()
             except Exception as error:

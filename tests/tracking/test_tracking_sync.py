@@ -14,13 +14,14 @@ from support import config, run, wait_for, weights_files
 from accel_train.config.schema import MAY_CHANGE, TrainConfig
 from accel_train.errors import UserError
 from accel_train.task import Task
+from accel_train.tracking import sync
 from accel_train.tracking.observer import Run
 from accel_train.tracking.sync import TensorBoardSync
 
 
-def start(folder: Path, destination: str, interval: float = 0.01, **named):
+def start(folder: Path, destination: str, interval: float = 0.01):
     told = []
-    observer = TensorBoardSync(destination, interval, told.append, **named)
+    observer = TensorBoardSync(destination, interval, told.append)
     observer.on_start(Run(folder, Task(), {}, {}, 100))
     return observer, told
 
@@ -115,7 +116,8 @@ def test_the_end_of_a_run_waits_only_so_long(tmp_path, monkeypatch):
     write(tmp_path / "run", "x.tfevents", b"content")
     hangs = threading.Event()
     monkeypatch.setattr(shutil, "copyfile", lambda *_: hangs.wait(30))
-    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6, wait_s=0.2)
+    monkeypatch.setattr(sync, "WAIT_S", 0.2)
+    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
     began = time.monotonic()
     observer.on_end("completed", {})
     assert time.monotonic() - began < 5

@@ -18,6 +18,7 @@ from typing import Any
 
 from accel_train.errors import UserError
 from accel_train.system import waiting
+from accel_train.system.http import NoRedirects
 
 log = logging.getLogger(__name__)
 
@@ -186,14 +187,7 @@ class DeviceFlow:
         return answer
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A secret goes only where it was sent."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(NoRedirects)
 
 
 def _reason(answer: dict[str, Any]) -> str:
