@@ -37,6 +37,7 @@ from accel_train.data.remote.storage import identity
 from accel_train.data.remote.transfers import last_answer
 from accel_train.errors import AccessError, UserError
 from accel_train.system import waiting
+from accel_train.system.locking import try_lock
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import write_atomic
 
@@ -248,7 +249,7 @@ def _claim(folder: Path) -> None:
         why = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise UserError(f"staging_dir: {folder} cannot be used: {why}; give another, with room") from None
     try:
-        _try_lock(handle, fcntl.LOCK_SH)
+        try_lock(handle, fcntl.LOCK_SH)
     except OSError as error:
         raise UserError(f"{folder}: files there cannot be locked ({error.strerror}): give a local disk") from None
     finally:
@@ -263,14 +264,6 @@ def _same(handle: int, path: Path) -> bool:
         return False
 
 
-def _try_lock(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 def _is_locked(path: Path) -> bool:
     """Has another an exclusive lock on it?"""
     try:
@@ -278,7 +271,7 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(handle, fcntl.LOCK_EX)
+        return not try_lock(handle)
     finally:
         os.close(handle)
 
@@ -286,7 +279,7 @@ def _is_locked(path: Path) -> bool:
 def _lock(path: Path) -> int | None:
     """A descriptor of this file, made if need be, with an exclusive lock; None if another has that."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if _try_lock(handle, fcntl.LOCK_EX) and _same(handle, path):
+    if try_lock(handle) and _same(handle, path):
         return handle
     os.close(handle)
     return None
@@ -298,7 +291,7 @@ def _share(path: Path, expected: Identity) -> int | None:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    if _try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and _is_copy(path, expected):
+    if try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and _is_copy(path, expected):
         return handle
     os.close(handle)
     return None
@@ -329,7 +322,7 @@ def _delete(path: Path, held: int | None = None) -> bool:
     except FileNotFoundError:
         return False
     try:
-        gone = _try_lock(handle, fcntl.LOCK_EX) and _same(handle, path)
+        gone = try_lock(handle) and _same(handle, path)
         if gone:
             path.unlink()
             _about(path).unlink(missing_ok=True)
