@@ -96,7 +96,7 @@ def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) 
 
 
 class FlatCache:
-    """Items of a cache that is there, in any order (``Indexed``). What it returns are copies of its own.
+    """Items of a cache that is there, in any order, for an ``IndexedSource``. What it returns are copies of its own.
 
     Args:
         folder: as given to ``build``.

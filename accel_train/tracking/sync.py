@@ -6,8 +6,9 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from accel_train.data.remote import storage
+from accel_train.data.remote.requests import is_remote
 from accel_train.errors import UserError
 from accel_train.system.secrets import scrub
 from accel_train.task import Event
@@ -83,12 +84,11 @@ class TensorBoardSync(Observer):
             self.tell(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
 
 
-def copy(file: Path, target: str) -> Any:
+def copy(file: Path, target: str) -> None:
     """To a path or a URL. A file is overwritten in place: a TensorBoard that has it open goes on reading from there."""
-    if "://" in target:
-        from accel_train.data.remote.storage import put
-
-        put(str(file), target)
+    if is_remote(target):
+        storage.put(str(file), target)
     else:
+        target = storage.local_path(target)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

@@ -47,7 +47,7 @@ def test_the_copy_follows_and_is_complete_at_the_end(tmp_path):
     write(source, "events.out.tfevents.1.host", b" two")
     write(source, "figures/events.out.tfevents.2.host", b"deeper")
     wait_for(lambda: len(contents(there)) == 2)
-    observer.scalars = 1e6
+    observer.interval = 1e6
     observer.on_tick({})
     write(source, "events.out.tfevents.1.host", b" three")  # what TensorBoard writes when it is closed
     observer.on_end("completed", {})

@@ -44,6 +44,8 @@ from accel_train.system.writing import write_atomic
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+WAIT_S = 3600.0
+"""Longest wait for a file, whoever brings it."""
 MARK = ".accel_train-staging"
 """Says that what is in this folder may be deleted."""
 
@@ -57,7 +59,6 @@ class StagingFolder:
         folder: on a disk with locks, empty at first.
         stop: ends what is going on.
         count: called with what happened, and how often: files, bytes, found, deleted, retries.
-        timeout_s: longest wait for another process that downloads the same file.
     """
 
     def __init__(
@@ -65,11 +66,10 @@ class StagingFolder:
         folder: Path,
         max_bytes: int | None,
         access: Access | None,
-        timeout_s: float,
         stop: threading.Event,
         count: Callable[[str, int], None],
     ) -> None:
-        self.folder, self.max_bytes, self.access, self.timeout_s = folder, max_bytes, access, timeout_s
+        self.folder, self.max_bytes, self.access = folder, max_bytes, access
         self._stop, self._count = stop, count
         self._room = threading.Lock()
         self._coming = 0  # bytes that this process is downloading
@@ -123,13 +123,13 @@ class StagingFolder:
                 if handle is not None:
                     return handle
             waited = time.monotonic() - began
-            if waited > self.timeout_s:
-                raise AccessError(f"{shown(url)}: another process has not staged it within {self.timeout_s:g} s")
+            if waited > WAIT_S:
+                raise AccessError(f"{shown(url)}: another process has not staged it within {WAIT_S:g} s")
             if waited > said + SAY_AGAIN_S:
                 said = waited
                 log.warning(
                     "waiting for another process, which has been bringing %s to %s for %.0f s; at most %g s",
-                    shown(url), self.folder, waited, self.timeout_s,
+                    shown(url), self.folder, waited, WAIT_S,
                 )  # fmt: skip
             self._rest(POLL_S)
 
