@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from accel_train.command import Parser
 from accel_train.data.formats.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
-from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.system.writing import refuse_unwritable, replacing, writing
 from accel_train.tasks.muon.data import SCHEMA, table
 
 ROWS = 10_000
@@ -85,24 +84,20 @@ def _generate_file(
 ) -> tuple[int, int]:
     """(events, muons) written; the file appears when it is whole. ``first`` is the number of its first event."""
     cap = min(max_count, options.max_muons_per_event or max_count)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     events = muons = 0
-    try:
-        with (
-            contextlib.closing(_rows(path)) as batches,
-            pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
-        ):
-            for batch in batches:
-                primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
-                number = np.arange(first + events, first + events + len(batch))
-                key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
-                for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
-                    writer.write_table(table(part))
-                    muons += int(part.counts.sum())
-                events += len(batch)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(target) as temporary,
+        contextlib.closing(_rows(path)) as batches,
+        pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
+    ):
+        for batch in batches:
+            primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
+            number = np.arange(first + events, first + events + len(batch))
+            key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
+            for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
+                writer.write_table(table(part))
+                muons += int(part.counts.sum())
+            events += len(batch)
     return events, muons
 
 
