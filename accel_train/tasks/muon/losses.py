@@ -36,8 +36,8 @@ def penalty(slope: Tensor, event: Tensor, counts: Tensor, kind: str) -> Tensor:
     event: (||g||_F - 1)^2 with the norm over all muons of the event. WGAN-GP (arXiv 1704.00028) on the set as a whole.
     one_sided: the same, but only slopes above 1 cost.
     r1: ||g||_F^2, to be taken at real points (arXiv 1801.04406).
-    muon: (||g_m|| - 1)^2 of every muon alone, as the legacy preset has it; with maximum pooling most muons have no slope and
-        add a constant 1, so that large events decide.
+    muon: (||g_m|| - 1)^2 of every muon alone, as the legacy preset has it; with maximum pooling most muons have no
+        slope and add a constant 1, so that large events decide.
     """
     squares = slope.square().sum(1)
     if kind == "muon":
