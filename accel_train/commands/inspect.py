@@ -17,15 +17,11 @@ from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import (
-    CheckpointFolder,
-    files_in,
-    read_progress,
-    verify,
-)
+from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
 from accel_train.run.saved import NEITHER, kind_of_folder
 from accel_train.run.weights import read_described
 from accel_train.system.secrets import scrub_tree
+from accel_train.system.writing import files_in
 from accel_train.task import DataTools, Task, hook
 from accel_train.tracking.records import number, plain, show_terms
 

@@ -62,12 +62,6 @@ class Bad:
         with self._lock:
             self._news.append(line)
 
-    def counted(self, path: str, rows: list[int]) -> list[int]:
-        """The rows of a file's row groups, as they are."""
-        if sum(rows) == 0:
-            self.tell(f"{path}: there are no rows in it")
-        return rows
-
     def events(self) -> list[Event]:
         """What was left out since the last call."""
         with self._lock:
@@ -79,16 +73,9 @@ class Bad:
             ]
         return [Event("warning", line) for line in news]
 
-    def file(self, path: str) -> contextlib.AbstractContextManager[None]:
-        """A whole file is at stake: nothing of it is read if this fails."""
-        return self._at_stake("files", path)
-
-    def rest_of(self, place: Any) -> contextlib.AbstractContextManager[None]:
-        """The rest of a row group is at stake."""
-        return self._at_stake("row groups", place)
-
     @contextlib.contextmanager
-    def _at_stake(self, what: str, where: Any) -> Iterator[None]:
+    def at_stake(self, what: str, where: Any) -> Iterator[None]:
+        """What cannot be read inside costs one of ``what`` ("files", "row groups"), of which nothing more is read."""
         try:
             yield
         except (_Placed, AccessError, StoppedError):

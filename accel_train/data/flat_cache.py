@@ -1,18 +1,16 @@
 """Ragged data as flat arrays in files that are mapped into memory: written once, then read in any order.
 
-folder/flat/      manifest.json, offsets.npy, rows.NAME.npy, flat.NAME.npy: all that is read
-folder/building/  what is being written; flushed and renamed when it is complete
-folder/lock       a kernel lock, gone with the process that holds it: one process builds, the others wait
+folder/flat/           manifest.json, offsets.npy, rows.NAME.npy, flat.NAME.npy: all that is read
+folder/.flat.writing/  what is being written; flushed and renamed when it is complete
+folder/lock            a kernel lock, gone with the process that holds it: one process builds, the others wait
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,18 +21,20 @@ import numpy as np
 from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
 from accel_train.data.remote import storage
-from accel_train.data.remote.requests import SAY_S, is_remote
+from accel_train.data.remote.requests import is_remote
 from accel_train.data.source import IndexedSource
 from accel_train.data.threads import Threads
 from accel_train.errors import DataError, UserError
-from accel_train.system import waiting
+from accel_train.system.locking import locked
 from accel_train.system.secrets import scrub
+from accel_train.system.writing import replace_folder
 from accel_train.task import Batch, Event
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is in the folder
-POLL_S = 0.1
+WAIT_S = 3600.0
+"""Longest wait for another process that builds the cache."""
 
 
 def cached(
@@ -44,7 +44,6 @@ def cached(
     batch_size: int,
     seed: int = 0,
     shuffle: bool = True,
-    timeout_s: float = 3600.0,
 ) -> CachedSource:
     """Batches of what ``source`` reads, from a cache that is built first where there is none, or not the right one.
 
@@ -53,14 +52,13 @@ def cached(
         source: in order, as for ``build``.
         settings: what else than the files decides the content, such as layouts and splits; values that JSON knows.
         batch_size, seed, shuffle: as for ``IndexedSource``; all events are shuffled, not only those of a block.
-        timeout_s: longest wait for another process that builds the cache.
 
     Raises:
         UserError: the folder cannot be written to, or the wait was too long.
         DataError: the data cannot be read.
     """
     folder = Path(folder)
-    with _alone(folder, timeout_s):
+    with _alone(folder):
         why, started = _unfit(folder, _origin(source, settings)), time.monotonic()
         if why:
             log.warning("%s: %s; reading %s rows into it now", folder, why, f"{source.total_rows:,}")
@@ -83,27 +81,22 @@ def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) 
     """
     if source.lanes != 1 or source.shuffle != "none":
         raise ValueError("a flat cache is built from one lane that is not shuffled")
-    folder = Path(folder)
-    building, flat = folder / "building", folder / "flat"
-    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-    try:
-        building.mkdir(parents=True)
+
+    def write(building: Path) -> None:
         origin = _origin(source, settings)  # before the files are read: one that changes meanwhile makes it stale
         arrays = _write_arrays(building, source)
         left_out = source.bad.left_out if source.bad else {}
-        with open(building / "manifest.json", "w") as file:
-            json.dump({"arrays": arrays, "left_out": left_out, "origin": origin}, file, indent=1)
-            _flush(file)
-        shutil.rmtree(flat, ignore_errors=True)
-        building.rename(flat)
+        manifest = json.dumps({"arrays": arrays, "left_out": left_out, "origin": origin}, indent=1)
+        (building / "manifest.json").write_text(manifest)
+
+    try:
+        replace_folder(Path(folder) / "flat", write)
     except OSError as error:
         raise UserError(f"{folder}: the flat cache cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 class FlatCache:
-    """Items of a cache that is there, in any order (``Indexed``). What it returns are copies of its own.
+    """Items of a cache that is there, in any order, for an ``IndexedSource``. What it returns are copies of its own.
 
     Args:
         folder: as given to ``build``.
@@ -237,31 +230,18 @@ def _differ(now: Any, before: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, timeout_s: float) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
     """No other process has this folder meanwhile."""
-    end, say = time.monotonic() + timeout_s, time.monotonic() + SAY_S
+    waits = f"waiting for another process, which is building {folder}; at most {WAIT_S:g} s"
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / "lock", "ab"))
-            while not _locked(lock.fileno()):
-                if time.monotonic() > end:
-                    raise UserError(f"{folder}: another process has been at it for {timeout_s:g} s; wait for it to end")
-                if time.monotonic() > say:
-                    say = end
-                    log.warning("waiting for another process, which is building %s; at most %g s", folder, timeout_s)
-                waiting.sleep(POLL_S)
+            stack.enter_context(locked(folder / "lock", waits, WAIT_S))
+        except TimeoutError:
+            raise UserError(f"{folder}: another process has been at it for {WAIT_S:g} s; wait for it to end") from None
         except OSError as error:  # also a disk that knows no locks
             raise UserError(f"{folder}: cannot be used for a flat cache: {error.strerror}") from None
         yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
 
 
 def _write_arrays(folder: Path, source: LanesSource) -> dict[str, dict[str, Any]]:
@@ -309,10 +289,5 @@ class _Array:
     def finish(self) -> dict[str, Any]:
         self._file.seek(0)
         self._header()
-        _flush(self._file)
+        self._file.flush()
         return {"dtype": self.dtype.str, "shape": self.shape, "bytes": os.fstat(self._file.fileno()).st_size}
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

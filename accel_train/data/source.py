@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -10,21 +10,12 @@ from accel_train import keyed
 from accel_train.task import Batch, BatchSource
 
 
-class Indexed(Protocol):
-    """Random-access data: what a task implements for an ``IndexedSource``."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> Batch:
-        """One batch of these items (int64), read as a whole. Called from several threads at once."""
-        ...
-
-
 class IndexedSource(BatchSource):
     """Batches of items that can be read in any order.
 
     Args:
-        data: anything with ``read(indices)``; ``len(data)`` items, unless ``endless``.
+        data: has ``read(indices)``, one batch of these items (int64), called from several threads at once; and
+            ``len(data)`` items, unless ``endless``.
         batch_size: items of one *global* batch. The last batch of an epoch may be shorter.
         shuffle: a permutation drawn from (seed, epoch); otherwise the items in order.
         endless: ``data`` has no length: item i of the run is item i of the data, and there is one epoch.

@@ -7,17 +7,16 @@ one that is whole is used.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
+from accel_train.system.writing import files_in, flush, flush_folder
 
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
@@ -73,7 +72,7 @@ class CheckpointFolder:
         """Make the temporary folder a checkpoint: manifest, flush, rename (rank 0, after every rank wrote)."""
         temporary, final = self.temporary(step), self.path(step)
         write_manifest(temporary, {"step": step})
-        settle(temporary)
+        flush_folder(temporary)
         if os.path.lexists(final) and not final.is_dir():  # a stray thing of that name
             os.replace(final, self.root / f"set-aside-{final.name}")
         if final.exists():  # the same step of the same run, saved again: never without one of the two
@@ -84,7 +83,7 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, final)
-        _flush(self.root)
+        flush(self.root)
         return final
 
     def abandon(self, step: int) -> None:
@@ -296,44 +295,6 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its final place and swap it in, flushed."""
-    temporary = final.with_name(f".{final.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    settle(temporary)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(temporary, final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def files_in(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def settle(folder: Path) -> None:
-    """Flush a folder and its files to disk. Whoever may enter it may read them, as the umask says: safetensors leaves
-    its files to their owner alone."""
-    mode = folder.stat().st_mode & 0o666
-    for path in files_in(folder):
-        with contextlib.suppress(OSError):  # some file systems have no modes
-            path.chmod(mode)
-        _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

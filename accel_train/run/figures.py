@@ -49,7 +49,7 @@ def _save(folder: Path, name: str, save: Callable[..., None], suffixes: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes:
         with replacing(folder / f"{name}.{suffix}") as path:
-            save(path, dpi=dpi)
+            save(path, dpi=dpi, format=suffix)
 
 
 def _close(figures: dict[str, Any]) -> None:

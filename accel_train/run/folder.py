@@ -9,15 +9,11 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accel_train.errors import UserError
 from accel_train.system.secrets import scrub
 from accel_train.system.writing import write_atomic
-
-if TYPE_CHECKING:
-    pass
-
 
 _FILES = ["config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl"]
 _FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases"]

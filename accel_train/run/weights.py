@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, replace_folder, whole
+from accel_train.run.checkpoint import MANIFEST, whole
 from accel_train.run.folder import write_json
+from accel_train.system.writing import replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -21,7 +21,7 @@ from types import FrameType
 from accel_train.system import waiting
 from accel_train.system.waiting import StoppedError
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STARTING, PREPARING, WORKING = "starting", "preparing", "working"
 
 TICK_S = 0.5
@@ -70,7 +70,7 @@ class Signals:
                 os.set_blocking(end, False)
             self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in SIGNALS:
-                if not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+                if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):  # nohup
                     self._previous[number] = signal.signal(number, self._handle)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
@@ -225,5 +225,4 @@ def _after_fork() -> None:
         _active = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

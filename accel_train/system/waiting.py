@@ -22,23 +22,7 @@ SLICE_S = 0.1
 """A wait looks up so often."""
 
 
-class _Flag:
-    """Has no lock, unlike an ``Event``: a signal handler may set it at any moment."""
-
-    def __init__(self) -> None:
-        self._up = False
-
-    def set(self) -> None:
-        self._up = True
-
-    def clear(self) -> None:
-        self._up = False
-
-    def is_set(self) -> bool:
-        return self._up
-
-
-_given_up = _Flag()
+_given_up = False  # no Event, whose lock a signal handler might find taken
 _here = threading.local()
 _exposed = False  # the main thread is where it may be interrupted
 _armed = False  # the signal that does it has its handler; nobody else uses it, and by default it is ignored
@@ -50,18 +34,20 @@ class StoppedError(RuntimeError):
 
 def give_up() -> None:
     """From now on nobody waits."""
-    _given_up.set()
+    global _given_up
+    _given_up = True
     if _exposed:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
 def begin() -> None:
     """Waiting is allowed again: before a run, and after it in a process that goes on."""
-    _given_up.clear()
+    global _given_up
+    _given_up = False
 
 
 def given_up() -> bool:
-    return _given_up.is_set() and not getattr(_here, "to_the_end", False)
+    return _given_up and not getattr(_here, "to_the_end", False)
 
 
 @contextlib.contextmanager
@@ -107,7 +93,7 @@ def interruptibly(function: Callable[..., T], *arguments: Any) -> T:
         _armed = True
     _exposed = True
     try:
-        if _given_up.is_set():
+        if _given_up:
             raise StoppedError("stopped before reading")
         return function(*arguments)
     finally:

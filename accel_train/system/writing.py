@@ -1,39 +1,89 @@
-"""Writing: a file in one step, and folders that cannot be written to, said in one line before the work is done."""
+"""Writing: files and folders in one step, and a line beforehand about folders that cannot be written to."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from accel_train.errors import UserError
 
 
-def write_atomic(path: Path, text: str, sync: bool = False) -> None:
-    """Replace a file so that a reader, or a kill, meets either the old text or the new one.
-
-    ``sync`` waits for the disk as well, for files that cannot be made again.
-    """
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its own name, in one step, when it is whole. The ending is that of ``path``."""
-    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")
+    """The name of a file to write, which then takes the place of ``path``; nothing is left of it after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str, sync: bool = False, mode: int = 0o666) -> None:
+    """Replace a file so that a reader, or a kill, meets either the old text or the new one.
+
+    Args:
+        sync: wait for the disk as well, for files that cannot be made again.
+        mode: who may read and write it, less what the umask takes away.
+    """
+    with replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of a process that was killed; a new file has the mode
+        with open(
+            temporary, "x", encoding="utf-8", newline="\n", opener=lambda p, flags: os.open(p, flags, mode)
+        ) as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its final place and swap it in, flushed."""
+    temporary = final.with_name(f".{final.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        flush_folder(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder and its files to disk. Whoever may enter it may read them, as the umask says: safetensors leaves
+    its files to their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in files_in(folder):
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            path.chmod(mode)
+        flush(path)
+    flush(folder)
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def flush(path: Path) -> None:
+    """To disk: the content of a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_unwritable(name: str, folder: Path) -> None:

@@ -23,27 +23,20 @@ if TYPE_CHECKING:
 class AccelerateTrackers(Observer):
     """Hands records to the trackers an ``Accelerator(log_with=...)`` was made with. Ending them is left to its owner.
 
-    Args:
-        accelerator: the one of the run.
-        project_name: what the trackers file the run under. Default: WANDB_PROJECT, or the name of the task.
-        init_kwargs: further arguments by tracker, such as ``{"wandb": {"tags": ["pilot"]}}``.
+    They file the run under WANDB_PROJECT, or the name of the task.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, project_name: str | None = None, init_kwargs: dict[str, Any] | None = None
-    ):
+    def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.project_name = project_name
-        self.init_kwargs = init_kwargs or {}
 
     def on_start(self, run: Run) -> None:
         names = [str(tracker) for tracker in self.accelerator.log_with]
         if "wandb" in names and not _wandb_may_start():
             raise UserError("report_to: wandb is not logged in; run wandb login, or set WANDB_API_KEY, or "
                             "WANDB_MODE=offline to upload later with wandb sync")  # fmt: skip
-        project = self.project_name or os.environ.get("WANDB_PROJECT") or run.task.task_name()
+        project = os.environ.get("WANDB_PROJECT") or run.task.task_name()
         try:
-            self.accelerator.init_trackers(project, config=flatten(run.config), init_kwargs=self.init_kwargs)
+            self.accelerator.init_trackers(project, config=flatten(run.config))
         except FAILURES as error:
             self._end_what_started()
             raise UserError(f"report_to: {', '.join(names)} cannot start: {brief(error)}") from error

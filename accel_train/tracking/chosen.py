@@ -11,6 +11,7 @@ from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError, suggest
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
+from accel_train.tracking.webhook import ALERT_URL_ENV, Webhook
 
 
 def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[Event], None]) -> list[Observer]:
@@ -28,14 +29,8 @@ def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[
         from accel_train.tracking.accelerate import AccelerateTrackers
 
         observers.append(AccelerateTrackers(accelerator))
-    hook = config.webhook
-    if os.environ.get(hook.url_env) or os.environ.get("ACCEL_TRAIN_ALERT_WEBHOOK_URL") or hook.url_file:
-        from accel_train.tracking.webhook import Webhook
-
-        milestones = hook.milestones or ()
-        observers.append(
-            Webhook(hook.kinds, hook.status_steps, milestones, url_env=hook.url_env, url_file=hook.url_file)
-        )
+    if os.environ.get(config.webhook.url_env) or os.environ.get(ALERT_URL_ENV) or config.webhook.url_file:
+        observers.append(Webhook(config.webhook))
     if config.tb_sync_to:
         from accel_train.tracking.sync import TensorBoardSync
 

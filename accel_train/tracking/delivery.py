@@ -15,8 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from accel_train.system.http import NoRedirects, retry_after
+
 ALERTS = ("anomaly", "cycle", "crash")
 """The kinds that must not get lost among the others."""
+
+CAPACITY = 64
+"""Messages that may wait to be sent."""
+PER_MINUTE = 20
+"""Requests at most; what cannot be sent in time is dropped and counted, statuses first."""
+TIMEOUT_S = 10.0
+"""How long a server is waited for."""
+RETRIES, BACKOFF_S = 4, 1.0
+"""How often a message is tried again, and the pause before the first time, doubled for every further one."""
+RETRY_AFTER_S = 3600.0
+"""Seconds to wait at most, whatever a server asks for."""
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +88,14 @@ class Sender:
     Nothing here raises into the training; what could not be delivered is counted in ``dropped``.
     """
 
-    def __init__(
-        self, per_minute: int = 20, timeout: float = 10.0, retries: int = 4, backoff: float = 1.0, capacity: int = 64
-    ):
-        self.per_minute, self.timeout, self.retries, self.backoff = per_minute, timeout, retries, backoff
-        self.capacity = capacity
+    def __init__(self) -> None:
         self.sent = self.dropped = 0
         self._queue: list[Message] = []
-        self._requests: deque[float] = deque(maxlen=max(per_minute, 1))  # when the latest ones were made
+        self._requests: deque[float] = deque(maxlen=PER_MINUTE)  # when the latest ones were made
         self._changed = threading.Condition()
         self._closing = self._over = self._busy = self._failing = False
         self._random = random.Random()  # its own: drawing from the global one would change the training
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(NoRedirects)
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
@@ -96,7 +105,7 @@ class Sender:
             if message.kind == "status":  # only the newest is worth sending
                 self._discard(i for i, queued in enumerate(self._queue) if queued.kind == "status")
             self._queue.append(message)
-            if len(self._queue) > self.capacity:
+            if len(self._queue) > CAPACITY:
                 self._discard([min(range(len(self._queue)), key=lambda i: (_importance(self._queue[i]), i))])
             self._changed.notify_all()
 
@@ -141,23 +150,23 @@ class Sender:
 
     def _delay(self, message: Message) -> float:
         """Seconds until the rate limit allows this message. One request a minute is kept for the last message."""
-        allowed = self.per_minute if message.last else max(self.per_minute - 1, 1)
+        allowed = PER_MINUTE if message.last else PER_MINUTE - 1
         if len(self._requests) < allowed:
             return 0.0
         return max(self._requests[-allowed] + 60.0 - time.monotonic(), 0.0)
 
     def _deliver(self, message: Message) -> None:
         problem = ""
-        for attempt in range(self.retries + 1):
+        for attempt in range(RETRIES + 1):
             self._requests.append(time.monotonic())
-            problem, retry_after = self._post(message)
+            problem, pause = self._post(message)
             if not problem:
                 self.sent += 1
                 self._failing = False
                 return
-            if retry_after is None or attempt == self.retries:
+            if pause is None or attempt == RETRIES:
                 break
-            if not self._sleep(max(retry_after, self.backoff * 2**attempt * self._random.uniform(0.5, 1.5)), message):
+            if not self._sleep(max(pause, BACKOFF_S * 2**attempt * self._random.uniform(0.5, 1.5)), message):
                 break
         self._give_up(message, problem)
 
@@ -167,12 +176,13 @@ class Sender:
         headers = {"Content-Type": "application/json", "User-Agent": "accel-train"}  # Discord refuses urllib's own
         request = urllib.request.Request(message.url.reveal(), content, headers, method="POST")
         try:
-            with self._opener.open(request, timeout=self.timeout):
+            with self._opener.open(request, timeout=TIMEOUT_S):
                 return "", None
         except urllib.error.HTTPError as error:
             with error:
                 temporary = error.code in (408, 425, 429) or error.code >= 500
-                return f"HTTP {error.code}", _seconds(error.headers.get("Retry-After")) if temporary else None
+                wait = retry_after(error.headers.get("Retry-After"), RETRY_AFTER_S)
+                return f"HTTP {error.code}", wait if temporary else None
         except Exception as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             return message.url.scrub(f"{type(cause).__name__}: {cause}"), 0.0
@@ -190,22 +200,7 @@ class Sender:
         self._failing = True  # one warning an outage
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A webhook answers where it is asked; following it elsewhere would turn the POST into a GET."""
-
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
-        return None
-
-
 def _importance(message: Message) -> int:
     if message.kind == "status":
         return 0
     return 2 if message.kind in ALERTS or message.last else 1
-
-
-def _seconds(retry_after: str | None) -> float:
-    """The header in seconds, at most an hour; 0 where it is missing or a date (the back-off then decides)."""
-    try:
-        return min(max(float(retry_after or 0), 0.0), 3600.0)
-    except ValueError:
-        return 0.0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.tracking.records import is_bookkeeping, is_number
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ def plot_history(history: dict[str, list[Any]], names: tuple[str, ...] = ()) -> 
     chosen = [name.removeprefix("eval_") for name in names] or _losses(history)
     for name in chosen:
         if not any(key in history for key in (name, f"eval_{name}")):
-            from accel_train.errors import suggest
-
             known = sorted({key.removeprefix("eval_") for key in history} - {"step", "wall_time", "epoch", "phase"})
             raise UserError(f"nothing called {name!r} was logged{suggest(name, known)}; there are {', '.join(known)}")
     columns = min(len(chosen), COLUMNS) or 1

@@ -112,6 +112,12 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{total % 60:02d}s" if minutes else f"{total}s"
 
 
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{each:{'>' if i else ''}{widths[i]}}" for i, each in enumerate(row)).rstrip() for row in rows]
+
+
 def show_terms(record: Mapping[str, Any], baselines: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
     """Names and texts of the terms, each with its baselines: ``("next", "0.4689 (floor 0.4621)")``.
 

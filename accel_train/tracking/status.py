@@ -19,16 +19,12 @@ from accel_train.tracking.records import duration, is_number, number, plain, sho
 SILENCE_S = 120.0
 """A running run that has not reported for so long deserves a remark: it evaluates, or somebody killed it."""
 
+INTERVAL_S = 5.0
+"""Between two writes while training. Evaluations, checkpoints and the end are written at once."""
+
 
 class Status(Observer):
-    """Keeps ``output_dir/status.json`` up to date.
-
-    Args:
-        interval: seconds between two writes while training. Evaluations, checkpoints and the end are written at once.
-    """
-
-    def __init__(self, interval: float = 5.0):
-        self.scalars = interval
+    """Keeps ``output_dir/status.json`` up to date."""
 
     def on_start(self, run: Run) -> None:
         self.path = run.output_dir / "status.json"
@@ -47,7 +43,7 @@ class Status(Observer):
 
     def on_tick(self, status: Record) -> None:
         self._tick = dict(status)
-        if time.monotonic() - self._written >= self.scalars:
+        if time.monotonic() - self._written >= INTERVAL_S:
             self._write()
 
     def on_evaluate(self, record: Record) -> None:

@@ -6,12 +6,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from accel_train.data.remote import storage
+from accel_train.data.remote.requests import is_remote
 from accel_train.errors import UserError
 from accel_train.system.secrets import scrub
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer, Record, Run
+
+WAIT_S = 60.0
+"""The end of a run waits at most so long for the last pass."""
 
 
 class TensorBoardSync(Observer):
@@ -23,13 +27,12 @@ class TensorBoardSync(Observer):
         destination: a directory, or a URL that fsspec can write to.
         interval: seconds between two passes over the files.
         tell: takes the warning, in the thread of the training.
-        wait_s: at most so long does the end of a run wait for the last pass.
     """
 
     _thread: threading.Thread | None = None
 
-    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None], wait_s: float = 60.0):
-        self.destination, self.scalars, self.tell, self.wait_s = destination, interval, tell, wait_s
+    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None]) -> None:
+        self.destination, self.interval, self.tell = destination, interval, tell
         self.copied: dict[Path, tuple[int, int]] = {}  # as it was when it was copied: mtime in ns, bytes
         self._closing = threading.Event()
         self._problem = ""
@@ -51,16 +54,16 @@ class TensorBoardSync(Observer):
         if self._thread is None:
             return
         self._closing.set()
-        self._thread.join(self.wait_s)
+        self._thread.join(WAIT_S)
         if self._thread.is_alive():
-            self._problem = self._problem or f"the last copy took more than {self.wait_s:g} s"
+            self._problem = self._problem or f"the last copy took more than {WAIT_S:g} s"
         self._thread = None
         self._say_problem()
 
     def _work(self) -> None:
         closing = False
         while not closing:
-            closing = self._closing.wait(self.scalars)
+            closing = self._closing.wait(self.interval)
             try:
                 self._copy_changed()
             except Exception as error:
@@ -81,12 +84,11 @@ class TensorBoardSync(Observer):
             self.tell(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
 
 
-def copy(file: Path, target: str) -> Any:
+def copy(file: Path, target: str) -> None:
     """To a path or a URL. A file is overwritten in place: a TensorBoard that has it open goes on reading from there."""
-    if "://" in target:
-        from accel_train.data.remote.storage import put
-
-        put(str(file), target)
+    if is_remote(target):
+        storage.put(str(file), target)
     else:
+        target = storage.local_path(target)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

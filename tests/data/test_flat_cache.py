@@ -185,18 +185,18 @@ def test_a_build_that_fails_leaves_what_was_there(files, tmp_path):
     assert len(FlatCache(tmp_path)) == 89 and sorted(os.listdir(tmp_path / "flat")) == [
         "flat.entry.npy", "manifest.json", "offsets.npy", "rows.event.npy", "rows.id.npy",
     ]  # fmt: skip
-    assert not (tmp_path / "building").exists()
+    assert not (tmp_path / ".flat.writing").exists()
 
 
 def test_what_a_killed_build_left_is_no_cache(files, tmp_path):
     cached(tmp_path, lanes(files), {}, 16)
-    (tmp_path / "flat").rename(tmp_path / "building")
-    (tmp_path / "building" / "more.npy").write_bytes(b"half")
+    (tmp_path / "flat").rename(tmp_path / ".flat.writing")
+    (tmp_path / ".flat.writing" / "more.npy").write_bytes(b"half")
     with pytest.raises(DataError):
         FlatCache(tmp_path)
     assert "no flat cache yet" in titles(cached(tmp_path, lanes(files), {}, 16))
     assert (
-        not (tmp_path / "building").exists()
+        not (tmp_path / ".flat.writing").exists()
         and "more" not in json.loads((tmp_path / "flat" / "manifest.json").read_text())["arrays"]
     )
 
@@ -210,10 +210,10 @@ def test_nothing_wanted_and_no_room_are_said(files, tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(flat_cache, "_flush", full)
+    monkeypatch.setattr("accel_train.system.writing.flush", full)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         cached(tmp_path, lanes(files), {}, 16)
-    assert not (tmp_path / "flat").exists() and not (tmp_path / "building").exists()
+    assert not (tmp_path / "flat").exists() and not (tmp_path / ".flat.writing").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used for a flat cache"):
         cached(tmp_path / "file", lanes(files), {}, 16)
@@ -224,7 +224,7 @@ def test_nothing_wanted_and_no_room_are_said(files, tmp_path, monkeypatch):
 
 def test_one_builds_and_the_others_wait(files, tmp_path, monkeypatch):
     built, sources = [], []
-    monkeypatch.setattr(flat_cache, "POLL_S", 0.005)
+    monkeypatch.setattr("accel_train.system.locking.POLL_S", 0.005)
     monkeypatch.setattr(flat_cache, "build", lambda *args: built.append(1) or build(*args))
     ranks = [
         threading.Thread(target=lambda: sources.append(cached(tmp_path / "cache", lanes(files), {}, 16)))
@@ -237,22 +237,25 @@ def test_one_builds_and_the_others_wait(files, tmp_path, monkeypatch):
     assert len(built) == 1 and [len(source.data) for source in sources] == [89] * 4
 
 
-def test_the_wait_is_bounded(files, tmp_path):
-    with flat_cache._alone(tmp_path, 1.0), pytest.raises(UserError, match="has been at it for 0.2 s"):
-        cached(tmp_path, lanes(files), {}, 16, timeout_s=0.2)
-    cached(tmp_path, lanes(files), {}, 16, timeout_s=0.0)
+def test_the_wait_is_bounded(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(flat_cache, "WAIT_S", 0.2)
+    with flat_cache._alone(tmp_path), pytest.raises(UserError, match="has been at it for 0.2 s"):
+        cached(tmp_path, lanes(files), {}, 16)
+    monkeypatch.setattr(flat_cache, "WAIT_S", 0.0)
+    cached(tmp_path, lanes(files), {}, 16)
 
 
-def test_a_lock_is_gone_with_its_process(files, tmp_path):
+def test_a_lock_is_gone_with_its_process(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(flat_cache, "WAIT_S", 0.0)
     child = multiprocessing.get_context("spawn").Process(target=_die_with_the_lock, args=(tmp_path,))
     child.start()
     child.join()
     assert child.exitcode == 9
-    cached(tmp_path, lanes(files), {}, 16, timeout_s=0.0)
+    cached(tmp_path, lanes(files), {}, 16)
 
 
 def _die_with_the_lock(folder):
-    with flat_cache._alone(folder, 1.0):
+    with flat_cache._alone(folder):
         os._exit(9)
 
 

@@ -11,15 +11,8 @@ from unittest import mock
 import pytest
 
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import (
-    MANIFEST,
-    CheckpointFolder,
-    files_in,
-    replace_folder,
-    verify,
-    whole,
-    write_manifest,
-)
+from accel_train.run.checkpoint import MANIFEST, CheckpointFolder, verify, whole, write_manifest
+from accel_train.system.writing import files_in, replace_folder
 
 
 def save(root: Path, step: int, **retention) -> CheckpointFolder:

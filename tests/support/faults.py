@@ -103,7 +103,7 @@ DISK_PLACES = {
     "optimizer": "torch.save",
     "progress": "accel_train.run.folder.write_json",
     "manifest": "accel_train.run.checkpoint.write_manifest",
-    "flush": "accel_train.run.checkpoint._flush",
+    "flush": "accel_train.system.writing.flush",
     "folder": "accel_train.run.checkpoint.CheckpointFolder.begin",
     "best model": "accel_train.run.weights.replace_folder",
 }
@@ -124,7 +124,7 @@ def disk_faults(setting: dict[str, Any] | None) -> Iterator[None]:
             patches.enter_context(mock.patch(DISK_PLACES[place], _full(real, setting["steps"])))
         if slow := setting.get("slow"):
             for target in (
-                "accel_train.run.checkpoint._flush",
+                "accel_train.system.writing.flush",
                 "accel_train.run.checkpoint.write_manifest",
                 "torch.save",
             ):

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from accel_train.cli import main
 from accel_train.errors import UserError
-from accel_train.system.writing import refuse_unwritable, write_atomic, writing
+from accel_train.system.writing import refuse_unwritable, replace_folder, write_atomic, writing
 
 
 def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path):
@@ -18,6 +19,26 @@ def test_a_file_that_could_not_be_written_is_the_old_one(tmp_path):
         write_atomic(path, "new \ud800", sync=True)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_the_mode_is_that_of_the_file_from_its_first_moment(tmp_path):
+    stale = tmp_path / f".secret.{os.getpid()}.{threading.get_ident()}.tmp"
+    stale.write_text("of a process that was killed, for all to read")
+    write_atomic(tmp_path / "secret", "token", mode=0o600)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_folder_that_could_not_be_written_is_the_old_one(tmp_path):
+    def full(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    replace_folder(tmp_path / "model", lambda folder: (folder / "file").write_text("old") and None)
+    with pytest.raises(OSError, match="No space"):
+        replace_folder(tmp_path / "model", full)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"], "the half is gone: what it took is free again"
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["file"]
 
 
 def test_a_folder_that_can_be_written_to_is_left_as_it_was(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ class ToyTask(Task):
     """Only its name is needed."""
 
 
-def start(folder, interval=5.0, **changes) -> Status:
-    observer = Status(interval)
+def start(folder, **changes) -> Status:
+    observer = Status()
     observer.on_start(
         Run(**({"output_dir": folder, "task": ToyTask(), "config": {}, "models": {}, "total_steps": 100} | changes))
     )
@@ -53,8 +53,9 @@ def test_ticks_are_written_once_per_interval(tmp_path, monkeypatch):
     assert sorted(set(seen)) == [0, 10, 20]
 
 
-def test_evaluations_checkpoints_and_the_end_are_written_at_once(tmp_path):
-    observer = start(tmp_path, interval=1000.0)
+def test_evaluations_checkpoints_and_the_end_are_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("accel_train.tracking.status.INTERVAL_S", 1000.0)
+    observer = start(tmp_path)
     observer.on_tick({"step": 3, "loss": np.float32("nan"), "last_checkpoint": None})
     observer.on_evaluate({"kind": "eval", "step": 3, "loss": 0.5, "accuracy": float("inf")})
     status = read(tmp_path)
@@ -68,7 +69,8 @@ def test_evaluations_checkpoints_and_the_end_are_written_at_once(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_status(tmp_path, monkeypatch):
-    observer = start(tmp_path, interval=0.0)
+    monkeypatch.setattr("accel_train.tracking.status.INTERVAL_S", 0.0)
+    observer = start(tmp_path)
 
     def full(*args):
         raise OSError(28, "No space left on device")

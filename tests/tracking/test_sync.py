@@ -16,13 +16,14 @@ from accel_train.config.schema import TrainConfig
 from accel_train.config.setting import about
 from accel_train.errors import UserError
 from accel_train.task import Task
+from accel_train.tracking import sync
 from accel_train.tracking.observer import Run
 from accel_train.tracking.sync import TensorBoardSync
 
 
-def start(folder: Path, destination: str, interval: float = 0.01, **named):
+def start(folder: Path, destination: str, interval: float = 0.01):
     told = []
-    observer = TensorBoardSync(destination, interval, told.append, **named)
+    observer = TensorBoardSync(destination, interval, told.append)
     observer.on_start(Run(folder, Task(), {}, {}, 100))
     return observer, told
 
@@ -48,7 +49,7 @@ def test_the_copy_follows_and_is_complete_at_the_end(tmp_path):
     write(source, "events.out.tfevents.1.host", b" two")
     write(source, "figures/events.out.tfevents.2.host", b"deeper")
     wait_for(lambda: len(contents(there)) == 2)
-    observer.scalars = 1e6
+    observer.interval = 1e6
     observer.on_tick({})
     write(source, "events.out.tfevents.1.host", b" three")  # what TensorBoard writes when it is closed
     observer.on_end("completed", {})
@@ -117,7 +118,8 @@ def test_the_end_of_a_run_waits_only_so_long(tmp_path, monkeypatch):
     write(tmp_path / "run", "x.tfevents", b"content")
     hangs = threading.Event()
     monkeypatch.setattr(shutil, "copyfile", lambda *_: hangs.wait(30))
-    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6, wait_s=0.2)
+    monkeypatch.setattr(sync, "WAIT_S", 0.2)
+    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
     began = time.monotonic()
     observer.on_end("completed", {})
     assert time.monotonic() - began < 5

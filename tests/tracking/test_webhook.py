@@ -13,8 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from accel_train.config.schema import WebhookConfig
 from accel_train.errors import UserError
 from accel_train.task import Event, Task
+from accel_train.tracking import delivery
 from accel_train.tracking.delivery import Message, Sender, Url
 from accel_train.tracking.observer import Run
 from accel_train.tracking.webhook import KINDS, Webhook, body
@@ -96,7 +98,8 @@ def start(tmp_path, monkeypatch):
     def start(url: str, alert_url: str = "", start_step=0, **settings) -> Webhook:
         monkeypatch.setenv("ACCEL_TRAIN_WEBHOOK_URL", url)
         monkeypatch.setenv("ACCEL_TRAIN_ALERT_WEBHOOK_URL", alert_url)
-        webhook = Webhook(**({"backoff": 0.02, "drain_s": 3.0} | settings))
+        monkeypatch.setattr(delivery, "BACKOFF_S", 0.02)
+        webhook = Webhook(WebhookConfig(**({"kinds": list(KINDS)} | settings)))
         webhook.on_start(Run(tmp_path, CollatzTask(), {}, {}, 1000, start_step=start_step, baselines={"next": 0.4621}))
         return webhook
 
@@ -104,7 +107,7 @@ def start(tmp_path, monkeypatch):
 
 
 def message(title: str, kind="warning", url="http://127.0.0.1:9/x", last=False) -> Message:
-    return Message(kind, body(kind, "toy", title, {}, "me"), Url(url), last)
+    return Message(kind, body(kind, "toy", title, {}), Url(url), last)
 
 
 # -- what is sent --------------------------------------------------------------------------------------------------
@@ -112,7 +115,7 @@ def message(title: str, kind="warning", url="http://127.0.0.1:9/x", last=False) 
 
 def test_a_message_is_what_discord_expects(start):
     with serving() as server:
-        webhook = start(server.url, kinds=["anomaly"], username="Collatz")
+        webhook = start(server.url, kinds=["anomaly"])
         webhook.on_event(Event("anomaly", "prediction far off", {"n": 2**68, "error": np.float32(3.25), "note": ""}))
         webhook.on_end("completed", {})
     ((_, path, headers, sent),) = server.received
@@ -121,7 +124,7 @@ def test_a_message_is_what_discord_expects(start):
     assert sent["embeds"][0].pop("timestamp").endswith("+00:00")
     assert sent == {
         "content": "collatz: prediction far off",
-        "username": "Collatz",
+        "username": "accel-train",
         "embeds": [
             {
                 "title": "prediction far off",
@@ -138,15 +141,17 @@ def test_a_message_is_what_discord_expects(start):
 
 def test_the_life_of_a_run(start):
     with serving() as server:
-        webhook = start(server.url, status_steps=200, milestones=[250, 900])
+        webhook = start(server.url, status_steps=200, milestones=250)
         for step in range(100, 501, 100):
             webhook.on_log({"step": step, "loss": 0.5, "next": 0.47, "items_per_s": 1894.2, "eta_s": 60.0})
-            server.wait_for(1 + step // 200 + (step >= 300))
+            server.wait_for(1 + step // 200 + (step >= 300) + (step >= 500))
         webhook.on_event(Event("cycle", "a cycle"))
         webhook.on_end("stopped", {"step": 500, "loss": 0.5, "reason": "SIGTERM"})
-    assert server.titles() == ["started", "step 200", "step 250 reached", "step 400", "a cycle", "stopped"]
+    assert server.titles() == [
+        "started", "step 200", "step 250 reached", "step 400", "step 500 reached", "a cycle", "stopped"
+    ]  # fmt: skip
     embeds = [sent["embeds"][0] for _, _, _, sent in server.received]
-    assert [embed["color"] for embed in embeds] == [3066993, 3447003, 3066993, 3447003, 16711680, 9807270]
+    assert [embed["color"] for embed in embeds] == [3066993, 3447003, 3066993, 3447003, 3066993, 16711680, 9807270]
     assert {f["name"]: f["value"] for f in embeds[1]["fields"]} == {
         "loss": "0.5000", "next": "0.4700 (floor 0.4621)", "items/s": "1,894", "ETA": "1m00s",
     }  # fmt: skip
@@ -186,7 +191,7 @@ def test_only_an_alert_url_means_only_alerts(start):
 
 def test_a_body_stays_within_discords_limits():
     for n, size in ((30, 5000), (5, 5000), (1, 5000)):
-        sent = body("status", "toy", "t" * 3000, {f"{i}" + "n" * 300: "v" * size for i in range(n)}, "me")
+        sent = body("status", "toy", "t" * 3000, {f"{i}" + "n" * 300: "v" * size for i in range(n)})
         (embed,) = sent["embeds"]
         assert len(sent["content"]) <= 2000 and len(embed["title"]) <= 256 and len(embed["fields"]) <= 25
         assert all(0 < len(f["name"]) <= 256 and 0 < len(f["value"]) <= 1024 for f in embed["fields"])
@@ -230,9 +235,12 @@ def test_a_refusal_is_not_tried_again_and_said_once(start, caplog, answer):
     assert line == f"webhook: a warning message could not be sent (HTTP {answer[0]}); training goes on"
 
 
-def test_a_hanging_server_does_not_hold_up_the_training(start):
+def test_a_hanging_server_does_not_hold_up_the_training(start, monkeypatch):
+    monkeypatch.setattr(delivery, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(delivery, "RETRIES", 50)
+    monkeypatch.setattr("accel_train.tracking.webhook.DRAIN_S", 0.5)
     with serving(*[(0, {})] * 10) as server:
-        webhook = start(server.url, timeout=0.2, retries=50, drain_s=0.5)
+        webhook = start(server.url)
         begin = time.monotonic()
         for i in range(500):
             webhook.on_event(Event("anomaly", f"{i}"))
@@ -245,12 +253,13 @@ def test_a_hanging_server_does_not_hold_up_the_training(start):
     assert sender is not None and sender.dropped >= 500 - 64
 
 
-def test_a_dead_port_harms_nobody_and_its_url_stays_secret(start, caplog, capfd):
+def test_a_dead_port_harms_nobody_and_its_url_stays_secret(start, caplog, capfd, monkeypatch):
+    monkeypatch.setattr(delivery, "RETRIES", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with caplog.at_level(logging.DEBUG):
-        webhook = start(f"http://127.0.0.1:{port}/api/webhooks/42/{TOKEN}", retries=1)
+        webhook = start(f"http://127.0.0.1:{port}/api/webhooks/42/{TOKEN}")
         while not caplog.records:
             time.sleep(0.01)
         webhook.on_end("crashed", {"reason": "x"})
@@ -258,8 +267,10 @@ def test_a_dead_port_harms_nobody_and_its_url_stays_secret(start, caplog, capfd)
     assert TOKEN not in "".join(capfd.readouterr())
 
 
-def test_an_overflowing_queue_drops_statuses_first_and_counts():
-    sender = Sender(capacity=4, per_minute=1)
+def test_an_overflowing_queue_drops_statuses_first_and_counts(monkeypatch):
+    monkeypatch.setattr(delivery, "CAPACITY", 4)
+    monkeypatch.setattr(delivery, "PER_MINUTE", 2)
+    sender = Sender()
     sender._requests.append(time.monotonic())  # so that nothing may be sent for a minute
     for title, kind in [("s1", "status"), ("w1", "warning"), ("s2", "status"), ("a1", "anomaly"), ("w2", "warning")]:
         sender.put(message(title, kind))
@@ -279,9 +290,10 @@ def test_an_overflowing_queue_drops_statuses_first_and_counts():
     assert not sender._thread.is_alive()
 
 
-def test_the_rate_limit_keeps_a_place_for_the_last_message(start):
+def test_the_rate_limit_keeps_a_place_for_the_last_message(start, monkeypatch):
+    monkeypatch.setattr(delivery, "PER_MINUTE", 4)
     with serving() as server:
-        webhook = start(server.url, kinds=["anomaly", "stop"], per_minute=4)
+        webhook = start(server.url, kinds=["anomaly", "stop"])
         for i in range(10):
             webhook.on_event(Event("anomaly", f"{i}"))
         server.wait_for(3)
@@ -324,14 +336,15 @@ def test_nothing_raised_while_sending_ends_the_thread(monkeypatch, caplog):
 def test_the_url_may_come_from_a_file(tmp_path, start):
     with serving() as server:
         (tmp_path / "url").write_text(server.url + "\n")
-        webhook = start("http://127.0.0.1:9/wrong", url_file=tmp_path / "url")
+        webhook = start("http://127.0.0.1:9/wrong", url_file=str(tmp_path / "url"))
         webhook.on_end("completed", {})
     assert server.titles() == ["started", "completed"]
 
 
 def test_an_exception_with_the_url_is_scrubbed(monkeypatch, caplog):
     secret = f"http://127.0.0.1:9/api/webhooks/42/{TOKEN}?thread=abcdef123"
-    sender = Sender(retries=0)
+    monkeypatch.setattr(delivery, "RETRIES", 0)
+    sender = Sender()
 
     def fail(*args, **kwargs):
         raise ValueError(f"{secret} and '/api/webhooks/42/{TOKEN}' and {TOKEN} and thread=abcdef123 failed")
@@ -373,15 +386,15 @@ def test_no_url_says_where_it_belongs(start, tmp_path):
     with pytest.raises(UserError, match="environment variable ACCEL_TRAIN_WEBHOOK_URL is empty or not set"):
         start("")
     with pytest.raises(UserError, match="url_file .*missing: FileNotFoundError"):
-        start("", url_file=tmp_path / "missing")
+        start("", url_file=str(tmp_path / "missing"))
     (tmp_path / "latin").write_bytes(TOKEN.encode() + b"\xe9")
     with pytest.raises(UserError, match="url_file .*latin: UnicodeDecodeError") as caught:
-        start("", url_file=tmp_path / "latin")
+        start("", url_file=str(tmp_path / "latin"))
     assert caught.value.__context__ is None, "the error of the decoder carries the text"
 
 
 def test_a_webhook_that_could_not_start_is_silent(start, tmp_path):
-    webhook = Webhook()
+    webhook = Webhook(WebhookConfig())
     webhook.on_event(Event("anomaly", "odd"))
     webhook.on_log({"step": 5, "loss": 0.5})
     webhook.on_end("completed", {})
@@ -391,15 +404,12 @@ def test_arguments_are_checked_and_a_url_among_them_is_not_repeated():
     for settings in (
         {"url_env": f"https://h/{TOKEN}"},
         {"url_file": f"HTTPS://h/{TOKEN}"},
-        {"alert_url_env": f"http://h/{TOKEN}"},
         {"url_env": f"discord.com/api/webhooks/42/{TOKEN}"},
         {"url_file": f"discord.com/api/webhooks/42/{TOKEN}"},
     ):
         with pytest.raises(UserError, match="takes the name of") as caught:
-            Webhook(**settings)
+            Webhook(WebhookConfig(**settings))
         assert TOKEN not in str(caught.value)
-    with pytest.raises(UserError, match="unknown nonsense; choose from start, stop"):
-        Webhook(kinds=["nonsense"])
-    with pytest.raises(UserError, match="per_minute"):
-        Webhook(per_minute=0)
+    with pytest.raises(UserError, match="kinds.*expected start or stop.*nonsense"):
+        WebhookConfig(kinds=["nonsense"])  # pyright: ignore[reportArgumentType]
     assert set(KINDS) == {"start", "stop", "crash", "status", "milestone", "anomaly", "cycle", "warning"}

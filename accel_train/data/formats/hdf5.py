@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from accel_train.data.bad import Bad
-from accel_train.data.lanes import Place
+from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import is_remote, shown
 from accel_train.errors import AccessError, DataError
@@ -22,14 +21,12 @@ GROUP_ROWS = 10_000
 """Rows of a row group. The file has none; this is what the same data in Parquet usually has."""
 
 
-class Hdf5:
+class Hdf5(Tables):
     """The format of ``LanesSource`` for HDF5 files: datasets with one entry per item, datasets with the entries of all
     items one after another, and one with the number of entries per item.
 
     Args:
-        decode: one record batch, whose schema has the metadata ``format: hdf5``, to a ``Ragged``; may raise ``BadRows``
-            or ``DataError``.
-        bad: what to do about a file or rows that cannot be used.
+        decode, bad: as for ``Tables``; the schema of the record batches has the metadata ``format: hdf5``.
         rows: column -> dataset [n, W] of numbers. In the record batch: a list of W float32.
         flat: column -> dataset [counts.sum(), W] of numbers. In the record batch: a list of lists of W float32.
         counts: dataset [n] of integers.
@@ -39,28 +36,25 @@ class Hdf5:
         self,
         decode: Callable[[pa.RecordBatch], Ragged],
         bad: Bad,
-        rows: Mapping[str, str] = MappingProxyType({"primary": "primaries"}),
-        flat: Mapping[str, str] = MappingProxyType({"muons": "muons"}),
-        counts: str = "counts",
+        rows: Mapping[str, str],
+        flat: Mapping[str, str],
+        counts: str,
     ) -> None:
-        self.decode, self.bad, self.rows, self.flat, self.counts = decode, bad, dict(rows), dict(flat), counts
+        super().__init__(decode, bad)
+        self.rows, self.flat, self.counts = dict(rows), dict(flat), counts
         self._starts = lru_cache(None)(self._read_starts)  # 16 bytes per row group
 
-    def groups(self, path: str) -> list[int]:
-        with self.bad.file(path):
-            return self.bad.counted(path, np.diff(self._starts(path)[0]).tolist())
-        return []
+    def group_rows(self, path: str) -> list[int]:
+        return np.diff(self._starts(path)[0]).tolist()
 
-    def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
-        place = Place(path, group)
-        with self.bad.rest_of(place):
-            (first, entry), (last, _) = self._starts(path)[:, group : group + 2].T.tolist()
-            for start in range(first, last, rows):
-                # Opened for every block: nothing stays open while others read, nor when a reader is given up.
-                with _open(path) as file:
-                    batch, entries = self._read(file, start, min(start + rows, last), entry)
-                entry += entries
-                yield self.bad.decode(self.decode, batch, place, start - first)
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+        (first, entry), (last, _) = self._starts(path)[:, group : group + 2].T.tolist()
+        for start in range(first, last, rows):
+            # Opened for every block: nothing stays open while others read, nor when a reader is given up.
+            with _open(path) as file:
+                batch, entries = self._read(file, start, min(start + rows, last), entry)
+            entry += entries
+            yield batch
 
     def _read(self, file: h5py.File, start: int, stop: int, entry: int) -> tuple[pa.RecordBatch, int]:
         """These rows, the first of which has its first entry at ``entry``; and the number of their entries."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from glob import escape
 from pathlib import PurePath
@@ -16,7 +16,7 @@ from datasets import config, load_dataset
 from datasets.exceptions import DatasetsError
 
 from accel_train.data.bad import Bad
-from accel_train.data.lanes import Place
+from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError
 
@@ -35,34 +35,27 @@ COUNT_ROWS = 65_536
 CHECKED = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
-class Streaming:
+class Streaming(Tables):
     """The format of ``LanesSource`` for Parquet, JSON (lines) and Arrow files, also compressed ones (``.jsonl.gz``).
 
     A file is one row group. Its rows are counted by reading it once, so many large files take long to start.
 
     Args:
-        decode: one record batch to a ``Ragged``; may raise ``BadRows`` or ``DataError``.
-        bad: what to do about a file or rows that cannot be used.
+        decode, bad: as for ``Tables``.
     """
 
     def __init__(self, decode: Callable[[pa.RecordBatch], Ragged], bad: Bad) -> None:
-        self.decode, self.bad = decode, bad
+        super().__init__(decode, bad)
         self._count = lru_cache(None)(lambda path: sum(map(len, _batches(path, COUNT_ROWS))))
 
-    def groups(self, path: str) -> list[int]:
-        with self.bad.file(path):
-            return self.bad.counted(path, [self._count(path)])
-        return []
+    def group_rows(self, path: str) -> list[int]:
+        return [self._count(path)]
 
-    def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
-        place, start = Place(path, group), 0
-        with self.bad.rest_of(place):
-            for batch in _batches(path, rows):
-                yield self.bad.decode(self.decode, batch, place, start)
-                start += len(batch)
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+        return _batches(path, rows)
 
 
-def _batches(path: str, rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(path: str, rows: int) -> Generator[pa.RecordBatch, None, None]:
     """A file in batches of ``rows`` rows, the last one shorter.
 
     Raises:

@@ -37,12 +37,15 @@ from accel_train.data.remote.storage import identity
 from accel_train.data.remote.transfers import last_answer
 from accel_train.errors import AccessError, UserError
 from accel_train.system import waiting
+from accel_train.system.locking import try_lock
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import write_atomic
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+WAIT_S = 3600.0
+"""Longest wait for a file, whoever brings it."""
 MARK = ".accel_train-staging"
 """Says that what is in this folder may be deleted."""
 
@@ -56,7 +59,6 @@ class StagingFolder:
         folder: on a disk with locks, empty at first.
         stop: ends what is going on.
         count: called with what happened, and how often: files, bytes, found, deleted, retries.
-        timeout_s: longest wait for another process that downloads the same file.
     """
 
     def __init__(
@@ -64,11 +66,10 @@ class StagingFolder:
         folder: Path,
         max_bytes: int | None,
         access: Access | None,
-        timeout_s: float,
         stop: threading.Event,
         count: Callable[[str, int], None],
     ) -> None:
-        self.folder, self.max_bytes, self.access, self.timeout_s = folder, max_bytes, access, timeout_s
+        self.folder, self.max_bytes, self.access = folder, max_bytes, access
         self._stop, self._count = stop, count
         self._room = threading.Lock()
         self._coming = 0  # bytes that this process is downloading
@@ -122,13 +123,13 @@ class StagingFolder:
                 if handle is not None:
                     return handle
             waited = time.monotonic() - began
-            if waited > self.timeout_s:
-                raise AccessError(f"{shown(url)}: another process has not staged it within {self.timeout_s:g} s")
+            if waited > WAIT_S:
+                raise AccessError(f"{shown(url)}: another process has not staged it within {WAIT_S:g} s")
             if waited > said + SAY_AGAIN_S:
                 said = waited
                 log.warning(
                     "waiting for another process, which has been bringing %s to %s for %.0f s; at most %g s",
-                    shown(url), self.folder, waited, self.timeout_s,
+                    shown(url), self.folder, waited, WAIT_S,
                 )  # fmt: skip
             self._rest(POLL_S)
 
@@ -248,7 +249,7 @@ def _claim(folder: Path) -> None:
         why = "it is a file" if folder.is_file() else error.strerror or str(error)
         raise UserError(f"staging_dir: {folder} cannot be used: {why}; give another, with room") from None
     try:
-        _try_lock(handle, fcntl.LOCK_SH)
+        try_lock(handle, fcntl.LOCK_SH)
     except OSError as error:
         raise UserError(f"{folder}: files there cannot be locked ({error.strerror}): give a local disk") from None
     finally:
@@ -263,14 +264,6 @@ def _same(handle: int, path: Path) -> bool:
         return False
 
 
-def _try_lock(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 def _is_locked(path: Path) -> bool:
     """Has another an exclusive lock on it?"""
     try:
@@ -278,7 +271,7 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(handle, fcntl.LOCK_EX)
+        return not try_lock(handle)
     finally:
         os.close(handle)
 
@@ -286,7 +279,7 @@ def _is_locked(path: Path) -> bool:
 def _lock(path: Path) -> int | None:
     """A descriptor of this file, made if need be, with an exclusive lock; None if another has that."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if _try_lock(handle, fcntl.LOCK_EX) and _same(handle, path):
+    if try_lock(handle) and _same(handle, path):
         return handle
     os.close(handle)
     return None
@@ -298,7 +291,7 @@ def _share(path: Path, expected: Identity) -> int | None:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    if _try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and _is_copy(path, expected):
+    if try_lock(handle, fcntl.LOCK_SH) and _same(handle, path) and _is_copy(path, expected):
         return handle
     os.close(handle)
     return None
@@ -329,7 +322,7 @@ def _delete(path: Path, held: int | None = None) -> bool:
     except FileNotFoundError:
         return False
     try:
-        gone = _try_lock(handle, fcntl.LOCK_EX) and _same(handle, path)
+        gone = try_lock(handle) and _same(handle, path)
         if gone:
             path.unlink()
             _about(path).unlink(missing_ok=True)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
-import logging
-import os
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_train.errors import UserError
 from accel_train.system import waiting
-
-log = logging.getLogger(__name__)
+from accel_train.system.http import NoRedirects
+from accel_train.system.locking import locked
+from accel_train.system.writing import write_atomic
 
 ISSUER = "https://token-issuer.icecube.aq"
 CACHE = ".pelican_auth_cache"
 _TIMEOUT_S = 30.0
-_POLL_S, _SAY_S = 0.1, 10.0
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 
@@ -34,24 +31,16 @@ class DeviceFlow:
 
     Args:
         scopes: the rights; the refresh token in the file is used only for just these and this issuer.
-        say: takes the line that tells the person what to do.
     """
 
-    def __init__(
-        self,
-        scopes: Sequence[str],
-        issuer: str = ISSUER,
-        cache: str | Path = CACHE,
-        say: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, scopes: Sequence[str], issuer: str = ISSUER, cache: str | Path = CACHE) -> None:
         self.scopes, self.issuer, self.cache = sorted(scopes), issuer.rstrip("/"), Path(cache)
-        self._say = say
 
     def __call__(self) -> str:
         # Several ranks ask at once: one talks to the person, and the others then find its refresh token.
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(f"{self.cache}.lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
-            self._lock(lock.fileno())
+        lock = self.cache.with_name(f"{self.cache.name}.lock")
+        with locked(lock, f"waiting for another process that asks for a token, and holds {lock}", mode=0o600):
             saved = self._load()
             endpoints = self._get(f"{self.issuer}/.well-known/openid-configuration")
             answer = self._refresh(endpoints, saved) if saved else None
@@ -62,18 +51,6 @@ class DeviceFlow:
             if "refresh_token" in answer:  # they are used up at some issuers, and a new one comes each time
                 self._save({**saved, "refresh_token": answer["refresh_token"]})
             return answer["access_token"]
-
-    def _lock(self, descriptor: int) -> None:
-        began, told = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                waiting.sleep(_POLL_S)
-            if not told and time.monotonic() > began + _SAY_S:
-                told = True
-                log.warning("waiting for another process that asks for a token, and holds %s.lock", self.cache)
 
     def _load(self) -> dict[str, Any] | None:
         try:
@@ -89,11 +66,7 @@ class DeviceFlow:
         return saved if fits else None
 
     def _save(self, saved: dict[str, Any]) -> None:
-        temporary = self.cache.with_name(f".{self.cache.name}.{os.getpid()}.writing")
-        temporary.unlink(missing_ok=True)
-        with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            json.dump(saved, file)
-        os.replace(temporary, self.cache)
+        write_atomic(self.cache, json.dumps(saved), mode=0o600)
 
     def _register(self, endpoints: dict[str, Any]) -> dict[str, Any]:
         # IceCube's issuer registers at /client and does not announce it; these grants are the ones it is used to.
@@ -125,8 +98,7 @@ class DeviceFlow:
         if "device_code" not in device:
             raise UserError(f"{self.issuer} refused to give a token for {', '.join(self.scopes)}: {_reason(device)}")
         where = device.get("verification_uri_complete") or f"{device['verification_uri']} , code {device['user_code']}"
-        line = f"To allow {', '.join(self.scopes)}, open in a browser: {where}"
-        (self._say or (lambda text: print(text, file=sys.stderr, flush=True)))(line)
+        print(f"To allow {', '.join(self.scopes)}, open in a browser: {where}", file=sys.stderr, flush=True)
         interval = float(device.get("interval", 5))
         deadline = time.monotonic() + float(device.get("expires_in", 600))
         while time.monotonic() < deadline:
@@ -186,14 +158,7 @@ class DeviceFlow:
         return answer
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A secret goes only where it was sent."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(NoRedirects)
 
 
 def _reason(answer: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from accel_train.data.remote import copies
 from accel_train.data.remote.copies import POLL_S, StagingFolder
 from accel_train.data.remote.requests import Access, is_remote, shown
 from accel_train.data.remote.storage import local_path
@@ -52,7 +53,6 @@ class Staging:
         max_files: only the first so many are brought here, and the others are left where they are; None: all.
         delete_after_use: with the last ``release`` on this node.
         access: how the sources are reached.
-        timeout_s: ``acquire`` waits no longer.
     """
 
     def __init__(
@@ -63,13 +63,12 @@ class Staging:
         max_files: int | None = None,
         delete_after_use: bool = False,
         access: Access | None = None,
-        timeout_s: float = 3600.0,
     ) -> None:
-        self.folder, self.ahead, self.max_files, self.timeout_s = Path(folder), ahead, max_files, timeout_s
+        self.folder, self.ahead, self.max_files = Path(folder), ahead, max_files
         self.delete_after_use = delete_after_use
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._copies = StagingFolder(self.folder, max_bytes, access, timeout_s, self._stop, self._count)
+        self._copies = StagingFolder(self.folder, max_bytes, access, self._stop, self._count)
         self._threads: list[threading.Thread] = []
         self._queue: list[str] = []
         self._chosen: set[str] = set()
@@ -115,8 +114,8 @@ class Staging:
                     if file is not None and file.error is not None:
                         del self._files[path]
                         raise file.error
-                    if time.monotonic() > began + self.timeout_s:
-                        raise AccessError(f"{shown(path)}: not staged to {self.folder} within {self.timeout_s:g} s")
+                    if time.monotonic() > began + copies.WAIT_S:
+                        raise AccessError(f"{shown(path)}: not staged to {self.folder} within {copies.WAIT_S:g} s")
                     self._changed.wait(POLL_S)
                     if waiting.given_up():
                         raise StoppedError(f"stopped while {shown(path)} was on its way")

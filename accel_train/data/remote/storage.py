@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +17,10 @@ from urllib.parse import unquote
 
 from accel_train.data.remote import wildcards
 from accel_train.data.remote.identity import Identity, of_info
-from accel_train.data.remote.requests import Access, MissingError, attempt, current, is_remote, shown, split, use
+from accel_train.data.remote.requests import Access, MissingError, attempt, current, is_remote, shown, split
 from accel_train.data.remote.transfers import last_answer
 from accel_train.errors import AccessError, UserError
 from accel_train.system import waiting
-
-__all__ = ["Access", "MissingError", "RemoteFile", "exists", "expand", "identity", "open_file", "put", "size", "use"]
 
 
 def local_path(path: str) -> str:
@@ -169,25 +166,10 @@ def known(url: str, access: Access | None = None) -> Identity:
     return current(access).seen.get(url) or identity(url, access)
 
 
-def exists(path: str, access: Access | None = None) -> bool:
-    try:
-        size(path, access)
-        return True
-    except MissingError:
-        return False
-
-
 def put(local: str, url: str, access: Access | None = None) -> None:
-    """Copy a local file to a path (atomically) or URL; what was there is replaced."""
-    if is_remote(url):
-        with waiting.to_the_end():  # the last copy is made when a run has been told to stop
-            attempt(lambda fs, there: fs.put_file(local, there), url, access)
-        return
-    target = local_path(url)
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-    temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.writing")
-    shutil.copyfile(local, temporary)
-    os.replace(temporary, target)
+    """Copy a local file to a URL; what was there is replaced."""
+    with waiting.to_the_end():  # the last copy is made when a run has been told to stop
+        attempt(lambda fs, there: fs.put_file(local, there), url, access)
 
 
 LOOK_S = 1.0

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ class Token:
     @classmethod
     def from_file(cls, path: str | Path) -> Token:
         """Read again whenever it is renewed, as a credential daemon may replace the file."""
-        return cls(_File(Path(path)))
+        return cls(partial(_of_file, Path(path)))
 
     @classmethod
     def from_environment(cls, name: str) -> Token:
-        return cls(_Variable(name))
+        return cls(partial(_of_variable, name))
 
     def value(self) -> str:
         """The token to send now. Raises ``UserError`` if there is none, or what the source raises."""
@@ -82,25 +83,17 @@ class Token:
         return Token, (self._source,)
 
 
-class _File:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self) -> str:
-        try:
-            return _clean(self.path.read_text(), f"the token in {self.path}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"no token can be read from {self.path}: {type(error).__name__}") from None
+def _of_file(path: Path) -> str:
+    try:
+        return _clean(path.read_text(), f"the token in {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"no token can be read from {path}: {type(error).__name__}") from None
 
 
-class _Variable:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self) -> str:
-        if self.name not in os.environ:
-            raise UserError(f"the environment variable {self.name}, which is to hold the token, is not set")
-        return _clean(os.environ[self.name], f"the token in ${self.name}")
+def _of_variable(name: str) -> str:
+    if name not in os.environ:
+        raise UserError(f"the environment variable {name}, which is to hold the token, is not set")
+    return _clean(os.environ[name], f"the token in ${name}")
 
 
 def _clean(text: str, what: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import email.utils
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from accel_train.data.remote.identity import Identity, of_info
+from accel_train.system import http
 
 T = TypeVar("T")
 
@@ -51,14 +50,7 @@ class Answer:
 
     def retry_after(self) -> float:
         """Seconds after which the server wants to be asked again; 0 if it does not say."""
-        text = self.headers.get("Retry-After", "").strip() if self.status >= 400 else ""
-        if text.isdecimal():
-            return min(float(text), RETRY_AFTER_S)
-        try:
-            there = email.utils.parsedate_to_datetime(text).timestamp() if text else 0.0
-        except ValueError:
-            return 0.0
-        return min(max(there - time.time(), 0.0), RETRY_AFTER_S)
+        return http.retry_after(self.headers.get("Retry-After") if self.status >= 400 else None, RETRY_AFTER_S)
 
 
 _answer: contextvars.ContextVar[Answer | None] = contextvars.ContextVar("answer", default=None)

@@ -51,7 +51,7 @@ def load(fnames: Sequence[str], ferro: bool, cutoff: float | None = None) -> lis
 
 
 class _Frames:
-    """Items of ``len(lags)`` frames each, the trajectories one behind the other; implements ``Indexed``.
+    """Items of ``len(lags)`` frames each, the trajectories one behind the other; for an ``IndexedSource``.
 
     Every frame is checked when it is read for the first time: later ones cost a copy.
     """

@@ -128,7 +128,7 @@ def open_trajectory(paths: dict[str, Path]) -> Trajectory:
             f"Missing required data files for {_model(paths)} dataset: {', '.join(missing)}; required: {_npy(paths)}"
         )
     arrays = {
-        name: _open(path, None if name in ("atom_types", "target_index") else "r") for name, path in paths.items()
+        name: open_array(path, None if name in ("atom_types", "target_index") else "r") for name, path in paths.items()
     }
     return Trajectory(paths, arrays, _meta(paths["nbr_lists"].parent / "meta.json"))
 
@@ -141,7 +141,8 @@ def _npy(names: Iterable[str]) -> str:
     return ", ".join(f"{name}.npy" for name in names)
 
 
-def _open(path: Path, mmap_mode: Literal["r"] | None) -> np.ndarray:
+def open_array(path: Path, mmap_mode: Literal["r"] | None = "r") -> np.ndarray:
+    """An array as it lies on disk, mapped or read. Raises DataError."""
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -151,15 +152,21 @@ def _open(path: Path, mmap_mode: Literal["r"] | None) -> np.ndarray:
     return np.asarray(array)  # a plain view of the same pages: slices of a memmap take several times as long
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def read_object(path: Path, of_what: str = "") -> dict[str, Any]:
+    """The object in a file of JSON; nothing where there is no such file. Raises DataError."""
     if not path.is_file():
         return {}
     try:
-        meta = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(meta, dict):
-        raise DataError(f"{path}: must be an object with keys such as radius, n_nbrs, dt_ns")
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: must be an object{of_what}")
+    return found
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    meta = read_object(path, " with keys such as radius, n_nbrs, dt_ns")
     for key in ("radius", "n_nbrs", "dt_ns"):
         if key in meta and not (isinstance(meta[key], int | float) and meta[key] > 0):
             raise DataError(f"{path}: {key} is {meta[key]!r}, must be a number above 0")

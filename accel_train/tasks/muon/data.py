@@ -17,7 +17,7 @@ from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import path_of
 from accel_train.errors import DataError, UserError
-from accel_train.system.writing import refuse_unwritable, writing
+from accel_train.system.writing import refuse_unwritable, replacing, writing
 from accel_train.task import Batch
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class Outliers:
             written = written.append_column(column, pa.array(values))
         with writing("task.init_args.outliers_dir", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".{name}.{os.getpid()}"
-            pq.write_table(written, temporary, write_page_checksum=True)
-            temporary.replace(self.folder / name)
+            with replacing(self.folder / name) as temporary:
+                pq.write_table(written, temporary, write_page_checksum=True)
 
 
 class HeldOut:

@@ -14,23 +14,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOOKS = {"truth": "0.35", "generated": "#D55E00", "theory": "#0072B2"}
+LOOKS = {"truth": "0.35", "generated": "#D55E00"}
 TITLES = {"E": "log10(primary E / GeV)", "cos": "cos zenith", "mass": "primary mass (GeV)", "depth": "depth (m)"}
 BINS = 40  # of a distribution, about
 SLICES = 12  # of the primary energy in the figure of multiplicities
 Weighted = tuple[np.ndarray, np.ndarray]  # values and their weights
 
 
-def figures(real: Sample, fake: Sample, cells: Cells, theory: dict[str, np.ndarray] | None = None) -> dict[str, Figure]:
-    """``distributions``, ``multiplicity``, ``correlation`` and ``azimuth`` as matplotlib figures.
-
-    Args:
-        theory: ``mean_n`` and ``p_zero`` of every true event, float64 [B], where they are known exactly.
-    """
+def figures(real: Sample, fake: Sample, cells: Cells) -> dict[str, Figure]:
+    """``distributions``, ``multiplicity``, ``correlation`` and ``azimuth`` as matplotlib figures."""
     (_, true), (_, made) = next(real.strata(cells)), next(fake.strata(cells))
     return {
         "distributions": _distributions(true, made),
-        "multiplicity": _multiplicity(true, made, theory or {}),
+        "multiplicity": _multiplicity(true, made),
         "correlation": _correlation(real, fake, cells),
         "azimuth": _azimuth(true, made),
     }
@@ -115,7 +111,7 @@ def _divided(a: np.ndarray | float, b: np.ndarray) -> np.ndarray:
 # -- multiplicity ----------------------------------------------------------------------------------------------------
 
 
-def _multiplicity(true: Sample, made: Sample, theory: dict[str, np.ndarray]) -> Figure:
+def _multiplicity(true: Sample, made: Sample) -> Figure:
     """Mean N, P(N = 0) and Fano factor over the primary energy, with ratios."""
     figure, tops, bottoms = _with_ratios(3)
     energy = coordinates(torch.from_numpy(true.conditions))[:, 0].numpy()
@@ -127,9 +123,6 @@ def _multiplicity(true: Sample, made: Sample, theory: dict[str, np.ndarray]) -> 
     ):
         values = [np.array([count_numbers(counts)[name] for counts in parts]) for parts in slices]
         errors = [np.array([_error(counts, name) for counts in parts]) for parts in slices]
-        if name in theory:
-            exact = [theory[name][rows].mean() if rows.any() else np.nan for rows in _rows(energy, edges)]
-            top.plot(middle, exact, color=LOOKS["theory"], label="theory")
         for look, marker, value, error in zip(("truth", "generated"), "so", values, errors, strict=True):
             top.errorbar(middle, value, error, fmt=marker, ms=4, lw=1, color=LOOKS[look], label=look)
         if name != "p_zero" and all((value > 0).any() for value in values):
@@ -143,14 +136,10 @@ def _multiplicity(true: Sample, made: Sample, theory: dict[str, np.ndarray]) -> 
     return figure
 
 
-def _rows(energy: np.ndarray, edges: np.ndarray) -> list[np.ndarray]:
-    place = np.digitize(energy, edges[1:-1])
-    return [place == i for i in range(len(edges) - 1)]
-
-
 def _slices(sample: Sample, edges: np.ndarray) -> list[np.ndarray]:
     energy = coordinates(torch.from_numpy(sample.conditions))[:, 0].numpy()
-    return [sample.counts[rows] for rows in _rows(energy, edges)]
+    place = np.digitize(energy, edges[1:-1])
+    return [sample.counts[place == i] for i in range(len(edges) - 1)]
 
 
 def _error(counts: np.ndarray, name: str) -> float:

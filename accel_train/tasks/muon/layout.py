@@ -47,9 +47,9 @@ class MuonLayout:
         primary, muons: what the numbers are: names in order, separated by commas, such as
             "major,minor,E,zenith,mass,depth"; those that are not used may have any name. "auto": what the file's own
             metadata says, or else what the number of them tells (``LAYOUTS``).
-        drop_fakes: a row whose only muon has E = x = y = 0 has no muon: some dumpers write empty events so. Counted in
-            ``fakes``.
-        tell: called with one line when the first of them is met.
+        tell: called with one line when the first fake muon is met.
+
+    A row whose only muon has E = x = y = 0 has no muon: some dumpers write empty events so. ``fakes`` counts them.
 
     Raises:
         DataError: a layout lacks one of the names that are needed.
@@ -61,15 +61,14 @@ class MuonLayout:
         self,
         primary: str = "auto",
         muons: str = "auto",
-        drop_fakes: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        self.primary, self.muons, self.drop_fakes, self.tell = primary, muons, drop_fakes, tell
+        self.primary, self.muons, self.tell = primary, muons, tell
         self.fakes = 0
         self._lock = threading.Lock()
         for name, layout, wanted in (("primary", primary, PRIMARY), ("muons", muons, MUON)):
             if layout != "auto":
-                _batches_done(name, layout, wanted)
+                _positions(name, layout, wanted)
 
     def decode(self, batch: pa.RecordBatch) -> Ragged:
         """``primary`` float32 [B, 4]: E / GeV, zenith, mass, depth / m; ``muons`` float32 [M, 3]: E / GeV, x and y / m.
@@ -91,8 +90,6 @@ class MuonLayout:
         return Ragged({"primary": primary}, counts, {"muons": muons})
 
     def _without_fakes(self, counts: np.ndarray, muons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not self.drop_fakes:
-            return counts, muons
         zero = (muons == 0).all(1)
         alone = np.repeat(counts == 1, counts)
         fake = zero & alone
@@ -132,7 +129,7 @@ def _width(layout: str) -> int | None:
     return None if layout == "auto" else len(layout.split(","))
 
 
-def _batches_done(name: str, layout: str, wanted: tuple[str, ...]) -> list[int]:
+def _positions(name: str, layout: str, wanted: tuple[str, ...]) -> list[int]:
     """Where in a layout the wanted numbers stand."""
     names = [part.strip() for part in layout.split(",")]
     for one in wanted:
@@ -153,7 +150,7 @@ def _pick(name: str, values: np.ndarray, layout: str, known: Mapping[int, str], 
                 f" would); set its layout, such as major,minor,{','.join(wanted)}"
             )
         layout = known[width]
-    places = _batches_done(name, layout, wanted)
+    places = _positions(name, layout, wanted)
     return values if places == list(range(width)) else values.take(places, axis=1)
 
 

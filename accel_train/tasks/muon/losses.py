@@ -16,7 +16,7 @@ def between(real: Tensor, fake: Tensor, event: Tensor, alpha: Tensor, paired: bo
     """Points on lines from generated to real muons, one ``alpha`` [B] per event.
 
     ``paired``: muons are paired by energy, so that the points do not depend on the order in which a set is written;
-    otherwise by position in the event, as users know it.
+    otherwise by position in the event, as the legacy preset has it.
     """
     if paired:
         real, fake = real[by_energy(real, event)], fake[by_energy(fake, event)]
@@ -36,8 +36,8 @@ def penalty(slope: Tensor, event: Tensor, counts: Tensor, kind: str) -> Tensor:
     event: (||g||_F - 1)^2 with the norm over all muons of the event. WGAN-GP (arXiv 1704.00028) on the set as a whole.
     one_sided: the same, but only slopes above 1 cost.
     r1: ||g||_F^2, to be taken at real points (arXiv 1801.04406).
-    muon: (||g_m|| - 1)^2 of every muon alone, the known formulation; with maximum pooling most muons have no slope and
-        add a constant 1, so that large events decide.
+    muon: (||g_m|| - 1)^2 of every muon alone, as the legacy preset has it; with maximum pooling most muons have no
+        slope and add a constant 1, so that large events decide.
     """
     squares = slope.square().sum(1)
     if kind == "muon":

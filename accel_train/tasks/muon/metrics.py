@@ -26,6 +26,7 @@ from accel_train.tasks.muon.observables import (
     muon_sums,
     set_features,
 )
+from accel_train.tracking.records import aligned
 
 HARMONICS = 4  # of the azimuth
 ENOUGH = 100  # true events (for what is measured on muons: true muons) below which a cell is not reported
@@ -120,13 +121,6 @@ def azimuth_flatness(histogram: np.ndarray) -> tuple[float, float]:
 # -- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def count_table(real: Sample, fake: Sample, cells: Cells) -> dict[str, dict[str, tuple[float, float]]]:
-    """Cell ("" for all events) -> number of ``count_numbers`` -> (true, generated)."""
-    strata = zip(real.strata(cells), fake.strata(cells), strict=True)
-    numbers = {name: (count_numbers(a.counts), count_numbers(b.counts)) for (name, a), (_, b) in strata}
-    return {name: {key: (true[key], made[key]) for key in true} for name, (true, made) in numbers.items()}
-
-
 def compare(real: Sample, fake: Sample, cells: Cells, seed: int = 0) -> dict[str, float]:
     """Metrics by name, zero for equal distributions (``auc``: one half); those in a cell as ``name/cell``.
 
@@ -218,12 +212,6 @@ def table(metrics: dict[str, float]) -> str:
 
     def both(name: str) -> str:
         return f"{text(name)} ({text(f'{name}/floor')})" if name in metrics else ""
-
-    def aligned(rows: list[list[str]]) -> list[str]:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return [
-            "  ".join(f"{entry:{'>' if i else ''}{widths[i]}}" for i, entry in enumerate(row)).rstrip() for row in rows
-        ]
 
     cells = dict.fromkeys(name.split("/")[1] for name in metrics if f"{name}/floor" in metrics and "/" in name)
     beside = [

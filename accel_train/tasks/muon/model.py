@@ -104,8 +104,8 @@ class Critic(nn.Module):
 
 
 class LegacyCritic(nn.Module):
-    """The critic that users know: element-wise maximum over muons, no multiplicity, and a sentinel of -1e9 for events
-    without muons, whose scores are then some hundred million."""
+    """The critic of the legacy preset: element-wise maximum over muons, no multiplicity, and a sentinel of -1e9 for
+    events without muons, whose scores are then some hundred million."""
 
     def __init__(self, conditions: int, features: int) -> None:
         super().__init__()

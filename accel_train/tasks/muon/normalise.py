@@ -66,7 +66,7 @@ class Fitted(nn.Module):
 
 
 class Fixed(nn.Module):
-    """The constants that users know: no fit. Positions come out some fifty times smaller than energies."""
+    """The constants of the legacy preset: no fit. Positions come out some fifty times smaller than energies."""
 
     conditions, features = 4, 3
 

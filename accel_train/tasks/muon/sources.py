@@ -130,7 +130,7 @@ def make_format(kind: str, layout: MuonLayout, bad: Bad) -> Format:
     if kind == "hdf5":
         from accel_train.data.formats.hdf5 import Hdf5
 
-        return Hdf5(layout.decode, bad)
+        return Hdf5(layout.decode, bad, {"primary": "primaries"}, {"muons": "muons"}, "counts")
     from accel_train.data.formats.streaming import Streaming
 
     return Streaming(layout.decode, bad)

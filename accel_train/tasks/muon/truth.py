@@ -71,23 +71,9 @@ def surface_energies(
     return per_nucleon * np.exp(low)
 
 
-def count_variance(mean: np.ndarray) -> np.ndarray:
-    """Variance of a count with this mean."""
-    return mean + mean**2 / K
-
-
 def p_zero(mean: np.ndarray) -> np.ndarray:
     """Probability of a row without muons."""
     return (1 + mean / K) ** -K
-
-
-def count_log_probability(counts: ArrayLike, mean: ArrayLike) -> np.ndarray:
-    """Natural log of the negative-binomial probability of ``counts`` given ``mean``: float64, -inf if impossible."""
-    counts, mean = np.asarray(counts, float), np.asarray(mean, float)
-    ways = sum(np.log((counts + j) / j) for j in range(1, K))  # log of (counts + K - 1 choose counts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        muons = np.where(counts == 0, 0.0, counts * np.log(mean / (K + mean)))
-    return ways - K * np.log1p(mean / K) + muons
 
 
 def _nucleons(mass: ArrayLike) -> np.ndarray:

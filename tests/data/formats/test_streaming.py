@@ -32,6 +32,8 @@ FILES = [
     "a [1]*.parquet",
 ]
 
+NAMES = {"primary": "primaries"}, {"muons": "muons"}, "counts"
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
@@ -119,7 +121,7 @@ def test_the_same_blocks_from_hdf5(tmp_path, data):
         file["muons"] = np.insert(entries, 0, [[7], [8]], axis=1)
         file["counts"] = np.where(empty, 1, counts).astype(np.int32)
     layout = MuonLayout()
-    format = Hdf5(layout.decode, Bad())
+    format = Hdf5(layout.decode, Bad(), *NAMES)
     assert format.groups(str(tmp_path / "a.h5")) == [N]
     same(list(format.blocks(str(tmp_path / "a.h5"), 0, ROWS)), plain(data))
     assert layout.fakes == empty.sum()

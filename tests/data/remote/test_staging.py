@@ -12,14 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from accel_train.data.remote import copies, staging, storage
 from accel_train.data.remote import requests as remote
-from accel_train.data.remote import staging, storage
 from accel_train.data.remote.copies import MARK, StagingFolder
 from accel_train.data.remote.requests import Access, MissingError
 from accel_train.data.remote.staging import Staging
 from accel_train.errors import DataError, UserError
 
 FAST = Access(backoff_s=0.001, retries=2)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(copies, "WAIT_S", 20.0)
 
 
 def content(i, size=1000):
@@ -33,7 +38,7 @@ def urls(federation):
 
 
 def open_staging(tmp_path, **settings):
-    return Staging(tmp_path / "stage", **{"access": FAST, "timeout_s": 20.0, **settings})
+    return Staging(tmp_path / "stage", **{"access": FAST, **settings})
 
 
 def eventually(condition, seconds=10.0):
@@ -143,9 +148,10 @@ def test_an_error_is_told_where_the_file_is_needed_and_tried_again_then(tmp_path
         assert hidden(tmp_path) == []
 
 
-def test_a_wait_has_a_bound(tmp_path, federation, urls):
+def test_a_wait_has_a_bound(tmp_path, federation, urls, monkeypatch):
+    monkeypatch.setattr(copies, "WAIT_S", 0.2)
     federation.fail("slow", seconds=1.0)
-    with open_staging(tmp_path, timeout_s=0.2) as stage:
+    with open_staging(tmp_path) as stage:
         with pytest.raises(DataError, match="not staged to .* within 0.2 s"):
             stage.acquire(urls[0])
 
@@ -235,7 +241,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, path):
 
 
 def test_names_keep_their_host_and_hide_a_query(tmp_path):
-    copies = StagingFolder(tmp_path / "c", None, None, 1.0, threading.Event(), lambda what, n: None)
+    copies = StagingFolder(tmp_path / "c", None, None, threading.Event(), lambda what, n: None)
     paths = [
         copies.path(url)
         for url in ("pelican://a/x/y.q", "pelican://b/x/y.q", "https://a/x/y.q", "https://u:secret@a/x/y.q?sig=secret")
@@ -274,7 +280,7 @@ def test_readers_in_many_threads(tmp_path, federation, urls):
 
 def _rank(folder, urls, start, answers, settings):
     start.wait(20)
-    with Staging(folder, **{"access": FAST, "timeout_s": 20.0, **settings}) as stage:
+    with Staging(folder, **{"access": FAST, **settings}) as stage:
         stage.schedule(urls)
         found = []
         for url in urls:
@@ -332,13 +338,15 @@ def _die_while_downloading(folder, url):
     time.sleep(60)
 
 
-def test_what_a_killed_process_left_behind_is_taken_over(tmp_path, federation, urls):
+def test_what_a_killed_process_left_behind_is_taken_over(tmp_path, federation, urls, monkeypatch):
     federation.fail("slow", seconds=30.0)
     process = multiprocessing.get_context("fork").Process(target=_die_while_downloading, args=(tmp_path / "s", urls[0]))
     process.start()
     eventually(lambda: federation.count("cache", "GET") == 1)
-    with Staging(tmp_path / "s", access=FAST, timeout_s=0.5) as stage, pytest.raises(DataError, match="within 0.5 s"):
-        stage.acquire(urls[0])
+    with monkeypatch.context() as impatient, Staging(tmp_path / "s", access=FAST) as stage:
+        impatient.setattr(copies, "WAIT_S", 0.5)
+        with pytest.raises(DataError, match="within 0.5 s"):
+            stage.acquire(urls[0])
     assert hidden(tmp_path / "s") == [".f0.parquet.part"]
     os.kill(process.pid, signal.SIGKILL)
     process.join()

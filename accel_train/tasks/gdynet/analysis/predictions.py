@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from accel_train.config.yaml_text import loads
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.analysis import moments
+from accel_train.tasks.gdynet.files import open_array, read_object
 
 INDEX = "predictions.json"
 """Beside the predictions: ``{"split", "tau", "dt_ns", "trajectories": [{"name", "file", "start", "frames"}]}``, where
@@ -75,7 +75,7 @@ def load(
     files = _files(paths[0]) if folders else paths
     names, of_file, predictions = [], [], []
     for path in files:
-        p, index = _open(path), _json(path.parent / INDEX)
+        p, index = _probabilities(path), read_object(path.parent / INDEX)
         parts = [t for t in index.get("trajectories") or [] if t.get("file", index.get("file")) == path.name]
         for part in parts or [{}]:
             start, frames = part.get("start", 0), part.get("frames", len(p))
@@ -88,8 +88,8 @@ def load(
     number = {path: p.shape[2] for path, p in zip(of_file, predictions, strict=True)}
     if len(set(number.values())) > 1:
         raise DataError("different models: " + ", ".join(f"{path} has {k} states" for path, k in number.items()))
-    about = _common([_json(folder / INDEX) for folder in {path.parent: None for path in files}])
-    loaded = Loaded(names, of_file, predictions, about, _json(paths[0] / "metrics.json"), _batch(paths[0]))
+    about = _common([read_object(folder / INDEX) for folder in {path.parent: None for path in files}])
+    loaded = Loaded(names, of_file, predictions, about, read_object(paths[0] / "metrics.json"), _batch(paths[0]))
     return replace(
         loaded,
         states=_states([Path(path) for path in states], predictions) if states else None,
@@ -100,7 +100,7 @@ def load(
 def _files(folder: Path) -> list[Path]:
     inside = (folder / "evaluation" / "predictions", folder / "predictions")
     found = next((path for path in inside if path.is_dir()), folder)
-    index = _json(found / INDEX)
+    index = read_object(found / INDEX)
     listed = dict.fromkeys(str(t.get("file", index.get("file"))) for t in index.get("trajectories") or [])
     for name in listed:
         if Path(name).name != name:
@@ -122,19 +122,6 @@ def _common(indices: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Nothing where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: must be an object")
-    return found
-
-
 def _batch(run: Path) -> int | None:
     """Pairs of frames in a training batch, by the config of a run."""
     path = run / "config.yaml"
@@ -144,15 +131,8 @@ def _batch(run: Path) -> int | None:
 # -- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an array as np.save writes it ({' '.join(str(error).split())})") from None
-
-
-def _open(path: Path) -> np.ndarray:
-    p = _map(path)
+def _probabilities(path: Path) -> np.ndarray:
+    p = open_array(path)
     if p.ndim != 3 or p.dtype.kind != "f" or p.shape[2] < 2 or 0 in p.shape:
         what = f"{p.dtype} {p.shape}"
         raise DataError(f"{path}: holds {what}, not probabilities: floats (frames, targets, at least 2 states)")
@@ -170,7 +150,7 @@ def _open(path: Path) -> np.ndarray:
 def _states(paths: list[Path], predictions: list[np.ndarray]) -> list[np.ndarray]:
     if len(paths) != len(predictions):
         raise UserError(f"--states: {len(paths)} files for {len(predictions)} trajectories; give one for each")
-    found = [_map(path) for path in paths]
+    found = [open_array(path) for path in paths]
     for path, states, p in zip(paths, found, predictions, strict=True):
         if states.dtype.kind not in "iu" or states.shape != p.shape[:2]:
             what = f"{states.dtype} {states.shape}"
@@ -179,13 +159,13 @@ def _states(paths: list[Path], predictions: list[np.ndarray]) -> list[np.ndarray
 
 
 def _coords(path: Path, predictions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    coords, p = _map(path), predictions[0]
+    coords, p = open_array(path), predictions[0]
     if len(predictions) > 1:
         raise UserError(f"--coords: there are {len(predictions)} trajectories; analyse one of them")
     if coords.ndim != 3 or coords.shape[2] != 3 or len(coords) != len(p):
         raise DataError(f"{path}: has shape {coords.shape}, not ({len(p)} frames, atoms, 3)")
     if (targets := path.with_name("target_index.npy")).is_file():
-        chosen = _map(targets)
+        chosen = open_array(targets)
         if len(chosen) != p.shape[1] or chosen.min() < 0 or chosen.max() >= coords.shape[1]:
             raise DataError(f"{targets}: does not fit {p.shape[1]} targets among {coords.shape[1]} atoms")
         return coords, chosen

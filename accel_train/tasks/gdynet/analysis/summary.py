@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.tracking.records import number
+from accel_train.tracking.records import aligned, number
 
 RISE = 1.1  # a curve of timescales that rises by more is not level
 
@@ -27,9 +27,9 @@ def summary(found: dict[str, Any]) -> str:
         f"bands over {found['splits']} splits by {found['split_by']}",
         found["lag_choice"] + lag,
         "",
-        *_aligned([["", *(f"state {i}" for i in range(k))], *_state_rows(found)]),
+        *aligned([["", *(f"state {i}" for i in range(k))], *_state_rows(found)]),
         "",
-        *_aligned(_process_rows(found)),
+        *aligned(_process_rows(found)),
         "",
         f"VAMP-1 {number(vamp['vamp1'])}, VAMP-2 {number(vamp['vamp2'])} of at most {k - 1}{noise}",
         f"mean largest probability {number(found['predictions']['mean_max_probability'])} (1: crisp, "
@@ -76,11 +76,6 @@ def _process_rows(found: dict[str, Any]) -> list[list[str]]:
 
 def _text(value: float | None, form: str = ".4g") -> str:
     return "-" if value is None else format(value, form)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{each:{'>' if i else ''}{widths[i]}}" for i, each in enumerate(row)).rstrip() for row in rows]
 
 
 # -- warnings --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 
 from accel_train.errors import DataError
 from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, library
+from accel_train.tasks.gdynet.preprocess.rows import CutError
 from accel_train.tasks.gdynet.preprocess.topology import read_atoms
 
 XTC, TRR = "xtc", "trr"
@@ -20,10 +21,6 @@ LESS = "it has less than nothing in it"
 
 ANGSTROM = 10.0
 """In a nanometre."""
-
-
-class CutError(Exception):
-    pass
 
 
 def kind(start: bytes) -> str | None:
