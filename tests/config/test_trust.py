@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_train import load_exported
+from accel_train import Task, load_exported
 from accel_train.cli import main
 from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
@@ -130,13 +130,20 @@ def test_no_way_to_name_a_module_runs_it(here, name):
     assert Path("it_ran").exists()
 
 
+class Encoder:
+    pass
+
+
+class EncoderTask(Task):
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+
 def test_a_class_among_the_arguments_of_a_task_is_looked_at_too(here, monkeypatch):
     """A task that was imported, whose argument names a class of the working directory."""
-    import test_config
-
-    for cls in (test_config.Encoder, test_config.EncoderTask):
+    for cls in (Encoder, EncoderTask):
         monkeypatch.setattr(cls, "__module__", "config_classes")
-    monkeypatch.setitem(sys.modules, "config_classes", test_config)
+    monkeypatch.setitem(sys.modules, "config_classes", sys.modules[__name__])
     Path("own_deep.py").write_text(f"{OWN}\nfrom config_classes import Encoder\nclass Deep(Encoder): pass\n")
     node = {"class_path": "config_classes.EncoderTask", "init_args": {"encoder": {"class_path": "own_deep.Deep"}}}
     from accel_train.config.read import build_task
