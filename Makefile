@@ -27,7 +27,7 @@ STAMP := $(VENV)/.accel_train-installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-gpu lint types format bench clean
+.PHONY: help install train test test-slow test-gpu test-lowest lint types format bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,13 @@ test-slow: $(STAMP) ## run the slow tests too
 
 test-gpu: $(STAMP) ## run the tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)
+
+# In an environment of its own: each package that pyproject.toml gives a lowest version has that one. PYTHON=python3.11
+# does the same for Python.
+test-lowest: ## run the test suite with the lowest versions of pyproject.toml
+	@mkdir -p build
+	grep -oE '"[A-Za-z0-9_]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u > build/lowest.txt
+	PIP_CONSTRAINT=$(CURDIR)/build/lowest.txt $(MAKE) test VENV=.venv-lowest TORCH=torch
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

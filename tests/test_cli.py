@@ -241,7 +241,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["stop", "nowhere"], "stop: nowhere is not a run folder"),
         (["synth", "collatz"], "synth: the following arguments are required: --out"),
         (["synth", "colatz", "--out=x"], "task: unknown 'colatz' (did you mean collatz?)"),
-        (["synth", "own_toy.ToyTask", "--out=x"], "synth: own_toy.ToyTask makes its data as it goes and needs none"),
+        (["synth", "own_toy.ToyTask", "--out=x"], "synth: this task makes its data as it goes and needs none"),
         (["evaluate", "nowhere"], "nowhere: "),
         (["export", "nowhere", "--out=x"], "nowhere: "),
         (["inspect", "nowhere"], "task: unknown 'nowhere'"),

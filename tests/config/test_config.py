@@ -30,7 +30,7 @@ from accel_train.data.remote.settings import RemoteFiles
 from accel_train.errors import UserError
 from accel_train.tasks.collatz.task import CollatzTask
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Colour(enum.Enum):

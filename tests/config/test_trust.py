@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_train import load_exported
+from accel_train import Task, load_exported, tasks
 from accel_train.cli import main
 from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
@@ -16,6 +16,7 @@ from accel_train.commands.inspect import inspect
 from accel_train.config.trust import imports_for, is_own
 from accel_train.errors import UserError
 from accel_train.run.saved import find_saved
+from accel_train.tasks import gdynet
 from accel_train.tasks.collatz.task import CollatzTask
 
 OWN = """
@@ -130,13 +131,20 @@ def test_no_way_to_name_a_module_runs_it(here, name):
     assert Path("it_ran").exists()
 
 
+class Encoder:
+    pass
+
+
+class EncoderTask(Task):
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+
 def test_a_class_among_the_arguments_of_a_task_is_looked_at_too(here, monkeypatch):
     """A task that was imported, whose argument names a class of the working directory."""
-    import test_config
-
-    for cls in (test_config.Encoder, test_config.EncoderTask):
+    for cls in (Encoder, EncoderTask):
         monkeypatch.setattr(cls, "__module__", "config_classes")
-    monkeypatch.setitem(sys.modules, "config_classes", test_config)
+    monkeypatch.setitem(sys.modules, "config_classes", sys.modules[__name__])
     Path("own_deep.py").write_text(f"{OWN}\nfrom config_classes import Encoder\nclass Deep(Encoder): pass\n")
     node = {"class_path": "config_classes.EncoderTask", "init_args": {"encoder": {"class_path": "own_deep.Deep"}}}
     from accel_train.config.read import build_task
@@ -157,6 +165,7 @@ def test_an_optimizer_that_a_config_names_is_looked_at_too(here):
 def test_built_in_tasks_and_installed_packages_need_no_trust(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
+    monkeypatch.setattr(tasks, "gdynet", gdynet)  # the import below puts another module there
     with imports_for("run", trust=False):
         for name in [n for n in sys.modules if n.startswith(("xml.dom", "accel_train.tasks.gdynet"))]:
             monkeypatch.delitem(sys.modules, name)

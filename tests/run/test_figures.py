@@ -13,7 +13,7 @@ class Figure:
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
 
-    def savefig(self, path, dpi):
+    def savefig(self, path, dpi, format):
         path.write_text(f"{path.suffix} {dpi}")
         if self.fails:
             raise OSError("disk full")

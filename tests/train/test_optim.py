@@ -119,7 +119,7 @@ def test_names_of_an_optimiser(name):
 
 def test_every_optimiser_of_torch_can_be_named():
     names = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and n not in ("Optimizer", "lr_scheduler")]
-    assert {"SGD", "Adam", "RMSprop", "LBFGS", "Muon"} <= set(names)
+    assert {"SGD", "Adam", "RMSprop", "LBFGS"} <= set(names)
     for name in set(names) - {"LBFGS", "SparseAdam"}:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,7 +142,7 @@ class OnlyAtFirst(torch.optim.Optimizer):
 
 
 def test_options_that_a_signature_does_not_name():
-    assert build_optimizer(parameters(), "test_optim.OnlyAtFirst", 0.1, {"easy": 1}).defaults["easy"] == 1
+    assert build_optimizer(parameters(), f"{__name__}.OnlyAtFirst", 0.1, {"easy": 1}).defaults["easy"] == 1
 
 
 def test_parameters_of_every_kind():
@@ -178,7 +178,11 @@ def test_parameters_of_every_kind():
         ),
         ("torch.nn.Linear", {}, "torch.nn.Linear is no optimizer class"),
         ("torch.optim.lr_scheduler", {}, "torch.optim.lr_scheduler is no optimizer class"),
-        ("test_optim.OnlyAtFirst", {}, "optimizer: OnlyAtFirst refuses its arguments: AssertionError: needs a closure"),
+        (
+            f"{__name__}.OnlyAtFirst",
+            {},
+            "optimizer: OnlyAtFirst refuses its arguments: AssertionError: needs a closure",
+        ),
     ],
 )
 def test_optimisers_that_cannot_be(name, arguments, says):
@@ -186,6 +190,7 @@ def test_optimisers_that_cannot_be(name, arguments, says):
         build_optimizer(parameters(), name, 0.1, arguments)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it from 2.9 on")
 def test_an_optimiser_speaks_of_the_model_s_own_parameters():
     with pytest.raises(UserError, match=r"Muon only supports 2D .*Size\(\[7\]\)"):
         build_optimizer([torch.nn.Parameter(torch.ones(7))], "Muon", 0.1, {})

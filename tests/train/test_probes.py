@@ -107,12 +107,8 @@ def test_histograms_are_of_the_very_batch_and_at_the_very_step(tmp_path):
 
 
 def test_a_look_comes_once_a_step_and_needs_no_share():
-    """Attention may come twice after a step; a rank may have no items."""
+    """A synchronisation point may come twice after a step; a rank may have no items."""
     calls = []
-
-    class Told:
-        def tell(self, *what):
-            calls.append(what)
 
     class Ranks:
         is_main = True
@@ -127,12 +123,13 @@ def test_a_look_comes_once_a_step_and_needs_no_share():
         histograms = monitor
 
     session = SimpleNamespace(
-        task=Task(), ranks=Ranks(), stepper=SimpleNamespace(whole_weights=nullcontext),
+        task=Task(), ranks=Ranks(), observers=SimpleNamespace(call=lambda *what: calls.append(what)),
+        stepper=SimpleNamespace(whole_weights=nullcontext),
         config=SimpleNamespace(monitor_steps=2, histogram_steps=3, report_first_batch=True),
     )  # fmt: skip
     look = Probes(session)  # type: ignore[arg-type]
     for step in (1, 3, 3, 6, 6):
-        look.run(step, None, Told())  # type: ignore[arg-type]
+        look.run(step, None)  # type: ignore[arg-type]
     assert calls == [("on_histograms", 3, {}), ("on_histograms", 6, {})]
     assert look.next_steps(6) == [8, 9] and look.next_steps(0) == [2, 3]
     look.config.monitor_steps = look.config.histogram_steps = 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -15,76 +12,31 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("ase")
 
+from support.trajectories import (
+    BASE,
+    BOX,
+    DUMP,
+    LATTICE,
+    LENGTH,
+    POSITIONS,
+    XYZ,
+    Change,
+    F,
+    Frames,
+    check,
+    dump_frame,
+    source,
+    wrong,
+    xyz_frame,
+)
+
 from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import command, rows
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, atomic_number
-from accel_train.tasks.gdynet.preprocess.neighbours import nearest
-from accel_train.tasks.gdynet.preprocess.trajectories import open_source, prepare
+from accel_train.tasks.gdynet.preprocess.frames import atomic_number
 
 main = COMMANDS["preprocess"].run
-
-F, LENGTH = 4, 4.8
-NAMES, TYPES, NUMBERS = ["Ba", "O", "O", "O", "Ti", "O"], [1, 3, 3, 3, 2, 3], [56, 8, 8, 8, 22, 8]
-BASE = np.array([[0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 2, 2], [3.5, 3.5, 3.5]])
-POSITIONS = BASE + np.random.default_rng(0).integers(-20, 21, (F, 6, 3)) / 64
-MAPPING = {"1": 56, "2": 22, "3": 8}
-LATTICE = 'Lattice="4.8 0 0 0 4.8 0 0 0 4.8"'
-BOX = "ITEM: BOX BOUNDS pp pp pp\n0 4.8\n0 4.8\n0 4.8\n"
-
-
-def xyz_frame(positions: np.ndarray, comment: str = f"{LATTICE} Properties=species:S:1:pos:R:3") -> bytes:
-    atoms = [f"{name} {x:.6f} {y:.6f} {z:.6f}" for name, (x, y, z) in zip(NAMES, positions, strict=True)]
-    return ("\n".join([str(len(atoms)), comment, *atoms]) + "\n").encode()
-
-
-def dump_frame(i: int, before: str = "", between: str = "", box: str = BOX) -> bytes:
-    """``before``: sections before the TIMESTEP; ``between``: those after the number of atoms."""
-    head = f"{before}ITEM: TIMESTEP\n{i * 100}\nITEM: NUMBER OF ATOMS\n6\n{between}{box}ITEM: ATOMS id type x y z\n"
-    atoms = enumerate(zip(TYPES, POSITIONS[i], strict=True), 1)
-    return (head + "".join(f"{n} {t} {x} {y} {z} \n" for n, (t, (x, y, z)) in atoms)).encode()
-
-
-XYZ, DUMP = b"".join(map(xyz_frame, POSITIONS)), b"".join(map(dump_frame, range(F)))
-
-Frames = Callable[[int], bytes]
-Change = Callable[[bytes], bytes]
-
-
-def source(folder: Path, name: str, content: bytes) -> Source:
-    path, work = folder / name, folder / f"work-{len(list(folder.iterdir()))}"
-    path.write_bytes(content)
-    work.mkdir()
-    prepare(path, work)
-    if name.endswith((".dcd", ".xtc", ".trr")):
-        (folder / "atoms.xyz").write_bytes(xyz_frame(BASE))
-        return open_source(path, work, topology=folder / "atoms.xyz")
-    return open_source(path, work, MAPPING if name.endswith(".dump") else None)
-
-
-def check(found: Source, frames: int = F, cell: np.ndarray | None = None) -> None:
-    """That it holds these frames and nothing is wrong with it."""
-    assert (found.fault, len(found)) == (None, frames)
-    assert found.types.tolist() == NUMBERS
-    for i in range(frames):
-        frame = found[i]
-        np.testing.assert_allclose(frame.positions, POSITIONS[i], atol=1e-6)
-        np.testing.assert_allclose(frame.cell, np.eye(3) * LENGTH if cell is None else cell, atol=1e-6)
-        assert frame.periodic.all() == frame.cell.any()
-
-
-def wrong(folder: Path, name: str, content: bytes) -> str:
-    """The one line that ends the reading of all frames."""
-    with pytest.raises(UserError) as caught:
-        found = source(folder, name, content)
-        if found.fault:
-            raise DataError(found.fault)
-        for i in range(len(found)):
-            found[i]
-    assert "\n" not in str(caught.value) and "truncate" not in str(caught.value)
-    return str(caught.value).replace(f"{folder}/", "")
-
 
 # -- text ------------------------------------------------------------------------------------------------------------
 
@@ -315,179 +267,6 @@ def test_names_of_atoms() -> None:
     names = {"Ba": 56, "BA": 56, "ba": 56, "Ba1": 56, "H12": 1, "D": 1, "T": 1, "O": 8, "X": 0}
     assert {name: atomic_number(name) for name in names} == names
     assert [atomic_number(name) for name in ("CA1", "CO1", "12", "", "Q", "C_a", "Ba+")] == [None] * 7
-
-
-# -- DCD -------------------------------------------------------------------------------------------------------------
-
-
-def write_dcd(
-    positions: np.ndarray, six: Sequence[float] | None, order: str = "<", version: int = 24, promised: int | None = None
-) -> bytes:
-    """As the format is: records between their lengths. ``six``: the numbers of the unit cell."""
-    pytest.importorskip("MDAnalysis")
-
-    def record(content: bytes) -> bytes:
-        return struct.pack(f"{order}i", len(content)) + content + struct.pack(f"{order}i", len(content))
-
-    control = [0] * 20
-    control[0] = len(positions) if promised is None else promised
-    control[2], control[10], control[19] = 1, six is not None, version
-    title = struct.pack(f"{order}i", 1) + b"a title".ljust(80)
-    parts = [b"CORD" + struct.pack(f"{order}20i", *control), title, struct.pack(f"{order}i", positions.shape[1])]
-    for frame in positions:
-        parts += [struct.pack(f"{order}6d", *six)] if six is not None else []
-        parts += [axis.astype(f"{order}f4").tobytes() for axis in frame.T]
-    return b"".join(map(record, parts))
-
-
-CUBE = [LENGTH, 0, LENGTH, 0, 0, LENGTH]
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_dcd_of_either_order(tmp_path: Path, order: str) -> None:
-    check(source(tmp_path, "t.dcd", write_dcd(POSITIONS, CUBE, order)))
-    check(source(tmp_path, "t.dcd", write_dcd(POSITIONS, None, order)), cell=np.zeros((3, 3)))
-    check(source(tmp_path, "t.dcd", write_dcd(POSITIONS, [0] * 6, order)), cell=np.zeros((3, 3)))
-
-
-@pytest.mark.parametrize(("version", "degrees"), [(24, False), (24, True), (36, True)])
-def test_dcd_with_angles(tmp_path: Path, version: int, degrees: bool) -> None:
-    """Lengths and angles, in degrees or as cosines, are of vectors with the first along x and the second in xy."""
-    cell = np.array([[5.0, 0, 0], [1, 6, 0], [-2, 0.5, 7]])
-    a, b, c = np.linalg.norm(cell, axis=1)
-    cosines = [cell[0] @ cell[1] / a / b, cell[0] @ cell[2] / a / c, cell[1] @ cell[2] / b / c]
-    gamma, beta, alpha = np.degrees(np.arccos(cosines)) if degrees else cosines
-    check(source(tmp_path, "t.dcd", write_dcd(POSITIONS, [a, gamma, b, beta, alpha, c], version=version)), cell=cell)
-
-
-@pytest.mark.parametrize("tilt", [(1.5, -1, 0.5), (0.3, 0.2, 0.1), (2.5, 1.5, 1.2), (0, 0, 0)])
-def test_dcd_of_charmm(tmp_path: Path, tilt: tuple[float, float, float]) -> None:
-    """Its cell is a symmetric matrix, and its coordinates belong to that, not to vectors of the same lengths and angles
-    that are turned: a lattice of atoms in steps of half the vectors has no other distances than those."""
-    xy, xz, yz = tilt
-    cell = np.array([[6, xy, xz], [xy, 7, yz], [xz, yz, 8]])
-    corners = np.array(list(product((0, 0.5), repeat=3)))[:6]
-    positions = np.repeat(((corners + 0.25) @ cell)[None], 2, axis=0)
-    found = source(tmp_path, "t.dcd", write_dcd(positions, [6, xy, 7, xz, yz, 8], version=36))
-    np.testing.assert_allclose(found[1].cell, cell)
-    expected = nearest(Frame("", positions[1], cell, np.ones(3, bool)), 3, 5.0)[1]
-    np.testing.assert_allclose(nearest(found[1], 3, 5.0)[1], expected, rtol=1e-6)
-    if tilt == (1.5, -1, 0.5):  # no cosines, no degrees: CHARMM's whatever the version
-        old = source(tmp_path, "t.dcd", write_dcd(positions, [6, xy, 7, xz, yz, 8]))
-        np.testing.assert_allclose(old[1].cell, cell)
-
-
-def test_topology_of_text(tmp_path: Path) -> None:
-    """Names of atoms, bytes in its comment, no newline: as in a trajectory."""
-    whole = xyz_frame(BASE, "5 A of charges Properties=species:S:1:pos:R:3:q:R:1").replace(b" A", b" \xc5")
-    rows_of_it = [line + b" 0.5" * (line[:1] in b"BOT") for line in whole.splitlines()]
-    (tmp_path / "names.xyz").write_bytes(b"\n".join(rows_of_it).replace(b"Ti ", b"Ti1 "))
-    (tmp_path / "t.dcd").write_bytes(write_dcd(POSITIONS, CUBE))
-    found = open_source(tmp_path / "t.dcd", tmp_path, topology=tmp_path / "names.xyz")
-    check(found)
-    assert np.asarray(found[0].charges).tolist() == [0.5] * 6
-
-
-def test_dcd_that_is_cut(tmp_path: Path) -> None:
-    whole = write_dcd(POSITIONS, CUBE)
-    frame = (len(whole) - len(write_dcd(POSITIONS[:0], CUBE))) // F
-    for content, text in (
-        (whole[:-50], rf"frame 3 is cut short: {frame - 50} of its {frame} bytes are there; --frames :3 takes"),
-        (whole[: -2 * frame - 1], rf"frame 1 is cut short: {frame - 1} of its"),
-        (whole[: -2 * frame], "frame 2 is missing: the file holds 2 of 4 frames that its header promises; --frames :2"),
-        (write_dcd(POSITIONS, CUBE, promised=50), "frame 4 is missing: the file holds 4 of 50 frames"),
-        (whole + b"more", "frame 4 is cut short: 4 of its"),
-        (whole[: -4 * frame + 9], f"frame 0 is cut short: 9 of its {frame} bytes are there"),
-        (whole[: -4 * frame], "frame 0 is missing: the file holds 0 of 4 frames"),
-        (whole[:50], "t.dcd cannot be read"),
-        (b"", "t.dcd cannot be read"),
-        (struct.pack("<q", 84) + whole[4:], "marks of 4 bytes, but as one with marks of 8"),
-        (write_dcd(POSITIONS, [-1, 0, 4, 0, 0, 4]), "frame 0: the unit cell .* is none that is known"),
-        (whole[:-frame] + write_dcd(POSITIONS[:1], [0] * 6)[-frame:], "frame 3 is periodic along other cell vectors"),
-        (
-            write_dcd(np.where(POSITIONS[2, 3, 1] == POSITIONS, np.nan, POSITIONS), CUBE),
-            "frame 2, atom 3: the position",
-        ),
-    ):
-        assert re.search(text, wrong(tmp_path, "t.dcd", content)), text
-
-
-def test_dcd_frames_beyond_the_header_are_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A killed job leaves one frame more than its header says; CP2K leaves the header at 0."""
-    for promised, said in ((F - 1, True), (0, False)):
-        check(source(tmp_path, f"{promised}.dcd", write_dcd(POSITIONS, CUBE, promised=promised)))
-        more = ["--topology", str(tmp_path / "atoms.xyz"), "--targets", "Ti", "--n_nbrs", "4", "--radius", "4"]
-        assert main([str(tmp_path / f"{promised}.dcd"), "--out", str(tmp_path / f"o{promised}"), *more]) == 0
-        assert ("holds 4 frames, its header says 3; all of them are read" in capsys.readouterr().err) == said
-
-
-def test_dcd_frames_that_are_there_are_taken_when_asked_for(tmp_path: Path) -> None:
-    source(tmp_path, "t.dcd", write_dcd(POSITIONS, CUBE, promised=50))
-    more = ["--topology", str(tmp_path / "atoms.xyz"), "--targets", "Ti", "--n_nbrs", "4", "--radius", "4"]
-    command = [str(tmp_path / "t.dcd"), "--out", str(tmp_path / "o"), *more]
-    with pytest.raises(DataError, match="4 of 50 frames"):
-        main(command)
-    assert main([*command, "--frames=:4"]) == 0
-    assert len(np.load(tmp_path / "o" / "nbr_lists.npy")) == 4
-
-
-# -- XTC and TRR -----------------------------------------------------------------------------------------------------
-
-
-def write_gromacs(path: Path, positions: np.ndarray, length: float, steps: list[int] | None = None) -> bytes:
-    """By MDAnalysis; ``length`` of a cube. Returns what is in the file."""
-    formats = pytest.importorskip("MDAnalysis.lib.formats.libmdaxdr")
-    box = np.eye(3, dtype=np.float32) * length / 10
-    with (formats.XTCFile if path.suffix == ".xtc" else formats.TRRFile)(str(path), "w") as file:
-        for i, frame in enumerate(positions):
-            step, x = steps[i] if steps else i * 100, (frame / 10).astype(np.float32)
-            if path.suffix == ".xtc":
-                file.write(x, box, step, step / 2, 1e5)
-            else:
-                file.write(x, None, None, box, step, step / 2, 0.0, len(x))
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["t.xtc", "t.trr"])
-def test_gromacs(tmp_path: Path, name: str) -> None:
-    """Nanometres become Angstrom; a box of zeros is none; few atoms are stored otherwise than many."""
-    found = source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, LENGTH))
-    check(found)
-    assert found.steps is not None and found.steps.tolist() == [0, 100, 200, 300]
-    check(source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, 0)), cell=np.zeros((3, 3)))
-    many = np.random.default_rng(1).uniform(0, LENGTH, (3, 40, 3))
-    write_gromacs(tmp_path / name, many, LENGTH)
-    (tmp_path / "many.xyz").write_bytes(b"40\n\n" + b"O 0 0 0\n" * 40)
-    prepare(tmp_path / name, tmp_path)
-    read = open_source(tmp_path / name, tmp_path, topology=tmp_path / "many.xyz")
-    assert (len(read), read.fault) == (3, None)
-    np.testing.assert_allclose(read[2].positions, many[2], atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["t.xtc", "t.trr"])
-@pytest.mark.parametrize("atoms", [6, 40])
-def test_gromacs_that_is_cut(tmp_path: Path, name: str, atoms: int) -> None:
-    """Wherever: nothing is left out in silence."""
-    positions = np.random.default_rng(1).uniform(0, LENGTH, (3, atoms, 3))
-    whole = write_gromacs(tmp_path / name, positions, LENGTH)
-    last = len(whole) - len(write_gromacs(tmp_path / name, positions[:1], LENGTH))
-    for end in (*range(last + 60, len(whole), 37), len(whole) - 1):
-        (tmp_path / name).write_bytes(whole[:end])
-        prepare(tmp_path / name, tmp_path)
-        fault = json.loads((tmp_path / "fault.json").read_text())
-        assert fault.startswith("is cut short") and len(np.load(tmp_path / "starts.npy")) == 2, end
-    more = write_gromacs(tmp_path / name, positions[:, :-1], LENGTH)
-    for content, text in (
-        (whole + b"what follows", "does not begin as a frame: its number is 2003329396, it should be"),
-        (whole + b"\0", "is cut short"),
-        (whole + more, f"has {atoms - 1} atoms, the first has {atoms}"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        prepare(tmp_path / name, tmp_path)
-        assert text in (tmp_path / "fault.json").read_text()
-    assert wrong(tmp_path, name, whole[:40]) == f"{name}: frame 0 is cut short"
-    if atoms == len(NUMBERS):
-        assert wrong(tmp_path, name, whole[:-1]).endswith("; --frames :2 takes what is before it")
 
 
 # -- whatever it is --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Preprocessing: the neighbour lists are those of a plain count, whatever the format, the processes and the kills."""
+"""Preprocessing gives the same folder whatever the format, the processes and the kills, or says in a line why not."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("scipy")
 pytest.importorskip("ase")
+
+from support.crystals import ALL, perovskite, plain_count
 
 from accel_train.data import work_folder
 from accel_train.errors import UserError
@@ -24,178 +23,12 @@ from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import blocks, frames
 from accel_train.tasks.gdynet.preprocess.frames import Frame
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
-from accel_train.tasks.gdynet.preprocess.polarization import COULOMB_PER_M2, displacement, find_sites, polarization
+from accel_train.tasks.gdynet.preprocess.polarization import displacement, find_sites, polarization
 
 main = COMMANDS["preprocess"].run
 
 ARRAYS = ("atom_types.npy", "target_index.npy", "nbr_lists.npy", "nbr_dists.npy")
-ALL = np.ones(3, bool)
 
-
-# -- neighbours ------------------------------------------------------------------------------------------------------
-
-
-def plain_count(frame: Frame, radius: float) -> list[list[tuple[np.float32, int]]]:
-    """(distance, atom) of all images within the radius, in order, by trying every image."""
-    reach = 0
-    if frame.periodic.any():  # far more than needed: as many as the thinnest direction could ask for
-        volume = abs(np.linalg.det(frame.cell))
-        faces = [np.linalg.norm(np.cross(frame.cell[i - 1], frame.cell[i - 2])) for i in range(3)]
-        reach = int(np.ceil(radius * max(faces) / volume)) + 1
-    wrapped = frame.positions.copy()
-    if frame.periodic.any():
-        wrapped -= np.where(frame.periodic, np.floor(frame.positions @ np.linalg.inv(frame.cell)), 0) @ frame.cell
-    steps = [range(-reach, reach + 1) if p else (0,) for p in frame.periodic]
-    shifts = np.array(list(product(*steps)))
-    lists = []
-    for i, centre in enumerate(wrapped):
-        found = []
-        for shift in shifts:
-            distance = np.linalg.norm(wrapped + shift @ frame.cell - centre, axis=1)
-            found += [(d, j) for j, d in enumerate(distance) if d <= radius and (j != i or shift.any())]
-        lists.append(sorted((np.float32(d), j) for d, j in found))
-    return lists
-
-
-def check(frame: Frame, n_nbrs: int, radius: float, exact: bool) -> None:
-    lists, dists, found = nearest(frame, n_nbrs, radius)
-    assert (lists.dtype, dists.dtype) == (np.int32, np.float32)
-    assert lists.shape == dists.shape == (len(frame.positions), n_nbrs)
-    for i, all_of_them in enumerate(plain_count(frame, radius)):
-        expected = all_of_them[:n_nbrs]
-        assert found[i] == min(len(all_of_them), n_nbrs + 1)
-        pad = n_nbrs - len(expected)
-        np.testing.assert_allclose(dists[i], [d for d, _ in expected] + [0] * pad, rtol=1e-6)
-        assert (lists[i, n_nbrs - pad :] == -1).all()
-        if exact:
-            assert list(lists[i]) == [j for _, j in expected] + [-1] * pad
-
-
-@st.composite
-def some_frames(draw: st.DrawFn) -> Frame:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    size = draw(st.sampled_from([1.5, 3.0, 8.0]))
-    cell = np.diag(rng.uniform(0.7, 1.5, 3)) * size
-    if draw(st.booleans()):
-        cell = cell @ np.linalg.qr(rng.normal(size=(3, 3)))[0] + rng.uniform(-0.3, 0.3, (3, 3)) * size
-    periodic = np.array(draw(st.tuples(st.booleans(), st.booleans(), st.booleans())))
-    atoms = draw(st.integers(1, 8))
-    return Frame("a frame", rng.uniform(-2, 3, (atoms, 3)) @ cell, cell, periodic)
-
-
-@given(some_frames(), st.integers(1, 12), st.floats(0.5, 3.5))
-@settings(max_examples=60, deadline=None)
-def test_neighbours_are_those_of_a_plain_count(frame: Frame, n_nbrs: int, radius: float) -> None:
-    check(frame, n_nbrs, radius, exact=False)
-    lists, _dists, _ = nearest(frame, n_nbrs, radius)
-    again = plain_count(frame, radius)
-    for i, expected in enumerate(again):  # where the distances say which it must be, it is that one
-        for m, (d, j) in enumerate(expected[:n_nbrs]):
-            if all(abs(d - e) > 1e-4 for k, (e, _) in enumerate(expected) if k != m):
-                assert lists[i, m] == j
-
-
-@given(
-    st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=12, unique=True),
-    st.tuples(st.booleans(), st.booleans(), st.booleans()),
-    st.integers(1, 14),
-    st.sampled_from([1.0, 2.0, 3.0]),
-    st.integers(0, 1),
-)
-@settings(max_examples=60, deadline=None)
-def test_equal_distances_are_in_order_of_the_atoms(points, periodic, n_nbrs: int, radius: float, tilt: int) -> None:
-    """On a lattice nearly all distances are equal to others, also across the end of the list and at the radius."""
-    cell = 4 * np.eye(3)
-    cell[1, 0] = 2 * tilt
-    check(Frame("a frame", np.array(points, float) + 0.25, cell, np.array(periodic)), n_nbrs, radius, exact=True)
-
-
-def test_axes_without_vectors_and_cells_that_cannot_be() -> None:
-    cell = np.diag([3.0, 3.0, 0.0])
-    slab = Frame("a slab", np.array([[0.2, 0, 0], [2.9, 0, 1]]), cell, np.array([True, True, False]))
-    _, dists, _ = nearest(slab, 1, 2.5)
-    np.testing.assert_allclose(dists[:, 0], np.hypot(0.3, 1), rtol=1e-6)
-    for cell, text in (
-        (np.diag([3.0, 3.0, 0.0]), "no cell vector"),
-        (np.ones((3, 3)), "no volume"),
-        (np.eye(3) * 0.01, "is the cell in A"),
-    ):
-        with pytest.raises(UserError, match=f"x.dump: frame 3: .*{text}"):
-            nearest(Frame("x.dump: frame 3", np.zeros((1, 3)), cell, ALL), 1, 2.5)
-
-
-# -- polarisation ----------------------------------------------------------------------------------------------------
-
-PEROVSKITE = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
-
-
-def perovskite(n: int = 2, a: float = 4.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Types, positions and cell of n^3 cubic cells."""
-    corner = np.array(list(product(range(n), repeat=3)))
-    return (
-        np.tile([56, 22, 8, 8, 8], n**3),
-        ((corner[:, None] + PEROVSKITE).reshape(-1, 3)) * a,
-        np.eye(3) * n * a,
-    )
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_polarisation_by_hand(n: int) -> None:
-    """B moved by u in a fixed cage: displacement u, P = 1/V (-sum of the others' charges) u = q_B u / V."""
-    types, positions, cell = perovskite(n)
-    charges = {56: 2.0, 22: 4.0, 8: -2.0}
-    u = np.array([0.05, -0.02, 0.2])
-    positions[types == 22] += u
-    sites = find_sites(types, [56], [22], [8], 3.2, charges)
-    frame = Frame("a frame", positions, cell, ALL)
-    moved, missing = displacement(frame, sites)
-    assert missing == 0
-    np.testing.assert_allclose(moved[types == 22], np.tile(u, (n**3, 1)), atol=1e-6)
-    p, missing = polarization(frame, sites)
-    assert missing == 0
-    np.testing.assert_allclose(p[types == 22], np.tile(4 * u / 64 * COULOMB_PER_M2, (n**3, 1)), atol=1e-6)
-    assert not moved[types != 22].any() and not p[types != 22].any()
-    mirror = polarization(Frame("a frame", positions * [1, 1, -1], cell, ALL), sites)[0]
-    np.testing.assert_allclose(mirror, p * [1, 1, -1], atol=1e-6)
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None)
-def test_polarisation_does_not_feel_translation_or_wrapping(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    types, positions, cell = perovskite()
-    cell = cell + rng.uniform(-0.1, 0.1, (3, 3))
-    positions = positions @ np.linalg.inv(np.eye(3) * 8) @ cell + rng.normal(0, 0.05, positions.shape)
-    charges = rng.normal(types / 20.0, 0.1)
-    sites = find_sites(types, [56], [22], [8], 3.2, None)
-    moved = positions + rng.normal(0, 10, 3) + rng.integers(-2, 3, positions.shape) @ cell
-    for compute in (displacement, polarization):
-        here = compute(Frame("a frame", positions, cell, ALL, charges), sites)[0]
-        np.testing.assert_allclose(compute(Frame("it", moved, cell, ALL, charges), sites)[0], here, atol=1e-5)
-        assert abs(here).max() > 0.01
-
-
-def test_vacancies_are_counted_and_sites_checked() -> None:
-    types, positions, cell = perovskite()
-    keep = np.arange(len(types)) != np.flatnonzero(types == 8)[0]
-    sites = find_sites(types[keep], [56], [22], [8], 3.2, {56: 2.0, 8: -2.0})
-    frame = Frame("x: frame 5", positions[keep], cell, ALL)
-    moved, missing = displacement(frame, sites)
-    assert missing == 2  # both neighbours of the missing one
-    np.testing.assert_allclose(abs(moved[types[keep] == 22]).sum(), 2 * 2.0 / 5, rtol=1e-6)
-    with pytest.raises(UserError, match="x: frame 5, atom 1: no atom of its cage within 1 A"):
-        displacement(frame, find_sites(types[keep], [], [22], [8], 1.0, None))
-    with pytest.raises(UserError, match="x: frame 5 has no charges: give --charges"):
-        polarization(frame, find_sites(types[keep], [56], [22], [8], 3.2, None))
-    with pytest.raises(UserError, match="different elements"):
-        find_sites(types, [56], [22], [22], 3.2, None)
-    with pytest.raises(UserError, match="no atom of atomic number 38"):
-        find_sites(types, [38], [22], [8], 3.2, None)
-    with pytest.raises(UserError, match="does not name the atomic number 8"):
-        find_sites(types, [56], [22], [8], 3.2, {56: 2.0})
-
-
-# -- the command -----------------------------------------------------------------------------------------------------
 
 F, TYPES, NAMES = 7, {56: 1, 22: 2, 8: 3}, {56: "Ba", 22: "Ti", 8: "O"}
 
