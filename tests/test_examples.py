@@ -116,14 +116,15 @@ def test_one_and_two_launched_processes_give_the_same_loss(tmp_path: Path):
 # -- pages and notebook ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/writing_a_task.md"])
-def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = blocks(ROOT / page)
-    assert found
+@pytest.mark.parametrize("pages", [["README.md"], ["docs/writing_a_task.md", "docs/task_recipes.md"]], ids=str)
+def test_the_python_of_pages_runs(pages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {"__name__": "page"}
-    for block in found:
-        exec(compile(block, page, "exec"), space)
+    for page in pages:
+        found = blocks(ROOT / page)
+        assert found
+        for block in found:
+            exec(compile(block, page, "exec"), space)
 
 
 def test_the_task_of_the_page_does_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,8 +18,8 @@ from support.runs import assert_same_run, config, damaged, records, steps_saved,
 from support.toys import Toy
 
 from accel_train import Trainer, cli
+from accel_train.commands import train as train_command
 from accel_train.commands.evaluate import evaluate_saved
-from accel_train.config import read as config_reading
 from accel_train.run import checkpoint, weights
 from accel_train.run.saved import find_saved
 from accel_train.system import waiting
@@ -212,8 +212,8 @@ def test_while_it_prepares(tmp_path, number):
 
 def test_before_the_config_is_read(tmp_path, monkeypatch, capsys):
     """Only then is it known with which code to end."""
-    read = config_reading.parse
-    monkeypatch.setattr(config_reading, "parse", lambda given: os.kill(os.getpid(), signal.SIGUSR1) or read(given))
+    read = train_command.parse
+    monkeypatch.setattr(train_command, "parse", lambda given: os.kill(os.getpid(), signal.SIGUSR1) or read(given))
     handlers = [signal.getsignal(number) for number in SIGNALS]
     assert cli.main([*arguments(tmp_path / "run", 0.0, requeue_exit_code=75)]) == 75
     assert "stopped while preparing (SIGUSR1)" in capsys.readouterr().err and not (tmp_path / "run").exists()

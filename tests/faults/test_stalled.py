@@ -9,8 +9,9 @@ import pytest
 from support.processes import Child, Team, run, wait_for
 from support.runs import assert_same_run, config, damaged, steps_saved
 
-from accel_train import Trainer, cli
+from accel_train import cli
 from accel_train.train.control import request
+from accel_train.train.loop import Loop
 
 SETTINGS = dict(max_steps=24, eval_steps=6, logging_steps=5, save_steps=None)
 
@@ -104,7 +105,7 @@ def test_a_stop_while_the_validation_data_are_tried(tmp_path, whole, ranks):
 
 
 def test_time_is_up_while_waiting_for_data(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(Trainer, "_time_is_up", lambda trainer: (tmp_path / "stalled").exists())
+    monkeypatch.setattr(Loop, "_time_is_up", lambda loop: (tmp_path / "stalled").exists())
     (result,) = run(job(tmp_path, stall=stall(tmp_path, steps=[13])))
     assert (result["outcome"], result["reason"], result["step"]) == ("stopped", "max_time", 13)
     assert result["by_signal"] is False

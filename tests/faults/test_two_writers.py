@@ -20,7 +20,7 @@ from accel_train.run import lock as run_lock
 from accel_train.run.lock import NAME, look
 from accel_train.train.control import request
 from accel_train.train.evaluation import Evaluator
-from accel_train.train.session import Session
+from accel_train.train.saving import Saver
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -128,9 +128,9 @@ def test_a_run_that_was_taken_for_dead_writes_no_more(tmp_path, ranks):
     ("owner", "name"),
     [
         (Evaluator, "evaluate"),
-        (Session, "_non_finite_weights"),  # before a checkpoint is begun
+        (Saver, "_non_finite_weights"),  # before a checkpoint is begun
         (checkpoint.CheckpointFolder, "begin"),  # before it is committed
-        (Session, "save"),  # before the best model is exported
+        (Saver, "save"),  # before the best model is exported
     ],
 )
 def test_also_between_two_writes(tmp_path, owner, name, monkeypatch):
@@ -153,7 +153,7 @@ def test_also_between_two_writes(tmp_path, owner, name, monkeypatch):
 
 
 def test_the_exit_code_of_a_run_that_was_taken_for_dead(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Session, "lost_folder", lambda self: "it is another run's now")
+    monkeypatch.setattr(Saver, "lost_folder", lambda self: "it is another run's now")
     assert cli.main(arguments(tmp_path, 0.0)) == 1
     assert capsys.readouterr().err == "accel-train: training failed: it is another run's now\n"
 

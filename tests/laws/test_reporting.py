@@ -264,3 +264,43 @@ def test_a_run_that_owed_an_evaluation_is_the_run_it_would_have_been(tmp_path, w
     task.broken = task.failing = False
     fit(tmp_path, task(), allow_changed_config=True)
     assert records(tmp_path) == records(whole) and weights_files(tmp_path) == weights_files(whole)
+
+
+# -- on_step ---------------------------------------------------------------------------------------------------------
+
+
+def test_on_step_sees_every_step_and_changes_nothing(tmp_path):
+    seen = []
+    watched = Trainer(Toy(), on_step=seen.append, **config(tmp_path / "watched", max_steps=9, eval_steps=0))
+    watched.fit()
+    plain = Trainer(Toy(), **config(tmp_path / "plain", max_steps=9, eval_steps=0))
+    plain.fit()
+    assert [step.number for step in seen] == list(range(1, 10))
+    assert [step.epoch for step in seen] == [0] * 7 + [1] * 2, "50 items in batches of 8"
+    assert all(name == "loss" and norm > 0 and "mse" in values for step in seen for name, values, norm in step.updates)
+    assert all(len(step.batch["index"]) == 8 for step in seen[:6])
+    for a, b in zip(watched.models["model"].parameters(), plain.models["model"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_on_step_that_raises_costs_no_run(tmp_path):
+    def fails(step):
+        raise ValueError("no")
+
+    assert Trainer(Toy(), on_step=fails, **config(tmp_path, max_steps=3)).fit().outcome == "completed"
+    (told,) = [line for line in (tmp_path / "events.jsonl").read_text().splitlines() if "on_step failed" in line]
+    assert "ValueError: no" in told
+
+
+def test_a_stop_may_be_asked_for_at_any_time(tmp_path):
+    """Before there is a run, in it, and after it; the next one stops as it begins, and the one after that goes on."""
+    settings = config(tmp_path, max_steps=20)
+    trainer = Trainer(Toy(), on_step=lambda step: step.number == 5 and trainer.request_stop("in it"), **settings)
+    trainer.request_stop("before it")
+    before = trainer.fit()
+    assert (before.outcome, before.step, before.reason) == ("stopped", 0, "before it")
+    within = trainer.fit()
+    assert (within.outcome, within.step, within.reason) == ("stopped", 5, "in it")
+    trainer.request_stop("after it")
+    assert trainer.fit().reason == "after it"
+    assert trainer.fit().outcome == "completed"

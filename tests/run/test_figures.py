@@ -14,7 +14,7 @@ class Figure:
         self.fails = fails
 
     def savefig(self, path, dpi, format):
-        path.write_text(f"{path.suffix} {dpi}")
+        path.write_text(f".{format} {dpi}")
         if self.fails:
             raise OSError("disk full")
 

@@ -41,10 +41,8 @@ class Bundles:
         keep_empty: score events without muons too; otherwise they are left out, as nothing can be learned from them.
     """
 
-    def __init__(
-        self, task: Any, models: dict[str, Any], batch: Batch, objective: Objective, keep_empty: bool = False
-    ) -> None:
-        self.task, self.generator, self.critic = task, models["generator"], models["critic"]
+    def __init__(self, models: dict[str, Any], batch: Batch, objective: Objective, keep_empty: bool = False) -> None:
+        self.generator, self.critic = models["generator"], models["critic"]
         self.dtype = next(self.generator.parameters()).dtype
         self.update = (objective.name, objective.repeat)
         primary, counts, self.key = batch["primary"], batch["counts"], batch["key"]
@@ -62,8 +60,9 @@ class Bundles:
         """[M, F] to [B]."""
         return self.critic(muons, self.conditions, self.counts, self.event).to(self.dtype)
 
-    def gap_and_penalty(self) -> tuple[Tensor, Tensor]:
-        """Sum over events of the score of truth minus that of generated muons, and sum of the gradient penalty."""
+    def gap_and_penalty(self, kind: str, paired: bool) -> tuple[Tensor, Tensor]:
+        """Sum over events of the score of truth minus that of generated muons, and sum of the gradient penalty of this
+        kind, where muons are ``paired`` as in ``between``."""
         with torch.no_grad():
             fake = self.fake().to(self.dtype)
         real = self.generator.normalise.encode_muons(self.muons)
@@ -73,13 +72,12 @@ class Bundles:
             torch.cat([self.event, self.event + events]),
         ).to(self.dtype)  # fmt: skip
         gap = both[:events].sum() - both[events:].sum()
-        kind = self.task.gradient_penalty
-        if kind == "none" or self.task.lambda_gp == 0:
+        if kind == "none":
             return gap, gap.new_zeros(())
         if kind == "r1":
             points = real.detach().requires_grad_()
         else:
             alpha = keyed.tensor_uniform(keyed.tensor_keys(keyed.key("alpha", *self.update), self.key))[:, 0]
-            points = between(real, fake, self.event, alpha.to(self.dtype), paired=not self.task.legacy)
+            points = between(real, fake, self.event, alpha.to(self.dtype), paired=paired)
         slope = slopes(self.critic, points, self.conditions, self.counts, self.event)
         return gap, penalty(slope.to(self.dtype), self.event, self.counts, kind)

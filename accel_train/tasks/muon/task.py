@@ -117,7 +117,7 @@ class MuonTask(Task, Watches, DataTools):
         self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
         self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
         self.legacy = preset == "legacy"
-        self.gradient_penalty = gradient_penalty or ("muon" if self.legacy else "event")
+        self.gradient_penalty = (gradient_penalty or ("muon" if self.legacy else "event")) if lambda_gp else "none"
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
         self.latent_dim_global, self.latent_dim_local, self.hidden_dim = latent_dim_global, latent_dim_local, hidden_dim
         self.cache_dir, self.remote = cache_dir, remote
@@ -184,10 +184,10 @@ class MuonTask(Task, Watches, DataTools):
         return models
 
     def objectives(self) -> Sequence[Objective]:
-        without_penalty = self.gradient_penalty == "none" or self.lambda_gp == 0
+        not_compiled = "" if self.gradient_penalty == "none" else NOT_COMPILED
         return (
             Objective("multiplicity", ("multiplicity",)),
-            Objective("critic", ("critic",), self.critic_steps, not_compiled="" if without_penalty else NOT_COMPILED),
+            Objective("critic", ("critic",), self.critic_steps, not_compiled=not_compiled),
             Objective("generator", ("generator",)),
         )
 
@@ -211,11 +211,11 @@ class MuonTask(Task, Watches, DataTools):
             empty = (len(batch["counts"]) - len(batch["some"])) / events
             return Loss(nll, {"muons_per_event": len(batch["muons"]) / events, "empty": empty})
         # The guide's critic scores empty events too.
-        bundles = Bundles(self, models, batch, objective, keep_empty=self.legacy)
+        bundles = Bundles(models, batch, objective, keep_empty=self.legacy)
         scored = events if self.legacy else some
         if objective.name == "generator":
             return Loss(-bundles.score(bundles.fake()).sum() / scored, {})
-        gap, penalty = bundles.gap_and_penalty()
+        gap, penalty = bundles.gap_and_penalty(self.gradient_penalty, paired=not self.legacy)
         gap, penalty = gap / scored, penalty / (muons if self.gradient_penalty == "muon" else some)
         return Loss(-gap + self.lambda_gp * penalty, {"w_gap": gap, "gp": penalty})
 
@@ -264,7 +264,7 @@ class MuonTask(Task, Watches, DataTools):
         found = {"data/counts": batch["counts"]}
         if len(batch["muons"]) == 0:
             return found
-        bundles = Bundles(self, models, self.split(batch, self.size(batch))[0], Objective("histograms"))
+        bundles = Bundles(models, self.split(batch, self.size(batch))[0], Objective("histograms"))
         sides = {
             "data/primaries": bundles.conditions,
             "real/muons": bundles.generator.normalise.encode_muons(bundles.muons),

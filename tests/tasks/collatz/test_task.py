@@ -12,7 +12,7 @@ from accel_train.errors import UserError
 from accel_train.task import Objective
 from accel_train.tasks.collatz import data as collatz_data
 from accel_train.tasks.collatz.cycles import ClosedOrbit, find_cycle
-from accel_train.tasks.collatz.numbers import is_held_out
+from accel_train.tasks.collatz.numbers import is_held_out, to_int
 from accel_train.tasks.collatz.task import NEXT_PARITY_FLOOR, CollatzTask
 from accel_train.tasks.collatz.trajectory import exact_trajectory
 
@@ -131,7 +131,7 @@ def test_training_and_evaluation_share_no_number():
         batch = batch_of(task, 256, split)
         high, low = (batch[k].numpy().view(np.uint64) for k in ("high", "low"))
         assert (is_held_out(high, low) == held).all()
-        seen[split] = set(collatz_data.to_int(high, low))
+        seen[split] = set(to_int(high, low))
     assert len(seen["validation"] & seen["test"]) < 5  # a number may be drawn twice, rows are not shared
 
 
@@ -208,11 +208,11 @@ def test_an_alert_names_the_number_exactly_and_a_wrong_label_is_told_apart():
 def test_a_closed_orbit_is_reported_and_its_row_counts_for_nothing(monkeypatch):
     task = CollatzTask(**TINY)
     source = task.build_data("train", 16, seed=0)
-    victim = collatz_data.to_int(*task._train_rows.numbers.draw(np.arange(16))[:2])[3]
+    victim = to_int(*task._train_rows.numbers.draw(np.arange(16))[:2])[3]
     real = collatz_data.trajectories
 
     def trajectories(high, low, max_len):
-        if victim in collatz_data.to_int(high, low):
+        if victim in to_int(high, low):
             cycle = find_cycle(5, 3, -1)
             object.__setattr__(cycle, "start", victim)
             raise ClosedOrbit(cycle)

@@ -334,8 +334,8 @@ def test_compiled_by_inductor_is_the_same(norm):
 def test_programs_run_without_us(tmp_path, ferro, n_conv, norm):
     """Loaded from their files, on sizes that they were not made with, one frame, one target and one neighbour too."""
     model = lobe(n_conv, ferro, norm, dtype=torch.float32)
-    names = write_programs({"lobe_0": model}, ferro, tmp_path)
-    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir()) == ["lobe_0.pt2", "lobe_0.torchscript.pt"]
+    write_programs({"lobe_0": model}, ferro, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lobe_0.pt2", "lobe_0.torchscript.pt"]
     programs = [torch.export.load(tmp_path / "lobe_0.pt2").module()]
     with pytest.warns(DeprecationWarning):
         programs.append(torch.jit.load(tmp_path / "lobe_0.torchscript.pt"))
