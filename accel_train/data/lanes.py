@@ -21,7 +21,7 @@ import numpy as np
 
 from accel_train import keyed
 from accel_train.data import fingerprint
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.remote.identity import Identity
 from accel_train.data.remote.requests import is_remote
@@ -93,7 +93,7 @@ class LanesSource(BatchSource):
         lanes: int = 8,
         shuffle: Shuffle = "rows",
         prepare: Callable[[Ragged, Place], Ragged] | None = None,
-        bad: Bad | None = None,
+        bad: BadDataPolicy | None = None,
         staging: Staging | None = None,
         groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ class LanesSource(BatchSource):
             self._dealt = (epoch, [np.array(groups, np.int64) for groups in lanes])
         return self._dealt[1]
 
-    def standing(self, epoch: int, step: int) -> np.ndarray:
+    def rows_given(self, epoch: int, step: int) -> np.ndarray:
         """Rows that every lane has given before this step, int64 [lanes]."""
         rows = np.array([self.group_rows[groups].sum() for groups in self.deal(epoch)])
         left = rows.copy()
@@ -193,7 +193,7 @@ class LanesSource(BatchSource):
     ) -> Generator[Ragged | None, None, None]:
         """This rank's share of every global batch from ``step`` on; always a copy, since blocks may be views of a file
         that cannot be written to."""
-        lanes, given = self.deal(epoch), self.standing(epoch, step)
+        lanes, given = self.deal(epoch), self.rows_given(epoch, step)
         rows = np.array([self.group_rows[groups].sum() for groups in lanes])
         mine = [lane for lane in range(self.lanes) if lane * world_size // self.lanes == rank]
         if self.staging is not None:
@@ -282,7 +282,7 @@ class LanesSource(BatchSource):
 
     def describe(self, epoch: int, step: int) -> str:
         """The row groups that a global batch is taken from."""
-        given, then = self.standing(epoch, step), self.standing(epoch, step + 1)
+        given, then = self.rows_given(epoch, step), self.rows_given(epoch, step + 1)
         shown = []
         for lane, groups in enumerate(self.deal(epoch)):
             if then[lane] > given[lane]:

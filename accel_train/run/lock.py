@@ -341,11 +341,11 @@ class RunLock:
             _held.discard(self.mine.token)
 
     def _beat(self) -> None:
-        beat, last, told = 0, time.monotonic(), False
+        beat, last, reported = 0, time.monotonic(), False
         while not self._released.wait(min(NOTICE_S / 4, BEAT_S)):
             stopping = self._stopping()
-            if stopping != told or time.monotonic() - last >= BEAT_S:
-                beat, last, told = beat + 1, time.monotonic(), stopping
+            if stopping != reported or time.monotonic() - last >= BEAT_S:
+                beat, last, reported = beat + 1, time.monotonic(), stopping
                 with contextlib.suppress(OSError):  # the run itself asks whether the lock is lost
                     self._write(beat, stopping)
 

@@ -28,8 +28,8 @@ class Jsonl(Observer):
 
     _file: TextIO | None = None
 
-    def __init__(self, tell: Callable[[Event], None] = lambda event: None):
-        self.tell = tell
+    def __init__(self, emit: Callable[[Event], None] = lambda event: None):
+        self.emit = emit
 
     def on_start(self, run: Run) -> None:
         self._reports = Reports(run.output_dir)
@@ -68,7 +68,7 @@ class Jsonl(Observer):
             return
         lists = histories(self.path)
         further: dict[str, list] = {}
-        with self._reports("histories", self.tell):
+        with self._reports("histories", self.emit):
             further = dict(hook(self.task, Watches, "histories")(lists))
             json.dumps(further, allow_nan=False)
         write_atomic(self.path.with_name("metrics.json"), json.dumps(lists | further, allow_nan=False))

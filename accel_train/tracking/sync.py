@@ -31,12 +31,12 @@ class TensorBoardSync(Observer):
 
     _thread: threading.Thread | None = None
 
-    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None]) -> None:
-        self.destination, self.interval, self.tell = destination, interval, tell
+    def __init__(self, destination: str, interval: float, emit: Callable[[Event], None]) -> None:
+        self.destination, self.interval, self.emit = destination, interval, emit
         self.copied: dict[Path, tuple[int, int]] = {}  # as it was when it was copied: mtime in ns, bytes
         self._closing = threading.Event()
         self._problem = ""
-        self._told = False
+        self._warned = False
 
     def on_start(self, run: Run) -> None:
         self._folder = run.output_dir / "tensorboard"
@@ -78,10 +78,10 @@ class TensorBoardSync(Observer):
                 self.copied[file] = state
 
     def _say_problem(self) -> None:
-        if self._problem and not self._told:
-            self._told = True
+        if self._problem and not self._warned:
+            self._warned = True
             text = f"tb_sync_to: {self._folder} could not be copied to {self._target}: {self._problem}"
-            self.tell(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
+            self.emit(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
 
 
 def copy(file: Path, target: str) -> None:

@@ -285,8 +285,8 @@ class Stepper:
         if error:
             raise UserError(error)
         lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
-        told = {event.title for event in self.events}
-        self.events += [Event("warning", line) for line in lines if line not in told]
+        already = {event.title for event in self.events}
+        self.events += [Event("warning", line) for line in lines if line not in already]
 
     def _check_gradients(self, group: Group) -> None:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):

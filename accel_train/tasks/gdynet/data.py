@@ -150,8 +150,8 @@ class FrameSource(IndexedSource):
         warnings: Sequence[str] = (),
     ) -> None:
         super().__init__(data, batch_size, seed, shuffle)
-        self._news = [Event("warning", text) for text in warnings]
+        self._events = [Event("warning", text) for text in warnings]
 
     def events(self) -> list[Event]:
-        news, self._news = self._news, []
-        return news
+        events, self._events = self._events, []
+        return events

@@ -61,9 +61,9 @@ class MuonLayout:
         self,
         primary: str = "auto",
         muons: str = "auto",
-        tell: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
-        self.primary, self.muons, self.tell = primary, muons, tell
+        self.primary, self.muons, self.warn = primary, muons, warn
         self.fakes = 0
         self._lock = threading.Lock()
         for name, layout, wanted in (("primary", primary, PRIMARY), ("muons", muons, MUON)):
@@ -97,8 +97,8 @@ class MuonLayout:
         counts[np.repeat(np.arange(len(counts)), counts)[fake]] = 0
         with self._lock:
             first, self.fakes = self.fakes == 0, self.fakes + int(fake.sum())
-        if first and self.fakes and self.tell:
-            self.tell("events whose only muon has E = x = y = 0 are taken as empty: some dumpers write them so")
+        if first and self.fakes and self.warn:
+            self.warn("events whose only muon has E = x = y = 0 are taken as empty: some dumpers write them so")
         return counts, muons[~fake]
 
 

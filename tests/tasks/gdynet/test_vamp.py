@@ -135,7 +135,7 @@ def sharpening(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 
 
 @pytest.mark.parametrize("k", [2, 4, 7])
-def test_vamp1_is_the_gradient_users_know(k):
+def test_vamp1_is_the_gradient_of_the_guide(k):
     x, y = states(500, k, seed=k)
     value, gradient = share_and_gradient(x, y, covariances(moments(x, y)), "vamp1", epsilon=1e-10)
     by_x, by_y, d = sharpening(x.numpy(), y.numpy())
