@@ -1,10 +1,10 @@
-"""What is written beside the weights: the environment without secrets, the config, figures."""
+"""What is written beside the weights: the environment without secrets, and the config."""
 
 import json
 import sys
 
 from accel_train.config.yaml_text import loads
-from accel_train.run.folder import environment, save_figures, write_config, write_json
+from accel_train.run.folder import environment, write_config, write_json
 
 
 def test_no_secret_in_the_environment(monkeypatch, tmp_path):
@@ -22,12 +22,3 @@ def test_a_config_is_written_as_it_is_read(tmp_path):
     tree = {"output_dir": "1e5", "mixed_precision": "no", "rate": 1e-5, "none": None, "list": [1, "2"]}
     write_config(tmp_path / "config.yaml", tree)
     assert loads((tmp_path / "config.yaml").read_text()) == tree
-
-
-def test_a_figure_may_be_named_like_a_curve(tmp_path):
-    class Figure:
-        def savefig(self, path, dpi):
-            path.touch()
-
-    save_figures(tmp_path / "figures", {"a/b": Figure(), "../c": Figure()})
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["..-c.png", "a-b.png"]

@@ -39,11 +39,11 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         num_gaussians: of that basis.
         tau: lag, frames.
         lobes: one network for both times, or one for each, which start equal.
-        norm: ``layer`` looks at one atom or edge alone; ``batch`` at all that a rank has at once, as known, so that
-            the run depends on how a batch is cut; ``sync_batch`` at those of all ranks.
+        norm: ``layer`` looks at one atom or edge alone; ``batch`` at all that a rank has at once, as in the guide
+            (docs/tasks/gdynet.md), so that the run depends on how a batch is cut; ``sync_batch`` at those of all ranks.
         epsilon: eigenvalues of a covariance below this share of their mean count as noise.
         mode: and are left out (``trunc``), get that much added (``regularize``), or are raised to it (``clamp``).
-        loss_schedule: one phase each: vamp2, vamp1 (the known gradient that makes states crisp), vamp1_true, vampe.
+        loss_schedule: one phase each: vamp2, vamp1 (the guide's ``vamp_sym``, which makes states crisp), vamp1_true, vampe.
         epochs: length of every phase.
         repeat: the whole schedule so many times.
         dt_ns: time between two frames, ns; null takes what the data's meta.json says.
@@ -258,7 +258,7 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         )
 
     def histories(self, lists: dict[str, list]) -> dict[str, list]:
-        """The fourteen lists of the known ``metrics.json``, one entry per evaluated epoch. A validation has one score
+        """The fourteen lists of the guide's ``metrics.json``, one entry per evaluated epoch. A validation has one score
         from all pairs, which stands under ``last`` and ``avg``."""
         return epoch_lists(lists)
 

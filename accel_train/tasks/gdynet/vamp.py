@@ -135,10 +135,10 @@ def loss_share(
         x, y: [rows, k] as for ``moments``, with gradient; no rows give a zero with a zero gradient.
         loss: ``vamp2``, ``vamp1_true``, ``vampe``: minus that score, with its exact gradient, the dependence of the
             threshold on the data included.
-            ``vamp1``: the sharpening gradient that GDyNet's users know by this name. It is the gradient of the sum of
-            singular values D of the symmetrised K with its cross term counted twice, which pushes the probabilities
-            apart and makes the states crisp. Nothing has this gradient; the value is -sum(D) / (k R) as users know it,
-            nearly zero, and no VAMP-1 score.
+            ``vamp1``: the sharpening gradient that the GDyNet-ferro guide has by this name (docs/tasks/gdynet.md). It is
+            the gradient of the sum of singular values D of the symmetrised K with its cross term counted twice, which
+            pushes the probabilities apart and makes the states crisp. No function has this gradient; the value is
+            -sum(D) / (k R) as the guide prints it, nearly zero, and no VAMP-1 score.
         epsilon, mode: as for ``scores``.
 
     Raises:

@@ -93,7 +93,7 @@ checkpointing:
 output:
   folder: '{folder}/my_experiment'
 """
-"""The basic example of the known trainer's guide, smaller."""
+"""The basic example of the GDyNet-ferro guide, smaller."""
 
 
 def test_a_config_of_the_known_trainer_is_trained_as_converted(data, tmp_path, capsys):

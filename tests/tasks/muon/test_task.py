@@ -256,7 +256,7 @@ def test_the_legacy_networks_have_the_sizes_of_the_guide():
     assert sum(p.numel() for p in models["critic"].parameters()) == 25_985
 
 
-def test_the_known_critic_scores_events_without_muons_by_the_hundred_million():
+def test_the_legacy_critic_scores_events_without_muons_by_the_hundred_million():
     models = MuonTask("x.parquet", preset="legacy").build_model(None)
     event = torch.zeros(0, dtype=torch.int64)
     score = models["critic"](torch.zeros(0, 3), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), event)
