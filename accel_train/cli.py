@@ -1,4 +1,4 @@
-"""The commands. Nothing heavy is imported before it is known which one is meant."""
+"""The commands. Nothing heavy is imported before the command is chosen."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _help() -> str:
         *listed({name: command.help for name, command in COMMANDS.items()}), "",
         "tasks (each may have commands of its own: accel-train TASK --help):",
         *listed({name: text for name, (_, text) in TASKS.items()}), "",
-        "accel-train COMMAND --help tells more. On several processes:",
+        "accel-train COMMAND --help says more. On several processes:",
         "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_train train --config FILE.yaml",
     ])  # fmt: skip
 

@@ -22,9 +22,9 @@ from accel_train.task import Event
 T = TypeVar("T")
 
 FIRST = 3
-"""Reads that are looked at before a source is believed not to draw."""
+"""Reads that are checked before a source is taken not to draw."""
 SAMPLE = 128
-"""Later on, one read in so many is looked at, which takes 0.1 ms."""
+"""After that, one read in so many is checked, which takes 0.1 ms."""
 
 
 class _Generator(NamedTuple):

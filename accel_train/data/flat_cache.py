@@ -155,7 +155,7 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``; ``origin`` is the fingerprint."""
+    """Batches with all the arrays of ``LanesSource``; ``events`` are reported once; ``origin`` is its fingerprint."""
 
     def __init__(
         self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, events: list[Event], origin: dict[str, Any]

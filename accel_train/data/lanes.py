@@ -78,7 +78,7 @@ class LanesSource(BatchSource):
         shuffle: the order of an epoch: "rows" (row groups, and the rows within blocks of ``BLOCK_ROWS``),
             "row_groups", "files" (a file's row groups stay together: needed where files are staged), or "none".
         prepare: a last look at every block, in the reading thread: drops what this split does not want.
-        bad: what the format does about data that cannot be used; ``events`` tells of it.
+        bad: what the format does about data that cannot be used; ``events`` reports it.
         staging: brings remote files to local disk ahead of use; needs shuffle "files" or "none", since otherwise every
             file would be needed all the time.
         groups: what ``read_groups`` says of these files, where that is known already.

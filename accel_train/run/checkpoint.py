@@ -213,7 +213,7 @@ class CheckpointFolder:
 
 
 def verified(path: Path) -> Path:
-    """This checkpoint, verified."""
+    """The path of this checkpoint, which must verify; of a run folder, its latest. Raises UserError."""
     path = followed(path)
     if not path.exists():
         steps = CheckpointFolder(path.parent).steps()

@@ -21,12 +21,12 @@ WAIT_S = 60.0
 class TensorBoardSync(Observer):
     """Copies event files that changed to ``destination/RUN_NAME``, from a thread of its own; a last time at the end.
 
-    What goes wrong is told once and tried again; it never reaches the training.
+    What goes wrong is reported once and tried again; it never reaches the training.
 
     Args:
         destination: a directory, or a URL that fsspec can write to.
         interval: seconds between two passes over the files.
-        tell: takes the warning, in the thread of the training.
+        emit: takes the warning, in the thread of the training.
     """
 
     _thread: threading.Thread | None = None

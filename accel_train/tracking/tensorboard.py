@@ -21,7 +21,7 @@ class TensorBoard(Observer):
     """Writes ``output_dir/tensorboard``.
 
     Args:
-        tell: takes the word on histograms that TensorBoard cannot draw.
+        emit: takes the note on histograms that TensorBoard cannot draw.
     """
 
     _writer: SummaryWriter | None = None

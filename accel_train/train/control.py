@@ -27,7 +27,7 @@ COMMANDS = ("stop", "save", "status")
 GRACE_S = 3.0
 """Between a request to stop and the end of waiting, on several ranks."""
 RELAY_S = 1.0
-"""A rank that was asked and has not stopped after so long may be held up by one that was not: it tells the others."""
+"""A rank that was asked and has not stopped after so long may be held up by one that was not; it passes it on."""
 
 
 class Control:
@@ -146,7 +146,7 @@ class Control:
         if (self.alone or passed >= GRACE_S) and not waiting.given_up():
             waiting.give_up()
         if passed >= RELAY_S and not self.alone and not (self.folder / "stop").exists():
-            with contextlib.suppress(OSError):  # a full disk: the other ranks cannot be told in this way
+            with contextlib.suppress(OSError):  # a full disk: the request does not reach the other ranks this way
                 request(self.folder.parent, "stop", who)
 
 

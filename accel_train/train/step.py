@@ -208,7 +208,7 @@ class Stepper:
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
 
-        ``abandon``: join the other ranks without items, to tell them that there is to be no such step. What their
+        ``abandon``: join the other ranks without items, so that none of them takes this step. What their
         models remember besides parameters (running statistics) may have taken it in already.
 
         Raises:
@@ -386,7 +386,7 @@ class Stepper:
         return self._item_counts[count]
 
     def _update(self, group: Group) -> Tensor:
-        """Clip, and step if the gradient is finite; the norm tells which. It is 0 where no parameter was reached."""
+        """Clip, and step if the gradient is finite; the norm says which. It is 0 where no parameter was reached."""
         optimizer, scaler = group.optimizer, group.scaler
         poison = group.local.take_poison()
         reached = next((p.grad for p in group.params if p.grad is not None), None)

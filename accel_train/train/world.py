@@ -28,7 +28,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # a second run in a notebook may want another precision
     GradientState._reset_state()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
+    # Launched as several processes without a GPU, accelerate joins them only where the CPU is asked for.
     several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]

@@ -61,7 +61,7 @@ def test_the_loss_of_a_batch_is_that_of_all_its_rows(tmp_path, data):
 
 
 def test_statistics_of_all_ranks(tmp_path, data):
-    """With sync_batch the guide's batch normalisation is exact on any ranks, if they have equally many micro-batches."""
+    """With sync_batch batch normalisation is exact on any ranks, if they have equally many micro-batches."""
     arguments = {"float64": True, "norm": "sync_batch", "epochs": 1, "train_fnames": [str(data / "test")]}
     settings = {"global_batch_size": 7, "optimizer": {"class_path": "SGD"}}  # of 91 pairs
     (whole,) = run(job(tmp_path / "1", data, arguments, **settings))

@@ -91,7 +91,7 @@ class Hdf5(Tables):
             lengths = dict.fromkeys(self.rows.values(), rows[-1]) | dict.fromkeys(self.flat.values(), entries[-1])
             for name, length in lengths.items():
                 if len(sets[name]) != length:
-                    raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} tells {length}")
+                    raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} says {length}")
         return np.array([rows, entries], np.int64)
 
 

@@ -79,7 +79,7 @@ _access = Access()
 
 
 def use(access: Access) -> None:
-    """From now on, this is how this process reaches remote files wherever it is not told otherwise."""
+    """From now on, this is how this process reaches remote files wherever no other is given."""
     global _access
     _access = access
 

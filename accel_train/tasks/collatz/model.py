@@ -2,7 +2,8 @@
 
 Honest by construction: attention is causal, so position t cannot see token t+1, which it has to predict; and the
 stopping time is read from the first ``prefix`` tokens only, which every row it is trained on has in full, so that the
-number of tokens says nothing about it. ``bidirectional`` gives the guide's formulation (docs/tasks/collatz.md), in which both can be read off.
+number of tokens says nothing about it. ``bidirectional`` gives the formulation of the guide that this task replaces
+(docs/tasks/collatz.md), in which both can be read off.
 """
 
 from __future__ import annotations

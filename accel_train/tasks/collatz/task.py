@@ -77,7 +77,7 @@ class CollatzTask(Task, Watches, DataTools):
             "hard_ratio": hard_ratio, "normal_order": normal_order,
             "normal_range": tuple(normal_range), "hard_shares": tuple(hard_shares),
         }  # fmt: skip
-        Numbers(0, **self.draw_args)  # says now what is wrong with them
+        Numbers(0, **self.draw_args)  # raises now for what is wrong with them
         self._seed = 0
         self._train_rows: Rows | None = None
 

@@ -130,7 +130,7 @@ class FramePairs(_Frames):
 
 class Frames(_Frames):
     """All frames in order. ``read`` is that of ``FramePairs`` with axis 1 of length 1, and frame int64 [B], counted
-    through all trajectories; ``place`` tells which."""
+    through all trajectories; ``place`` says which."""
 
     item = "frame"
 

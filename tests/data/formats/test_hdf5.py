@@ -159,7 +159,7 @@ def broken(path, what) -> str:
         ("not HDF5", "a.h5: cannot be read: OSError"),
         ("missing", "needs a dataset 'counts'; there are 'muons', 'primaries'"),
         ("negative", "dataset 'counts', row 30: negative count"),
-        ("short", r"dataset 'muons' has \d+ rows, but 'counts' tells \d+"),
+        ("short", r"dataset 'muons' has \d+ rows, but 'counts' says \d+"),
         ("flat", r"dataset 'primaries' must be \[n, width\] numbers, but is float32 \[57\]"),
         ("float counts", r"dataset 'counts' must be \[n\] integers, but is float32 \[57\]"),
     ],
