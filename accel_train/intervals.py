@@ -15,7 +15,7 @@ from accel_train.errors import UserError
 
 
 class Interval(NamedTuple):
-    """Of a metric.
+    """The interval of a metric.
 
     low, high: its ends, NaN where nothing can be said.
     undefined: in how many resamples the metric was NaN, such as an AUC of one class; these are left out of the ends.

@@ -372,7 +372,7 @@ def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _known(path: str) -> Identity:
-    """Of a local file its size alone: its time changes when it is copied."""
+    """What identifies a file: of a local one its size alone, since its time changes when it is copied."""
     if is_remote(path):
         return known(path)
     try:

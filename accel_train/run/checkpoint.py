@@ -21,7 +21,7 @@ from accel_train.system.writing import files_in, flush, flush_folder
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
 VERSION = 2
-"""Of what is in PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
+"""Version of PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
 _PREFIX, _TEMPORARY = "step-", ".writing-"
 
 

@@ -109,7 +109,8 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str | None:
-    """In clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if not known."""
+    """When it started, in clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if
+    not known."""
     fields = status_fields(pid)
     if fields is None:
         return None
@@ -350,7 +351,7 @@ class RunLock:
                     self._write(beat, stopping)
 
     def _write(self, beat: int, stopping: bool) -> None:
-        """In place and only into the very file that is ours, so never over another's."""
+        """Overwrite in place, and only the very file that is ours, so never another's."""
         with open(self.path, "r+b", buffering=0) as file:
             held = Holder.parse(file.read())
             if held.token == self.mine.token:

@@ -103,7 +103,7 @@ def _compare(session: Session, path: Path) -> None:
 
 
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
-    """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
+    """Every group with its optimiser as the checkpoint's config has it, and as this run's has it."""
     configs = yaml.safe_load((path / "config.yaml").read_text()), session.described
     for group in {id(group): group for group in session.stepper.groups.values()}.values():
         old, new = (

@@ -81,13 +81,13 @@ class Ranks:
             self._hosts = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In place, where the tensor lives."""
+        """Sum in place, where the tensor lives."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def host_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In place, for a CPU tensor."""
+        """Sum a CPU tensor in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self._hosts)
         return tensor
@@ -138,7 +138,7 @@ def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -
 
 
 def _is_loss_of_a_rank(error: RuntimeError) -> bool:
-    """By the text of the error, since gloo's errors have no type of their own."""
+    """Judged by the text of the error, since gloo's errors have no type of their own."""
     if process.world_size() == 1:
         return False
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None

@@ -121,7 +121,7 @@ def _readable(name: str) -> str:
 
 
 def place(path: str) -> Any:
-    """The same for all names of one file."""
+    """A key that is the same for all names of one file."""
     if is_remote(path):
         return path
     found = os.stat(local_path(path))

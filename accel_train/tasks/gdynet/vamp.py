@@ -96,7 +96,7 @@ def basis(k: int) -> Tensor:
 
 
 def singular_values(covariances: Covariances, epsilon: float = EPSILON, mode: str = MODE) -> Tensor:
-    """Of K, float64 [k-1], largest first, NaN if the states were not finite; arguments as for ``scores``."""
+    """Those of K, float64 [k-1], largest first; NaN if the states were not finite. Arguments as for ``scores``."""
     if not covariances.joint.isfinite().all():
         return torch.full((len(covariances.joint) // 2,), math.nan, dtype=torch.float64)
     c00, c0t, ctt = _blocks(_unit_trace(covariances.joint)[0])
