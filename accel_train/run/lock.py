@@ -109,8 +109,8 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str | None:
-    """When it started, in clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if
-    not known."""
+    """Its start in clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if not
+    known."""
     fields = status_fields(pid)
     if fields is None:
         return None

@@ -52,7 +52,7 @@ class Splits:
         return {"train": [a for a, _ in parts], "validation": [b for _, b in parts]}
 
     def _cut(self, trajectory: Trajectory) -> tuple[Trajectory, Trajectory]:
-        """Cut in time, since neighbouring frames are nearly the same, with a gap of tau frames, so that no pair spans it."""
+        """Cut in time, since neighbouring frames are nearly the same, with a gap of tau frames, the lag of a pair."""
         frames, tau = trajectory.frames, self.tau
         held_out = max(round(frames * self.val_share), tau + 1)
         if frames - held_out - tau <= tau:
