@@ -99,7 +99,7 @@ def check_arguments(cls: type, given: Mapping[str, Any], prefix: str) -> None:
 
 
 def check(hint: Any, value: Any, key: str) -> None:
-    """The same for one value; rules of what is in a union, list or tuple count too."""
+    """Raise UserError for one value that is out of range; rules inside a union, list or tuple count too."""
     for rule in rules_of(hint):
         rule.check(key, value)
     for part in parts_of(hint):

@@ -1,4 +1,4 @@
-"""The commands. Nothing heavy is imported before it is known which one is meant."""
+"""The commands. Nothing heavy is imported before the command is chosen."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if program else argv)
     if program:
         forgive()
-    code = _trained(arguments, program) if arguments[:1] == ["train"] else _told(arguments)
+    code = _trained(arguments, program) if arguments[:1] == ["train"] else _exit_code(arguments)
     if program and world_size() > 1:
         # Gloo's threads outlive the process group, and one that frees a finished sum while Python shuts down aborts the
         # process: a rank that had done everything would count as crashed.
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _trained(arguments: list[str], program: bool) -> int:
     with caught(program) as signals:
-        code = _told(arguments)
+        code = _exit_code(arguments)
         if program and signals.forced:
             end_at_once(code)
         if "accel_train.train.world" in sys.modules:
@@ -69,7 +69,7 @@ def _trained(arguments: list[str], program: bool) -> int:
     return code
 
 
-def _told(arguments: list[str]) -> int:
+def _exit_code(arguments: list[str]) -> int:
     """The exit code of a command; errors that a person can mend are one line."""
     try:
         return _dispatch(arguments)
@@ -143,7 +143,7 @@ def _help() -> str:
         *listed({name: command.help for name, command in COMMANDS.items()}), "",
         "tasks (each may have commands of its own: accel-train TASK --help):",
         *listed({name: text for name, (_, text) in TASKS.items()}), "",
-        "accel-train COMMAND --help tells more. On several processes:",
+        "accel-train COMMAND --help says more. On several processes:",
         "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_train train --config FILE.yaml",
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a task gives, looked at where it enters the loop: one line says whose it is and what is expected instead.
+"""What a task returns is checked where it enters the loop: one line says which method's it is and what is expected.
 
 Types and shapes only: nothing here asks the device for a value.
 """

@@ -15,7 +15,7 @@ from accel_train.errors import UserError
 
 
 class Interval(NamedTuple):
-    """Of a metric.
+    """The interval of a metric.
 
     low, high: its ends, NaN where nothing can be said.
     undefined: in how many resamples the metric was NaN, such as an AUC of one class; these are left out of the ends.
@@ -33,8 +33,8 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Percentile bootstrap over independent units (Efron, Ann. Statist. 7, 1, 1979): as many units as there are are
-    drawn with replacement, their sums are added up and the metrics are made of them; over and over.
+    """Percentile bootstrap over independent units (Efron, Ann. Statist. 7, 1, 1979): again and again, as many
+    units as there are, drawn with replacement, are added up and the metrics computed from the sums.
 
     Units are what was drawn independently: a shot or a subject, not its time steps, which follow one another. The same
     seed draws the same units for every model, so that the metric of one minus that of another may be given, too.

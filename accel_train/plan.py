@@ -138,7 +138,7 @@ class Plan:
         self._settle(position)
 
     def begin_epoch(self, position: Position, epoch: int) -> None:
-        """For data that finds out at its end how long an epoch was."""
+        """Enter this epoch, for data that finds out at its end how long an epoch was."""
         if epoch != position.epoch:
             position.epoch, position.batch = epoch, 0
             self._settle(position)

@@ -62,7 +62,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise UserError(f"{name} has no commands of its own")
     commands: dict[str, Command] = importlib.import_module(f"{package}.commands").COMMANDS
     if not arguments or arguments[0] in ("-h", "--help"):
-        usage = f"usage: accel-train {name} COMMAND ... (--help tells more)"
+        usage = f"usage: accel-train {name} COMMAND ... (--help says more)"
         print(usage, "", *listed({each: command.help for each, command in commands.items()}), sep="\n")
         return 0
     return find_command(commands, arguments[0], name).run(arguments[1:], f"accel-train {name}")

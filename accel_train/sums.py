@@ -407,7 +407,7 @@ def _bins(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def _edges(edges: Edges) -> Tensor:
-    """As float64 on the CPU."""
+    """These edges as float64 on the CPU."""
     found = torch.as_tensor(edges, dtype=torch.float64, device="cpu")
     if found.dim() != 1 or len(found) < 2 or not found.isfinite().all() or not (found.diff() > 0).all():
         raise UserError("sums: the edges of a histogram must be at least two finite numbers, each larger than the last")

@@ -96,8 +96,8 @@ class BatchSource:
         return []
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others, as JSON: a checkpoint keeps it, and a resume with other data is refused.
-        Empty: nobody knows."""
+        """What distinguishes these data from others, as JSON: a checkpoint keeps it, and a resume with other data
+        is refused. Empty: not known."""
         return {}
 
     def describe(self, epoch: int, step: int) -> str:
@@ -203,7 +203,7 @@ class Task:
         raise NotImplementedError
 
     def baselines(self) -> dict[str, float]:
-        """Known floors and trivial baselines by metric or term name, printed beside the values. Asked for once all data
+        """Floors and trivial baselines by metric or term name, printed beside the values. Asked for once all data
         are built."""
         return {}
 

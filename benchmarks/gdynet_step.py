@@ -3,7 +3,7 @@
     python benchmarks/gdynet_step.py [--ranks 3] [--steps 60] [--rounds 7]
 
 Steps on gloo ranks of the same model and batch, with the moments summed over the ranks and, in turn, without (every
-rank then has a loss of its own, which is what the known program trains). Counted are calls of all_reduce in a step;
+rank then has a loss of its own, as in the GDyNet-ferro trainer). Counted are calls of all_reduce in a step;
 timed is CPU time of all ranks per step, medians over interleaved rounds.
 """
 

@@ -1,4 +1,4 @@
-"""What the muon task learns in some minutes on two cores, beside the known networks on the same data.
+"""What the muon task learns in some minutes on two cores, beside ``preset: legacy`` on the same data.
 
     python benchmarks/muon_learns.py [--steps 3000] [--showers 4000] [--folder DIR]
 

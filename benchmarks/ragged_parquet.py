@@ -89,13 +89,13 @@ def scanner(files: list[str]) -> Batches:
 
 
 def lanes(files: list[str], **options: Any) -> Any:
-    from accel_train.data.bad import Bad
+    from accel_train.data.bad import BadDataPolicy
     from accel_train.data.formats.parquet import Parquet
     from accel_train.data.lanes import LanesSource
     from accel_train.tasks.muon.layout import MuonLayout
 
     layout = MuonLayout()
-    return LanesSource(files, Parquet(layout.columns, layout.decode, Bad()), BATCH, **options)
+    return LanesSource(files, Parquet(layout.columns, layout.decode, BadDataPolicy()), BATCH, **options)
 
 
 def cache(folder: Path, files: list[str], shuffle: bool) -> Any:

@@ -129,7 +129,7 @@ def _show_run(folder: Path) -> str:
 def _show_checkpoint(path: Path) -> str:
     damage = verify(path)
     lines = [f"checkpoint {path}: " + ("verified" if damage is None else f"DAMAGED: {damage}")]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged may still tell something
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged may still be readable in part
         progress = read_progress(path)
         position, selection = progress["position"], progress["best_model"]
         lines.append("position     " + ", ".join(f"{name} {value:,}" for name, value in position.items()))

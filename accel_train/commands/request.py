@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
         return 0
     with writing(command, options.run):
         request(options.run, command)
-    print(f"asked {options.run} to {command}; accel-train status {options.run} tells when it has")
+    print(f"asked {options.run} to {command}; accel-train status {options.run} says when it has")
     return 0

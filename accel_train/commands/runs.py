@@ -23,7 +23,7 @@ from accel_train.system.writing import writing
 EVENTS = "*tfevents*"
 TIME, TIME_AS = "%Y%m%d-%H%M%S", "YYYYMMDD-HHMMSS"
 MARK = ".merged_from"
-"""In a copied log directory: where it came from, and that it was made here."""
+"""A file in a copied log directory: where that came from, and that it was made here."""
 
 Mode = Literal["symlink", "copy"]
 
@@ -119,7 +119,7 @@ def find(root: Path, without: Path | None = None) -> list[Log]:
 
 
 def select(logs: list[Log], since: str | None, match: str | None, glob: str | None) -> list[Log]:
-    """Those that fit every condition that is given."""
+    """The logs that fit every condition that is given."""
     if since is not None:
         try:
             begin = datetime.strptime(since, TIME)
@@ -157,7 +157,7 @@ def _events(run: Path) -> Path | None:
 
 
 def _started(run: Path, events: Path) -> datetime:
-    """As the run folder says; else as its name says, if that begins with a time; else when the first event file was
+    """The time in the run folder; else that in its name, if it begins with one; else when the first event file was
     written."""
     about = run / "environment.json"
     if about.is_file():

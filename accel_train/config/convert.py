@@ -217,7 +217,7 @@ def _bool(hint: Any, value: Any, key: str) -> bool:
 
 
 def _number(hint: Any, value: Any, key: str) -> Any:
-    """Also from text, which a quoted number is; an int from no float."""
+    """A number, also one in quotes; an int is never made of a float."""
     if type(value) not in (int, str, hint):
         raise _Mismatch
     try:
@@ -264,7 +264,7 @@ def _mapping(hint: Any, value: Any, key: str) -> dict[Any, Any]:
 
 
 def _instance(hint: type, value: Any, key: str) -> Any:
-    """Of a dataclass by its fields, of an Enum by its name, of another class by ``class_path`` and ``init_args``."""
+    """A dataclass by its fields, an Enum by its name, another class by ``class_path`` and ``init_args``."""
     if isinstance(value, hint):
         return value
     if issubclass(hint, Enum):

@@ -30,7 +30,7 @@ def _task_node(task: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """As YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
+    """The value as YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):

@@ -28,7 +28,7 @@ def setting(default: Any, text: str, rule: Rule | None = None, *, identity: bool
 
 
 def about(cls: Any) -> dict[str, Mapping[str, Any]]:
-    """What ``setting`` was told of each field of a dataclass; of others nothing."""
+    """What ``setting`` was given for each field of a dataclass; nothing for other fields."""
     return {f.name: f.metadata for f in fields(cls)}
 
 

@@ -74,10 +74,10 @@ class _Guard:
         return None
 
     def _allows(self, spec: ModuleSpec) -> bool:
-        return not (places := _batches_done(spec)) or all(_entry(spec.name, place) in self.roots for place in places)
+        return not (places := _locations(spec)) or all(_entry(spec.name, place) in self.roots for place in places)
 
     def _refuse(self, spec: ModuleSpec) -> ModuleSpec:
-        self.refused[spec.name] = _batches_done(spec)[0]
+        self.refused[spec.name] = _locations(spec)[0]
         raise ModuleNotFoundError(f"{spec.name} is in no installed package", name=spec.name)
 
 
@@ -85,7 +85,7 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _batches_done(spec: ModuleSpec) -> list[str]:
+def _locations(spec: ModuleSpec) -> list[str]:
     """Its file, or its folders where it is a package without one; nothing for what is built into Python."""
     return [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
 

@@ -128,7 +128,7 @@ def _read_text(path: Path) -> str:
 
 
 def what_is_wrong(error: Exception) -> str:
-    """In one line, which one it is first."""
+    """One line about the error, its place first."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     problem = str(error.problem)

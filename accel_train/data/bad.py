@@ -35,7 +35,7 @@ class _Placed(DataError):
     """Says already where it is."""
 
 
-class Bad:
+class BadDataPolicy:
     """The policy, and the count of what was left out (thread-safe).
 
     Args:
@@ -47,7 +47,7 @@ class Bad:
     def __init__(self, policy: Literal["raise", "skip"] = "raise") -> None:
         self.policy = policy
         self.left_out: Counter[str] = Counter()
-        self._news: list[str] = []
+        self._lines: list[str] = []
         self._lock = threading.Lock()
 
     def _note(self, what: str, number: int, line: str) -> None:
@@ -55,23 +55,23 @@ class Bad:
             raise _Placed(f"{line}; mend it, or set on_bad_file=skip to go on without") from None
         with self._lock:
             self.left_out[what] += number
-            self._news.append(line)
+            self._lines.append(line)
 
-    def tell(self, line: str) -> None:
+    def warn(self, line: str) -> None:
         """Something else that whoever watches the run should hear of."""
         with self._lock:
-            self._news.append(line)
+            self._lines.append(line)
 
     def events(self) -> list[Event]:
         """What was left out since the last call."""
         with self._lock:
-            news, self._news = self._news, []
-        if len(news) > SHOWN:
+            lines, self._lines = self._lines, []
+        if len(lines) > SHOWN:
             total = ", ".join(f"{number:,} {what}" for what, number in self.left_out.items())
-            news[SHOWN:] = [
-                f"and {len(news) - SHOWN} more of the kind" + (f"; left out so far: {total}" if total else "")
+            lines[SHOWN:] = [
+                f"and {len(lines) - SHOWN} more of the kind" + (f"; left out so far: {total}" if total else "")
             ]
-        return [Event("warning", line) for line in news]
+        return [Event("warning", line) for line in lines]
 
     @contextlib.contextmanager
     def at_stake(self, what: str, where: Any) -> Iterator[None]:

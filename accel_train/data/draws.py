@@ -22,9 +22,9 @@ from accel_train.task import Event
 T = TypeVar("T")
 
 FIRST = 3
-"""Reads that are looked at before a source is believed not to draw."""
+"""Reads that are checked before a source is taken not to draw."""
 SAMPLE = 128
-"""Later on, one read in so many is looked at, which takes 0.1 ms."""
+"""After that, one read in so many is checked, which takes 0.1 ms."""
 
 
 class _Generator(NamedTuple):
@@ -79,7 +79,7 @@ class Draws:
         self.seed, self.rank, self.name, self.advice = seed, rank, name, advice
         self.found: set[str] = set()
         self.reads = 0
-        self._news: list[Event] = []
+        self._events: list[Event] = []
 
     def due(self) -> bool:
         """Whether the next batch must be read by ``read``; one that need not be is counted."""
@@ -119,11 +119,11 @@ class Draws:
         """To be called when a stream that draws is begun in the middle of an epoch."""
         line = f"{self.name} is read in sequence and draws from global generators: begun again within epoch {epoch}, it"
         line += " has drawn anew what it draws at the beginning of one, such as an order, and may give batches twice or"
-        self._news.append(Event("warning", f"{line} never; draw that from np.random.default_rng((seed, epoch))"))
+        self._events.append(Event("warning", f"{line} never; draw that from np.random.default_rng((seed, epoch))"))
 
     def events(self) -> list[Event]:
-        news, self._news = self._news, []
-        return news
+        events, self._events = self._events, []
+        return events
 
     def _compare(self, before: dict[str, Any], late: bool) -> None:
         now = _states(before)
@@ -136,7 +136,7 @@ class Draws:
             lost = "what it and dropout drew" if "torch" in new else "what it drew"
             line += f", but was not seen to at first: {lost} until now cannot be repeated"
         line += "; from now on it is set by (seed, epoch, batch, rank) before every batch"
-        self._news.append(Event("warning" if late else "note", line + self.advice))
+        self._events.append(Event("warning" if late else "note", line + self.advice))
 
 
 def _states(names: Iterable[str]) -> dict[str, Any]:

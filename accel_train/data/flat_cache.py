@@ -64,13 +64,13 @@ def cached(
             log.warning("%s: %s; reading %s rows into it now", folder, why, f"{source.total_rows:,}")
             build(folder, source, settings)
         cache = FlatCache(folder)
-    news = source.events()
+    events = source.events()
     if why:
-        news.append(Event("note", f"{folder}: {why}; built in {time.monotonic() - started:.1f} s"))
+        events.append(Event("note", f"{folder}: {why}; built in {time.monotonic() - started:.1f} s"))
     elif cache.left_out:
         left_out = ", ".join(f"{number:,} {what}" for what, number in cache.left_out.items())
-        news.append(Event("warning", f"{folder}: was built without {left_out} that could not be used"))
-    return CachedSource(cache, batch_size, seed, shuffle, news, source.fingerprint())
+        events.append(Event("warning", f"{folder}: was built without {left_out} that could not be used"))
+    return CachedSource(cache, batch_size, seed, shuffle, events, source.fingerprint())
 
 
 def build(folder: str | Path, source: LanesSource, settings: Mapping[str, Any]) -> None:
@@ -155,13 +155,13 @@ class FlatCache:
 
 
 class CachedSource(IndexedSource):
-    """Batches with all the arrays of ``LanesSource``; ``events`` tells the ``news``; ``origin`` is the fingerprint."""
+    """Batches with all the arrays of ``LanesSource``; ``events`` are reported once; ``origin`` is its fingerprint."""
 
     def __init__(
-        self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, news: list[Event], origin: dict[str, Any]
+        self, cache: FlatCache, batch_size: int, seed: int, shuffle: bool, events: list[Event], origin: dict[str, Any]
     ) -> None:
         super().__init__(cache, batch_size, seed, shuffle)
-        self._news, self._origin = news, origin
+        self._events, self._origin = events, origin
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), **self._origin}
@@ -176,8 +176,8 @@ class CachedSource(IndexedSource):
         return self.data.take(order[:items])
 
     def events(self) -> list[Event]:
-        news, self._news = self._news, []
-        return news
+        events, self._events = self._events, []
+        return events
 
 
 # -- what a cache was made of ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 
 from accel_train import keyed
 from accel_train.data import fingerprint
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.remote.identity import Identity
 from accel_train.data.remote.requests import is_remote
@@ -78,7 +78,7 @@ class LanesSource(BatchSource):
         shuffle: the order of an epoch: "rows" (row groups, and the rows within blocks of ``BLOCK_ROWS``),
             "row_groups", "files" (a file's row groups stay together: needed where files are staged), or "none".
         prepare: a last look at every block, in the reading thread: drops what this split does not want.
-        bad: what the format does about data that cannot be used; ``events`` tells of it.
+        bad: what the format does about data that cannot be used; ``events`` reports it.
         staging: brings remote files to local disk ahead of use; needs shuffle "files" or "none", since otherwise every
             file would be needed all the time.
         groups: what ``read_groups`` says of these files, where that is known already.
@@ -93,7 +93,7 @@ class LanesSource(BatchSource):
         lanes: int = 8,
         shuffle: Shuffle = "rows",
         prepare: Callable[[Ragged, Place], Ragged] | None = None,
-        bad: Bad | None = None,
+        bad: BadDataPolicy | None = None,
         staging: Staging | None = None,
         groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ class LanesSource(BatchSource):
             self._dealt = (epoch, [np.array(groups, np.int64) for groups in lanes])
         return self._dealt[1]
 
-    def standing(self, epoch: int, step: int) -> np.ndarray:
+    def rows_given(self, epoch: int, step: int) -> np.ndarray:
         """Rows that every lane has given before this step, int64 [lanes]."""
         rows = np.array([self.group_rows[groups].sum() for groups in self.deal(epoch)])
         left = rows.copy()
@@ -193,7 +193,7 @@ class LanesSource(BatchSource):
     ) -> Generator[Ragged | None, None, None]:
         """This rank's share of every global batch from ``step`` on; always a copy, since blocks may be views of a file
         that cannot be written to."""
-        lanes, given = self.deal(epoch), self.standing(epoch, step)
+        lanes, given = self.deal(epoch), self.rows_given(epoch, step)
         rows = np.array([self.group_rows[groups].sum() for groups in lanes])
         mine = [lane for lane in range(self.lanes) if lane * world_size // self.lanes == rank]
         if self.staging is not None:
@@ -282,7 +282,7 @@ class LanesSource(BatchSource):
 
     def describe(self, epoch: int, step: int) -> str:
         """The row groups that a global batch is taken from."""
-        given, then = self.standing(epoch, step), self.standing(epoch, step + 1)
+        given, then = self.rows_given(epoch, step), self.rows_given(epoch, step + 1)
         shown = []
         for lane, groups in enumerate(self.deal(epoch)):
             if then[lane] > given[lane]:
@@ -372,7 +372,7 @@ def quotas(left: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _known(path: str) -> Identity:
-    """Of a local file its size alone: its time changes when it is copied."""
+    """What identifies a file: of a local one its size alone, since its time changes when it is copied."""
     if is_remote(path):
         return known(path)
     try:

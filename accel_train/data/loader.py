@@ -242,7 +242,7 @@ class Loader:
     # -- handing over --------------------------------------------------------------------------------------------------
 
     def _wait(self, job: Future[Batch | None]) -> Batch | None:
-        """For a thread. Nothing else runs meanwhile, so that it can be seen to draw."""
+        """Wait for a thread. Nothing else runs meanwhile, so that it can be seen to draw."""
         if job.done():
             return job.result()
         return self._draws.watch(lambda: waiting.result(job))

@@ -155,7 +155,7 @@ class WorkFolder:
         return True
 
     def wait(self) -> None:
-        """For ranks other than 0: until there is something to do, or nothing any more."""
+        """Wait, on ranks other than 0, until there is something to do, or nothing any more."""
         end = time.monotonic() + WAIT
         while not self.is_prepared() and not self.is_finished():
             if time.monotonic() > end:

@@ -21,7 +21,7 @@ from accel_train.system.writing import files_in, flush, flush_folder
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
 VERSION = 2
-"""Of what is in PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
+"""Version of PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
 _PREFIX, _TEMPORARY = "step-", ".writing-"
 
 
@@ -186,7 +186,7 @@ class CheckpointFolder:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def newest_whole(self) -> tuple[Path | None, list[Damage]]:
+    def newest_verified(self) -> tuple[Path | None, list[Damage]]:
         """The newest checkpoint that verifies, and what is wrong with each newer one."""
         damaged = []
         for step in reversed(self.steps()):
@@ -199,7 +199,7 @@ class CheckpointFolder:
     def find(self, which: str) -> Path:
         """A whole checkpoint by ``latest``, ``best``, a step number or a path; an error says what is wrong with it."""
         if which == "latest":
-            path, damaged = self.newest_whole()
+            path, damaged = self.newest_verified()
             if path is None:
                 raise UserError(f"{self.root}: no checkpoint that can be used{_because(damaged)}")
             return path
@@ -208,12 +208,12 @@ class CheckpointFolder:
             if step is None:
                 raise UserError(f"{self.root}: there is no best checkpoint (was there an evaluation?); use latest")
             copy = self.root / which
-            return whole(self.path(step) if self.path(step).exists() or not copy.is_dir() else copy)
-        return whole(self.path(int(which)) if which.isdecimal() else Path(which))
+            return verified(self.path(step) if self.path(step).exists() or not copy.is_dir() else copy)
+        return verified(self.path(int(which)) if which.isdecimal() else Path(which))
 
 
-def whole(path: Path) -> Path:
-    """This checkpoint, verified."""
+def verified(path: Path) -> Path:
+    """The path of this checkpoint, which must verify; of a run folder, its latest. Raises UserError."""
     path = followed(path)
     if not path.exists():
         steps = CheckpointFolder(path.parent).steps()

@@ -53,7 +53,7 @@ def _save(folder: Path, name: str, save: Callable[..., None], suffixes: Sequence
 
 
 def _close(figures: dict[str, Any]) -> None:
-    """Those that a task made with pyplot, which keeps them until it is told."""
+    """Close those that a task made with pyplot, which would keep them."""
     if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
         for figure in figures.values():
             if isinstance(figure, pyplot.Figure):

@@ -109,7 +109,8 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str | None:
-    """In clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if not known."""
+    """Its start in clock ticks since boot; empty if it has ended and its parent has not waited for it yet, None if not
+    known."""
     fields = status_fields(pid)
     if fields is None:
         return None
@@ -341,16 +342,16 @@ class RunLock:
             _held.discard(self.mine.token)
 
     def _beat(self) -> None:
-        beat, last, told = 0, time.monotonic(), False
+        beat, last, reported = 0, time.monotonic(), False
         while not self._released.wait(min(NOTICE_S / 4, BEAT_S)):
             stopping = self._stopping()
-            if stopping != told or time.monotonic() - last >= BEAT_S:
-                beat, last, told = beat + 1, time.monotonic(), stopping
+            if stopping != reported or time.monotonic() - last >= BEAT_S:
+                beat, last, reported = beat + 1, time.monotonic(), stopping
                 with contextlib.suppress(OSError):  # the run itself asks whether the lock is lost
                     self._write(beat, stopping)
 
     def _write(self, beat: int, stopping: bool) -> None:
-        """In place and only into the very file that is ours, so never over another's."""
+        """Overwrite in place, and only the very file that is ours, so never another's."""
         with open(self.path, "r+b", buffering=0) as file:
             held = Holder.parse(file.read())
             if held.token == self.mine.token:

@@ -26,19 +26,19 @@ class Reports:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = Path(folder), rank
-        self._told: set[tuple[str, type]] = set()
+        self._reported: set[tuple[str, type]] = set()
 
     @contextlib.contextmanager
-    def __call__(self, name: str, tell: Callable[[Event], None]) -> Iterator[None]:
-        """What is raised inside is told as a warning, once for each kind of error, and not raised."""
+    def __call__(self, name: str, emit: Callable[[Event], None]) -> Iterator[None]:
+        """What is raised inside becomes a warning, once for each kind of error, and not raised."""
         try:
             yield
         except StoppedError:
-            tell(Event("note", f"{name} left out, since the run is to stop"))
+            emit(Event("note", f"{name} left out, since the run is to stop"))
         except FAILURES as error:
-            if (name, type(error)) not in self._told:
-                self._told.add((name, type(error)))
-                tell(Event("warning", f"{name} failed and is left out: {brief(error)}{self._write(name, error)}"))
+            if (name, type(error)) not in self._reported:
+                self._reported.add((name, type(error)))
+                emit(Event("warning", f"{name} failed and is left out: {brief(error)}{self._write(name, error)}"))
 
     def _write(self, name: str, error: BaseException) -> str:
         path = self.folder / "errors" / (f"{name}-rank{self.rank}.txt" if self.rank else f"{name}.txt")

@@ -12,7 +12,7 @@ from accel_train.config.read import build_task, load, merged, read
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, followed, read_progress, whole
+from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, followed, read_progress, verified
 from accel_train.run.weights import read_described
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def kind_of_folder(path: Path) -> str:
 
 
 def _from_checkpoint(path: Path, given: Sequence[str]) -> Saved:
-    path = whole(path.resolve())
+    path = verified(path.resolve())
     task, config = load(path, given)
     progress = read_progress(path)
     position, evaluations = progress["position"], progress["best_model"]["evaluations"]

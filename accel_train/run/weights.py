@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, whole
+from accel_train.run.checkpoint import MANIFEST, verified
 from accel_train.run.folder import write_json
 from accel_train.system.writing import replace_folder
 
@@ -42,9 +42,11 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.contiguous()
-        storage = whole.untyped_storage().data_ptr()
-        state[name] = whole.clone() if storage in memory else whole  # a part of another one: safetensors needs its own
+        verified = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.contiguous()
+        storage = verified.untyped_storage().data_ptr()
+        state[name] = (
+            verified.clone() if storage in memory else verified
+        )  # a part of another one: safetensors needs its own
         memory.add(storage)
     return state
 
@@ -135,7 +137,7 @@ def read_weights(path: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
     if not (path / MANIFEST).is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder")
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for file in sorted(whole(path).glob("model*.safetensors")):
+    for file in sorted(verified(path).glob("model*.safetensors")):
         for key, tensor in _load_tensors(file).items():
             name, _, rest = key.removeprefix("trained.").partition(".")
             if name in tensors:

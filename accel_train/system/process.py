@@ -11,13 +11,13 @@ from typing import Any
 
 
 def rank() -> int:
-    """As torch.distributed says once it is set up, before as the launcher says; 0 without one."""
+    """This rank, from torch.distributed once that is set up, before from the launcher; 0 without one."""
     dist = _distributed()
     return int(os.environ.get("RANK", "0")) if dist is None else dist.get_rank()
 
 
 def world_size() -> int:
-    """As torch.distributed says once it is set up, before as the launcher says; 1 without one."""
+    """Number of ranks, from torch.distributed once that is set up, before from the launcher; 1 without one."""
     dist = _distributed()
     return int(os.environ.get("WORLD_SIZE", "1")) if dist is None else dist.get_world_size()
 
@@ -29,7 +29,7 @@ def _distributed() -> Any:
 
 
 def status_fields(pid: int) -> list[str] | None:
-    """Of /proc/PID/stat, from the state on (which is the third of ``man proc_pid_stat``); None where there is none."""
+    """Fields of /proc/PID/stat from the state on, the third in ``man proc_pid_stat``; None where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -14,17 +14,17 @@ from accel_train.tracking.observer import Observer
 from accel_train.tracking.webhook import ALERT_URL_ENV, Webhook
 
 
-def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[Event], None]) -> list[Observer]:
-    """What the config asks for, on rank 0. ``tell``: for those that have something to say themselves."""
+def observers_of(config: TrainConfig, accelerator: Accelerator, emit: Callable[[Event], None]) -> list[Observer]:
+    """What the config asks for, on rank 0. ``emit``: for those that have events of their own."""
     from accel_train.tracking.console import Console
     from accel_train.tracking.jsonl import EventLog, Jsonl
     from accel_train.tracking.status import Status
 
-    observers: list[Observer] = [EventLog(), Console(), Jsonl(tell), Status()]
+    observers: list[Observer] = [EventLog(), Console(), Jsonl(emit), Status()]
     if "tensorboard" in config.report_to:
         from accel_train.tracking.tensorboard import TensorBoard
 
-        observers.append(TensorBoard(tell))
+        observers.append(TensorBoard(emit))
     if other_trackers(config):
         from accel_train.tracking.accelerate import AccelerateTrackers
 
@@ -35,9 +35,9 @@ def observers_of(config: TrainConfig, accelerator: Accelerator, tell: Callable[[
         from accel_train.tracking.sync import TensorBoardSync
 
         if "tensorboard" not in config.report_to:
-            tell(Event("warning", "tb_sync_to: there is nothing to copy, since report_to has no tensorboard"))
+            emit(Event("warning", "tb_sync_to: there is nothing to copy, since report_to has no tensorboard"))
         # The last one: when it copies for the last time, TensorBoard has written everything.
-        observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, tell))
+        observers.append(TensorBoardSync(config.tb_sync_to, config.tb_sync_interval, emit))
     return observers
 
 

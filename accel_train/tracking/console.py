@@ -94,7 +94,7 @@ class Console(Observer):
         return "  ".join(_cell(name, text, self._width(kind, name, text)) for name, text in cells)
 
     def _width(self, kind: str, name: str, text: str) -> int:
-        """As wide as this column ever was, so that the lines stay aligned without knowing the columns beforehand."""
+        """The largest width of this column so far: lines stay aligned without knowing the columns beforehand."""
         width = self._widths[kind, name] = max(self._widths.get((kind, name), 0), len(text))
         return width
 

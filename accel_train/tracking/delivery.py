@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Url:
-    """A URL that is a secret. It has no public attribute, and tells itself only to the request that needs it."""
+    """A URL that is a secret. It has no public attribute, and is given only to the request that needs it."""
 
     __slots__ = ("_url",)
 

@@ -1,5 +1,5 @@
 """The history of a run: ``metrics.jsonl`` with one line per record, ``metrics.json``, the same as plain lists, and
-``events.jsonl`` with what people were told."""
+``events.jsonl`` with what observers heard of."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from accel_train.tracking.records import plain
 class Jsonl(Observer):
     """Appends every record to ``metrics.jsonl``; on evaluations and at the end, writes the histories.
 
-    A resumed run forgets the lines behind the checkpoint it continues from, so the file always tells one story: that of
-    a run which was never interrupted.
+    A resumed run forgets the lines behind the checkpoint it continues from, so the file is always that of a run which
+    was never interrupted.
 
     Args:
-        tell: takes the warning if the task's own ``histories`` fail.
+        emit: takes the warning if the task's own ``histories`` fail.
     """
 
     _file: TextIO | None = None
 
-    def __init__(self, tell: Callable[[Event], None] = lambda event: None):
-        self.tell = tell
+    def __init__(self, emit: Callable[[Event], None] = lambda event: None):
+        self.emit = emit
 
     def on_start(self, run: Run) -> None:
         self._reports = Reports(run.output_dir)
@@ -68,7 +68,7 @@ class Jsonl(Observer):
             return
         lists = histories(self.path)
         further: dict[str, list] = {}
-        with self._reports("histories", self.tell):
+        with self._reports("histories", self.emit):
             further = dict(hook(self.task, Watches, "histories")(lists))
             json.dumps(further, allow_nan=False)
         write_atomic(self.path.with_name("metrics.json"), json.dumps(lists | further, allow_nan=False))

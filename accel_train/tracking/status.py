@@ -17,7 +17,7 @@ from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, plain, show_clock, show_terms
 
 SILENCE_S = 120.0
-"""A running run that has not reported for so long deserves a remark: it evaluates, or somebody killed it."""
+"""A running run that has not reported for so long deserves a remark: it is evaluating, or it was killed."""
 
 INTERVAL_S = 5.0
 """Between two writes while training. Evaluations, checkpoints and the end are written at once."""
@@ -62,7 +62,7 @@ class Status(Observer):
         self._write()
 
     def _write(self) -> None:
-        # What this observer was told itself wins over the tick; what it does not know yet, the tick may.
+        # What this observer has heard itself wins over the tick, which fills in what it has not.
         known = {key: value for key, value in self._fixed.items() if value is not None}
         status = {**self._fixed, **self._tick, **known, "updated": datetime.now(UTC).isoformat("T", "milliseconds")}
         write_atomic(self.path, json.dumps(plain(status), indent=1, allow_nan=False) + "\n")

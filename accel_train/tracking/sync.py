@@ -21,22 +21,22 @@ WAIT_S = 60.0
 class TensorBoardSync(Observer):
     """Copies event files that changed to ``destination/RUN_NAME``, from a thread of its own; a last time at the end.
 
-    What goes wrong is told once and tried again; it never reaches the training.
+    What goes wrong is reported once and tried again; it never reaches the training.
 
     Args:
         destination: a directory, or a URL that fsspec can write to.
         interval: seconds between two passes over the files.
-        tell: takes the warning, in the thread of the training.
+        emit: takes the warning, in the thread of the training.
     """
 
     _thread: threading.Thread | None = None
 
-    def __init__(self, destination: str, interval: float, tell: Callable[[Event], None]) -> None:
-        self.destination, self.interval, self.tell = destination, interval, tell
+    def __init__(self, destination: str, interval: float, emit: Callable[[Event], None]) -> None:
+        self.destination, self.interval, self.emit = destination, interval, emit
         self.copied: dict[Path, tuple[int, int]] = {}  # as it was when it was copied: mtime in ns, bytes
         self._closing = threading.Event()
         self._problem = ""
-        self._told = False
+        self._warned = False
 
     def on_start(self, run: Run) -> None:
         self._folder = run.output_dir / "tensorboard"
@@ -78,10 +78,10 @@ class TensorBoardSync(Observer):
                 self.copied[file] = state
 
     def _say_problem(self) -> None:
-        if self._problem and not self._told:
-            self._told = True
+        if self._problem and not self._warned:
+            self._warned = True
             text = f"tb_sync_to: {self._folder} could not be copied to {self._target}: {self._problem}"
-            self.tell(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
+            self.emit(Event("warning", f"{scrub(text)}; it is tried again as long as the run lasts"))
 
 
 def copy(file: Path, target: str) -> None:

@@ -21,13 +21,13 @@ class TensorBoard(Observer):
     """Writes ``output_dir/tensorboard``.
 
     Args:
-        tell: takes the word on histograms that TensorBoard cannot draw.
+        emit: takes the note on histograms that TensorBoard cannot draw.
     """
 
     _writer: SummaryWriter | None = None
 
-    def __init__(self, tell: Callable[[Event], None] = lambda event: None):
-        self.tell = tell
+    def __init__(self, emit: Callable[[Event], None] = lambda event: None):
+        self.emit = emit
         self._left_out: set[str] = set()
 
     def on_start(self, run: Run) -> None:
@@ -59,7 +59,7 @@ class TensorBoard(Observer):
             try:
                 self._writer.add_figure(f"figures/{name}", figure, step, close=False)
             except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-                self.tell(Event("note", f"TensorBoard cannot draw the figure {name}, it is left out: {brief(error)}"))
+                self.emit(Event("note", f"TensorBoard cannot draw the figure {name}, it is left out: {brief(error)}"))
         self._writer.flush()
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
@@ -91,7 +91,7 @@ class TensorBoard(Observer):
             self._left_out.add(name)
             too_large = "histogram is empty" in str(error)
             why = "no value is within its largest bin, 1e20" if too_large else brief(error)
-            self.tell(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {why}"))
+            self.emit(Event("note", f"TensorBoard cannot draw the histogram of {name}, it is left out: {why}"))
 
     def _write(self, record: Record) -> None:
         assert self._writer is not None

@@ -44,7 +44,7 @@ class Findings:
 
 @dataclass
 class _Values:
-    """Of one batch, or of its parts: sums over them, and the loss of each; losses and terms as float64 on the host."""
+    """Sums over one batch, or over its parts, and the loss of each; losses and terms are float64 on the host."""
 
     totals: dict[str, Tensor]
     losses: Tensor  # [batches]

@@ -36,7 +36,7 @@ class Clock:
         self._since = time.monotonic()
 
     def seconds_per_step(self) -> float:
-        """Over the last stretch between two synchronisation points."""
+        """Mean over the last stretch between two synchronisation points."""
         return self._seconds_per_step
 
     def read(self, items: float, waited: float) -> None:

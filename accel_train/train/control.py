@@ -26,8 +26,8 @@ from accel_train.system.signals import Signals
 COMMANDS = ("stop", "save", "status")
 GRACE_S = 3.0
 """Between a request to stop and the end of waiting, on several ranks."""
-TELL_S = 1.0
-"""A rank that was asked and has not stopped after so long may be held up by one that was not: it tells the others."""
+RELAY_S = 1.0
+"""A rank that was asked and has not stopped after so long may be held up by one that was not; it passes it on."""
 
 
 class Control:
@@ -145,8 +145,8 @@ class Control:
         passed = time.monotonic() - self._asked_at
         if (self.alone or passed >= GRACE_S) and not waiting.given_up():
             waiting.give_up()
-        if passed >= TELL_S and not self.alone and not (self.folder / "stop").exists():
-            with contextlib.suppress(OSError):  # a full disk: the other ranks cannot be told in this way
+        if passed >= RELAY_S and not self.alone and not (self.folder / "stop").exists():
+            with contextlib.suppress(OSError):  # a full disk: the request does not reach the other ranks this way
                 request(self.folder.parent, "stop", who)
 
 

@@ -336,7 +336,7 @@ class Loop:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Restore, then tell the observers."""
+        """Restore, then start the observers."""
         with self._signals.preparing():
             restored = resuming.restore(self.saver)
         self.control.begin()

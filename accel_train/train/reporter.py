@@ -1,4 +1,4 @@
-"""What whoever watches a run is told: events, log lines, how it stands, its figures, its beginning and its end."""
+"""What the observers of a run hear of: events, log lines, how it stands, its figures, its beginning and its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reporter:
         self._last: Record = {}  # log record
 
     def emit_once(self, found: list[Event]) -> None:
-        """What the ranks found in their data; a file that all of them looked at is told of once."""
+        """What the ranks found in their data; a file that all of them read is reported once."""
         by_title = {event.title: event for events in self.ranks.gather(found) for event in events}
         for event in by_title.values():
             self.emit(event)
@@ -36,7 +36,7 @@ class Reporter:
 
     def start(self, further: Iterable[Observer], resumed: bool) -> None:
         """Write down what the run is; let the observers that the config asks for, and ``further`` ones, know it; and
-        tell them what there was to tell before.
+        hand them the events from before.
 
         Raises:
             UserError: on every rank, if that cannot be written, or one of them cannot do what it was asked for.

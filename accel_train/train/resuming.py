@@ -11,7 +11,7 @@ import yaml
 from accel_train.config.plain import differences
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
-from accel_train.run.checkpoint import read_progress, whole
+from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
 from accel_train.train.optim import renew_options, same_class
 from accel_train.train.saving import Saver
@@ -60,7 +60,7 @@ def _choose(saver: Saver) -> str | None:
             session.emit(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
         return None
     if choice == "auto":
-        path, damaged = folder.newest_whole()
+        path, damaged = folder.newest_verified()
         for damage in damaged:
             session.emit(Event("warning", f"checkpoint {damage} - not used"))
         if path is None:
@@ -71,7 +71,7 @@ def _choose(saver: Saver) -> str | None:
                 )
             return None
     else:
-        path = whole(Path(choice))
+        path = verified(Path(choice))
     path = path.resolve() if path.is_symlink() else path
     _compare(session, path)
     _compare_optimizers(session, path)
@@ -103,7 +103,7 @@ def _compare(session: Session, path: Path) -> None:
 
 
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
-    """Of every group: its optimiser as the checkpoint's config has it, and as this run's has it."""
+    """Every group with its optimiser as the checkpoint's config has it, and as this run's has it."""
     configs = yaml.safe_load((path / "config.yaml").read_text()), session.described
     for group in {id(group): group for group in session.stepper.groups.values()}.values():
         old, new = (

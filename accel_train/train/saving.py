@@ -128,8 +128,8 @@ class Saver:
                 self.emit(Event("warning", warning))
 
     def save(self, step: int, progress: dict[str, Any], again: bool = False) -> None:
-        """A whole checkpoint of this step, or none and a warning; every rank must call it. ``again``: there is more to
-        tell of the step than when it was saved, if it was."""
+        """A whole checkpoint of this step, or none and a warning; every rank must call it. ``again``: even if the
+        step is saved already, since there is more to keep of it."""
         if self.last_saved == step and not again:
             return
         if name := self._non_finite_weights():

@@ -129,7 +129,7 @@ class Session:
         return stepper
 
     def _compile(self) -> None:
-        """In place, so that no parameter changes its name."""
+        """Compile in place, so that no parameter changes its name."""
         wanted, cannot = self.config.torch_compile, {}
         for objective in self.objectives.values():
             if objective.not_compiled:

@@ -17,7 +17,7 @@ from accel_train.train.session import Session
 
 
 class RunState:
-    """The same on every rank.
+    """Where a run stands; the same on every rank.
 
     ``ended`` says why early stopping ended the run before its length, or is empty. ``trained`` is the epoch and the
     phase of the last step, since the position is already one further. ``evaluation_owed``: the evaluation of the last
@@ -40,7 +40,7 @@ class RunState:
         return not self.evaluation_owed and (bool(self.ended) or self.plan.finished(self.position))
 
     def phase_trained(self) -> int:
-        """Of the last step; the position is one further."""
+        """The phase of the last step; the position is one further."""
         return self.trained[1] if self.trained else min(self.position.phase, len(self.plan.phases) - 1)
 
     def where(self, kind: str) -> Record:

@@ -208,7 +208,7 @@ class Stepper:
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
 
-        ``abandon``: join the other ranks without items, to tell them that there is to be no such step. What their
+        ``abandon``: join the other ranks without items, so that none of them takes this step. What their
         models remember besides parameters (running statistics) may have taken it in already.
 
         Raises:
@@ -285,8 +285,8 @@ class Stepper:
         if error:
             raise UserError(error)
         lines = dict.fromkeys(line for each in everywhere for line in each.warnings)
-        told = {event.title for event in self.events}
-        self.events += [Event("warning", line) for line in lines if line not in told]
+        already = {event.title for event in self.events}
+        self.events += [Event("warning", line) for line in lines if line not in already]
 
     def _check_gradients(self, group: Group) -> None:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
@@ -386,7 +386,7 @@ class Stepper:
         return self._item_counts[count]
 
     def _update(self, group: Group) -> Tensor:
-        """Clip, and step if the gradient is finite; the norm tells which. It is 0 where no parameter was reached."""
+        """Clip, and step if the gradient is finite; the norm says which. It is 0 where no parameter was reached."""
         optimizer, scaler = group.optimizer, group.scaler
         poison = group.local.take_poison()
         reached = next((p.grad for p in group.params if p.grad is not None), None)

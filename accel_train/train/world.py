@@ -28,7 +28,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # a second run in a notebook may want another precision
     GradientState._reset_state()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # Launched as several processes without a GPU, accelerate only believes in them if told that this is meant.
+    # Launched as several processes without a GPU, accelerate joins them only where the CPU is asked for.
     several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
@@ -81,13 +81,13 @@ class Ranks:
             self._hosts = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In place, where the tensor lives."""
+        """Sum in place, where the tensor lives."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def host_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In place, for a CPU tensor."""
+        """Sum a CPU tensor in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self._hosts)
         return tensor
@@ -138,7 +138,7 @@ def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -
 
 
 def _is_loss_of_a_rank(error: RuntimeError) -> bool:
-    """By the text of the error, since gloo's errors have no type of their own."""
+    """Judged by the text of the error, since gloo's errors have no type of their own."""
     if process.world_size() == 1:
         return False
     return isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error)) is not None

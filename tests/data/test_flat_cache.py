@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.data import flat_cache
-from accel_train.data.bad import Bad, BadRows
+from accel_train.data.bad import BadDataPolicy, BadRows
 from accel_train.data.flat_cache import FlatCache, build, cached
 from accel_train.data.formats.parquet import Parquet
 from accel_train.data.lanes import LanesSource
@@ -48,7 +48,7 @@ def files(tmp_path):
 
 
 def lanes(files, policy="skip", lanes=1, shuffle="none", **options) -> LanesSource:
-    bad = Bad(policy)
+    bad = BadDataPolicy(policy)
     return LanesSource(files, Parquet(["id", "entry"], decode, bad), 8, 5, lanes, shuffle, bad=bad, **options)
 
 
@@ -147,18 +147,18 @@ def test_it_is_built_once(files, tmp_path, monkeypatch):
 
 
 def test_another_file_or_setting_or_order_builds_it_again(files, tmp_path):
-    def news(files=files, **settings) -> str:
+    def reopened(files=files, **settings) -> str:
         source = cached(tmp_path / "cache", lanes(files), settings, 16)
         assert len(source.data) == lanes(files).total_rows - 1
         return titles(source)
 
-    news(layout="x", held_out=0.1)
-    assert "with other settings (layout)" in news(layout="y", held_out=0.1)
+    reopened(layout="x", held_out=0.1)
+    assert "with other settings (layout)" in reopened(layout="y", held_out=0.1)
     write(Path(files[1]), range(50, 83), lengths=3)
-    assert f"with other files ({files[1]})" in news(layout="y", held_out=0.1)
-    assert f"with other files ({files[2]})" in news(files[:2], layout="y", held_out=0.1)
-    assert "files in another order" in news(files[1::-1], layout="y", held_out=0.1)
-    assert "built in" not in news(files[1::-1], layout="y", held_out=0.1)
+    assert f"with other files ({files[1]})" in reopened(layout="y", held_out=0.1)
+    assert f"with other files ({files[2]})" in reopened(files[:2], layout="y", held_out=0.1)
+    assert "files in another order" in reopened(files[1::-1], layout="y", held_out=0.1)
+    assert "built in" not in reopened(files[1::-1], layout="y", held_out=0.1)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "offsets.npy", "rows.id.npy", "flat.entry.npy"])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.data import lanes as lanes_module
-from accel_train.data.bad import Bad, BadRows
+from accel_train.data.bad import BadDataPolicy, BadRows
 from accel_train.data.fingerprint import changed
 from accel_train.data.formats.parquet import Parquet
 from accel_train.data.lanes import LanesSource, quotas
@@ -221,7 +221,7 @@ def files(tmp_path):
 
 
 def parquet(files, policy="raise", **options):
-    bad = Bad(policy)
+    bad = BadDataPolicy(policy)
     return LanesSource(files, Parquet(["id", "entry"], decode, bad), 8, lanes=3, **options), bad
 
 

@@ -61,7 +61,7 @@ def test_the_loss_of_a_batch_is_that_of_all_its_rows(tmp_path, data):
 
 
 def test_statistics_of_all_ranks(tmp_path, data):
-    """With sync_batch the known normalisation is exact on any ranks, if they have equally many micro-batches."""
+    """With sync_batch batch normalisation is exact on any ranks, if they have equally many micro-batches."""
     arguments = {"float64": True, "norm": "sync_batch", "epochs": 1, "train_fnames": [str(data / "test")]}
     settings = {"global_batch_size": 7, "optimizer": {"class_path": "SGD"}}  # of 91 pairs
     (whole,) = run(job(tmp_path / "1", data, arguments, **settings))
@@ -104,8 +104,8 @@ def test_a_longer_schedule_goes_on(tmp_path, data):
 def test_a_schedule_that_changed_what_is_done_is_said(tmp_path, data):
     run(job(tmp_path / "run", data) | {"stop_at": {"step": 2 * IN_EPOCH + 1}})
     (result,) = run(job(tmp_path / "run", data, {"loss_schedule": ["vamp1_true", "vamp1", "vamp2"]}))
-    told = "phase 0 is vamp1_true for 2 ep now, but what has been trained of it was vamp2 for 2 ep"
-    assert ("warning", told) in result["events"]
+    expected = "phase 0 is vamp1_true for 2 ep now, but what has been trained of it was vamp2 for 2 ep"
+    assert ("warning", expected) in result["events"]
 
 
 def test_other_epochs_per_phase_are_refused(tmp_path, data):

@@ -44,11 +44,13 @@ def test_the_update_is_skipped_everywhere(tmp_path, kind, settings, ranks, rank)
         assert [step for step, _ in result["updates"]] == [s for s in range(1, 25) if s not in (4, 9)]
     same_and_finite(results)
     checkpoints_are_finite(tmp_path)
-    told = [title for category, title in results[0]["events"] if category == "warning"]
-    assert len(told) == 2
+    titles = [title for category, title in results[0]["events"] if category == "warning"]
+    assert len(titles) == 2
     first = results[0]["samples"][4] if ranks == 1 else results[0]["samples"][4] + results[1]["samples"][4]
-    assert told[0].startswith("step 4:") and "epoch 0, batch 3" in told[0] and f"{first[0]}, {first[1]}," in told[0]
-    assert ("grad_norm" if kind == "nan gradient" else "loss") in told[0].split("not finite")[0]
+    assert (
+        titles[0].startswith("step 4:") and "epoch 0, batch 3" in titles[0] and f"{first[0]}, {first[1]}," in titles[0]
+    )
+    assert ("grad_norm" if kind == "nan gradient" else "loss") in titles[0].split("not finite")[0]
 
 
 @pytest.mark.parametrize("objective", ["critic", "generator"])

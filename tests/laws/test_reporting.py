@@ -76,14 +76,14 @@ def test_an_interrupt_is_a_person(tmp_path):
         raise KeyboardInterrupt
 
 
-def test_a_failure_is_told_once_and_its_file_may_not_fit(tmp_path):
+def test_a_failure_is_reported_once_and_its_file_may_not_fit(tmp_path):
     (tmp_path / "errors").write_text("a file")
-    told: list = []
+    events: list = []
     reports = Reports(tmp_path)
     for _ in range(3):
-        with reports("figures", told.append):
+        with reports("figures", events.append):
             raise ValueError("first line\nsecond line")
-    assert [event.title for event in told] == ["figures failed and is left out: ValueError: first line"]
+    assert [event.title for event in events] == ["figures failed and is left out: ValueError: first line"]
 
 
 def test_figures_come_after_everything_is_saved(tmp_path):

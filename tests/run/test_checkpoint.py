@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, CheckpointFolder, verify, whole, write_manifest
+from accel_train.run.checkpoint import MANIFEST, CheckpointFolder, verified, verify, write_manifest
 from accel_train.system.writing import files_in, replace_folder
 
 
@@ -42,7 +42,7 @@ def test_a_checkpoint_lists_and_hashes_all_its_files(tmp_path):
     for name, entry in manifest["files"].items():
         content = (path / name).read_bytes()
         assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert verify(path) is None and whole(path) == path
+    assert verify(path) is None and verified(path) == path
     assert names(tmp_path) == ["latest", "step-000000012"] and folder.linked("latest") == 12
     assert os.readlink(tmp_path / "latest") == "step-000000012", "a relative link survives a moved run folder"
 
@@ -60,7 +60,7 @@ def _alter(path: Path) -> None:
 def test_a_model_folder_is_no_damaged_checkpoint(tmp_path):
     (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match="is a model folder, from which no run can go on: give a checkpoint"):
-        whole(tmp_path)
+        verified(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, damage, says):
     folder = save(tmp_path, 2)
     damage(folder.path(2))
     assert says in (verify(folder.path(2)) or "")
-    path, damaged = folder.newest_whole()
+    path, damaged = folder.newest_verified()
     assert path == folder.path(1) and len(damaged) == 1 and says in str(damaged[0])
     with pytest.raises(UserError, match="is damaged: .*resume_from_checkpoint=auto"):
         folder.find("2")
@@ -93,7 +93,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, damage, says):
 def test_finding_one(tmp_path):
     root = tmp_path / "run" / "checkpoints"
     folder = CheckpointFolder(root)
-    assert folder.newest_whole() == (None, []) and folder.steps() == [] and folder.linked("best") is None
+    assert folder.newest_verified() == (None, []) and folder.steps() == [] and folder.linked("best") is None
     with pytest.raises(UserError, match="no checkpoint that can be used"):
         folder.find("latest")
     for step in (5, 10, 15):
@@ -242,7 +242,7 @@ def test_a_kill_between_any_two_operations_loses_nothing(tmp_path, scenario):
         for _ in range(2):  # the next start, and the one after it
             folder = CheckpointFolder(root, limit=1)
             folder.tidy()
-            path, damaged = folder.newest_whole()
+            path, damaged = folder.newest_verified()
             assert damaged == [] and path is not None, k
             assert not list(root.glob(".writing-*")), k
         step = int(path.name[-9:])
@@ -252,10 +252,10 @@ def test_a_kill_between_any_two_operations_loses_nothing(tmp_path, scenario):
                 assert verify(root / link) is None, (k, link)
         if scenario is scenario_set_aside:
             folder.set_aside(50)
-            assert folder.newest_whole()[0] == folder.path(50) and folder.linked("latest") is None
+            assert folder.newest_verified()[0] == folder.path(50) and folder.linked("latest") is None
         else:  # and it goes on from there
             save(root, 400, limit=1).prune()
-            assert CheckpointFolder(root).newest_whole()[0] == folder.path(400)
+            assert CheckpointFolder(root).newest_verified()[0] == folder.path(400)
         shutil.rmtree(root)
         k += 1
     assert k > 3
@@ -361,7 +361,7 @@ def test_without_symbolic_links(tmp_path):
         folder = three(tmp_path)
         assert (tmp_path / "best").read_text() == "step-000000002\n" and not (tmp_path / "best").is_symlink()
         assert folder.linked("latest") == 3 and folder.linked("best") == 2 and folder.prune() == [1]
-        assert folder.find("best") == folder.path(2) == whole(tmp_path / "best")
+        assert folder.find("best") == folder.path(2) == verified(tmp_path / "best")
         assert folder.mend_links() == [] and folder.set_aside(2) == [tmp_path / "set-aside-step-000000003"]
         assert folder.linked("latest") is None and folder.linked("best") == 2
 

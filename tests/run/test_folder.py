@@ -1,4 +1,4 @@
-"""What is written beside the weights: the environment without secrets, the config, figures."""
+"""What is written beside the weights: the environment without secrets, and the config."""
 
 import json
 import sys

@@ -19,7 +19,7 @@ from support.faults import FAULTS, disk_faults
 from support.runs import ON_CPU
 
 
-class Ears(Observer):
+class EventRecorder(Observer):
     """Remembers the events."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Watched(Loop):
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, signal_at, gradients, ..."""
     torch.set_num_threads(1)
-    ears = Ears()
+    recorder = EventRecorder()
     FAULTS.clear()
     loops: list[Watched] = []
 
@@ -107,11 +107,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         return loops[0]
 
     task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
-    trainer = Trainer(task, observers=[ears], on_step=lambda step: loops[0].act(step.number), **job["config"])
+    trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
     # a full collection takes as long as the rest of a toy run
-    patience = mock.patch.multiple("accel_train.train.control", GRACE_S=0.3, TELL_S=0.1)
+    patience = mock.patch.multiple("accel_train.train.control", GRACE_S=0.3, RELAY_S=0.1)
     watching = mock.patch("accel_train.train.trainer.Loop", watched)
     with (
         disk_faults(job.get("disk")),
@@ -140,4 +140,4 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             scales=[g.scaler.get_scale() for g in stepper.groups.values() if g.scaler is not None],
             samples=loop.samples, gradients=loop.gradients, norms=loop.norms, updates=loop.updates,
         )  # fmt: skip
-    return result | {"events": ears.events, "ooms": FAULTS.get("ooms", 0)}
+    return result | {"events": recorder.events, "ooms": FAULTS.get("ooms", 0)}

@@ -68,16 +68,16 @@ def test_a_disk_that_takes_nothing(tmp_path, monkeypatch, number):
     assert not list(tmp_path.iterdir())
 
 
-def test_errors_of_writing_are_told_and_others_stay(tmp_path):
+def test_errors_of_writing_are_one_line_and_others_stay(tmp_path):
     inside, outside = str(tmp_path / "out" / "x"), str(tmp_path / "other")
-    told = [
+    errors = [
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),  # of an open file: without a name
         RuntimeError("Error while serializing: No space left on device (os error 28)"),
         PermissionError(errno.EACCES, "Permission denied", inside),
         FileNotFoundError(errno.ENOENT, "No such file or directory", inside),
         NotADirectoryError(errno.ENOTDIR, "Not a directory", str(tmp_path)),
     ]
-    for error in told:
+    for error in errors:
         with pytest.raises(UserError, match="^--out: .*out cannot be written to: "), writing("--out", tmp_path / "out"):
             raise error
     for error in (

@@ -22,10 +22,10 @@ from accel_train.tracking.sync import TensorBoardSync
 
 
 def start(folder: Path, destination: str, interval: float = 0.01):
-    told = []
-    observer = TensorBoardSync(destination, interval, told.append)
+    events = []
+    observer = TensorBoardSync(destination, interval, events.append)
     observer.on_start(Run(folder, Task(), {}, {}, 100))
-    return observer, told
+    return observer, events
 
 
 def write(folder: Path, name: str, content: bytes) -> Path:
@@ -44,7 +44,7 @@ def test_the_copy_follows_and_is_complete_at_the_end(tmp_path):
     source, there = tmp_path / "runs" / "exp01", tmp_path / "there"
     write(source, "events.out.tfevents.1.host", b"one")
     write(source, "notes.txt", b"not an event file")
-    observer, told = start(source, str(there))
+    observer, events = start(source, str(there))
     wait_for(lambda: contents(there) == {"exp01/events.out.tfevents.1.host": b"one"} and observer.copied)
     write(source, "events.out.tfevents.1.host", b" two")
     write(source, "figures/events.out.tfevents.2.host", b"deeper")
@@ -56,7 +56,7 @@ def test_the_copy_follows_and_is_complete_at_the_end(tmp_path):
     assert contents(there / "exp01") == {
         "events.out.tfevents.1.host": b"one two three", "figures/events.out.tfevents.2.host": b"deeper"
     }  # fmt: skip
-    assert told == []
+    assert events == []
 
 
 def test_only_what_changed_is_copied_and_in_place(tmp_path, monkeypatch):
@@ -78,25 +78,25 @@ def test_urls(tmp_path, destination):
     source = tmp_path / "run"
     write(source, "sub/x.tfevents", b"content")
     target = destination.format(tmp_path)
-    observer, told = start(source, target, interval=1e6)
+    observer, events = start(source, target, interval=1e6)
     observer.on_end("completed", {})
-    assert told == []
+    assert events == []
     with fsspec.open(f"{target.removesuffix('/') if target != 'memory://' else target}/run/sub/x.tfevents") as file:
         assert file.read() == b"content"
 
 
-def test_a_failing_destination_is_told_once_and_tried_again(tmp_path):
+def test_a_failing_destination_is_reported_once_and_tried_again(tmp_path):
     source = tmp_path / "run"
     write(source, "x.tfevents", b"content")
     (tmp_path / "file").write_text("in the way")
-    observer, told = start(source, str(tmp_path / "file" / "there"))
-    wait_for(lambda: observer.on_tick({}) or told)
+    observer, events = start(source, str(tmp_path / "file" / "there"))
+    wait_for(lambda: observer.on_tick({}) or events)
     time.sleep(0.1)
     observer.on_tick({})
     (tmp_path / "file").unlink()
     wait_for((tmp_path / "file" / "there" / "run" / "x.tfevents").is_file)
     observer.on_end("completed", {})
-    (event,) = told
+    (event,) = events
     assert event.kind == "warning" and "NotADirectoryError" in event.title and "\n" not in event.title
     assert event.title.startswith(f"tb_sync_to: {source / 'tensorboard'} could not be copied to {tmp_path}/file/there")
 
@@ -108,10 +108,10 @@ def test_no_token_in_the_warning(tmp_path, monkeypatch):
         raise OSError("401 for https://cache/x?token=abcdefgh123, Authorization: Bearer eyJhbGciOi.x.y\nmore")
 
     monkeypatch.setattr(shutil, "copyfile", fail)
-    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
+    observer, events = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
     observer.on_end("completed", {})
-    assert "401" in told[0].title
-    assert not any(part in told[0].title for part in ("abcdefgh123", "eyJhbGciOi", "more"))
+    assert "401" in events[0].title
+    assert not any(part in events[0].title for part in ("abcdefgh123", "eyJhbGciOi", "more"))
 
 
 def test_the_end_of_a_run_waits_only_so_long(tmp_path, monkeypatch):
@@ -119,13 +119,13 @@ def test_the_end_of_a_run_waits_only_so_long(tmp_path, monkeypatch):
     hangs = threading.Event()
     monkeypatch.setattr(shutil, "copyfile", lambda *_: hangs.wait(30))
     monkeypatch.setattr(sync, "WAIT_S", 0.2)
-    observer, told = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
+    observer, events = start(tmp_path / "run", str(tmp_path / "there"), interval=1e6)
     began = time.monotonic()
     observer.on_end("completed", {})
     assert time.monotonic() - began < 5
-    assert "the last copy took more than 0.2 s" in told[0].title
+    assert "the last copy took more than 0.2 s" in events[0].title
     observer.on_end("completed", {})
-    assert len(told) == 1
+    assert len(events) == 1
     hangs.set()
 
 

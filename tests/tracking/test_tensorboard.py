@@ -137,8 +137,8 @@ def test_a_record_costs_little(tmp_path):
 
 
 def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path):
-    told: list = []
-    observer = TensorBoard(told.append)
+    events: list = []
+    observer = TensorBoard(events.append)
     observer.on_start(Run(tmp_path, Task(), {}, {"m": nn.Linear(1, 1)}, total_steps=9))
     for step in (1, 2):
         observer.on_histograms(step, {
@@ -147,9 +147,9 @@ def test_a_histogram_that_cannot_be_drawn_is_left_out(tmp_path):
         })  # fmt: skip
         observer.on_log({"step": step, "loss": 1.0})
     observer.on_end("completed", {})
-    assert [event.title.split(",")[0] for event in told] == [
+    assert [event.title.split(",")[0] for event in events] == [
         "TensorBoard cannot draw the histogram of huge", "TensorBoard cannot draw the histogram of words"
     ]  # fmt: skip
-    assert "no value is within its largest bin" in told[0].title
+    assert "no value is within its largest bin" in events[0].title
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 1.0)]
     assert set(read(tmp_path).Tags()["histograms"]) == {"complex", "weights/weight", "weights/bias"}

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import is_remote, shown
@@ -35,7 +35,7 @@ class Hdf5(Tables):
     def __init__(
         self,
         decode: Callable[[pa.RecordBatch], Ragged],
-        bad: Bad,
+        bad: BadDataPolicy,
         rows: Mapping[str, str],
         flat: Mapping[str, str],
         counts: str,
@@ -91,7 +91,7 @@ class Hdf5(Tables):
             lengths = dict.fromkeys(self.rows.values(), rows[-1]) | dict.fromkeys(self.flat.values(), entries[-1])
             for name, length in lengths.items():
                 if len(sets[name]) != length:
-                    raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} tells {length}")
+                    raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} says {length}")
         return np.array([rows, entries], np.int64)
 
 

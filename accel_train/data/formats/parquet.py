@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError
@@ -28,7 +28,7 @@ class Parquet(Tables):
         self,
         columns: Sequence[str],
         decode: Callable[[pa.RecordBatch], Ragged],
-        bad: Bad,
+        bad: BadDataPolicy,
         open: Callable[[str], Any] = str,
     ) -> None:
         super().__init__(decode, bad)

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from datasets import config, load_dataset
 from datasets.exceptions import DatasetsError
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError
@@ -44,7 +44,7 @@ class Streaming(Tables):
         decode, bad: as for ``Tables``.
     """
 
-    def __init__(self, decode: Callable[[pa.RecordBatch], Ragged], bad: Bad) -> None:
+    def __init__(self, decode: Callable[[pa.RecordBatch], Ragged], bad: BadDataPolicy) -> None:
         super().__init__(decode, bad)
         self._count = lru_cache(None)(lambda path: sum(map(len, _batches(path, COUNT_ROWS))))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pyarrow as pa
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 
@@ -22,7 +22,7 @@ class Tables(ABC):
         bad: what to do about a file or rows that cannot be used.
     """
 
-    def __init__(self, decode: Callable[[pa.RecordBatch], Ragged], bad: Bad) -> None:
+    def __init__(self, decode: Callable[[pa.RecordBatch], Ragged], bad: BadDataPolicy) -> None:
         self.decode, self.bad = decode, bad
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Tables(ABC):
         with self.bad.at_stake("files", path):
             rows = self.group_rows(path)
             if sum(rows) == 0:
-                self.bad.tell(f"{path}: there are no rows in it")
+                self.bad.warn(f"{path}: there are no rows in it")
             return rows
         return []
 

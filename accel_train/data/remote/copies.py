@@ -1,8 +1,8 @@
 """A folder of whole copies of remote files that several processes share.
 
-What they must know of each other is a kernel lock (``flock``) on the file itself: exclusive on its temporary sibling
+All that they share is a kernel lock (``flock``) on the file itself: exclusive on its temporary sibling
 while that is downloaded, shared on the copy while it is in use. The locks of a process that dies are gone with it, so
-none is ever stale. ``.NAME.about`` beside a copy is what its source was known by then.
+none is ever stale. ``.NAME.about`` beside a copy is what identified its source then.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MARK = ".accel_train-staging"
 class StagingFolder:
     """``folder/pelican/HOST/a/b.parquet`` is a copy of ``pelican://HOST/a/b.parquet``.
 
-    A copy is known by a descriptor with a shared lock; as long as that is open, nobody deletes the file.
+    A copy is held by a descriptor with a shared lock; as long as that is open, nobody deletes the file.
 
     Args:
         folder: on a disk with locks, empty at first.

@@ -79,7 +79,7 @@ _access = Access()
 
 
 def use(access: Access) -> None:
-    """From now on, this is how this process reaches remote files wherever it is not told otherwise."""
+    """From now on, this is how this process reaches remote files wherever no other is given."""
     global _access
     _access = access
 
@@ -120,12 +120,12 @@ def path_of(path: str) -> tuple[str, str]:
 
 
 def _quoted(path: str) -> str:
-    """Of an http URL, path and query: what is quoted already stays, and a ``#`` is part of the name."""
+    """Path and query of an http URL, quoted: what is quoted already stays, and a ``#`` is part of the name."""
     return re.sub(r"%(?![0-9A-Fa-f]{2})|[^\x21-\x7e]|[#\"<>\\^`{|}]", lambda found: quote(found[0], safe=""), path)
 
 
 def shown(url: str) -> str:
-    """For a message: without a query or a password, which may be secrets."""
+    """The URL for a message: without a query or a password, which may be secrets."""
     return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
 
 
@@ -193,7 +193,7 @@ def _pelican(federation: str, token: str | None) -> Any:
     class Pelican(PelicanFileSystem):
         @PelicanFileSystem._cache_dec
         async def _info(self, path: str, **_: Any) -> dict[str, Any]:
-            """By HEAD, since what comes by WebDAV has no ETag."""
+            """Ask by HEAD, since what comes by WebDAV has no ETag."""
             try:
                 return await self.http_file_system._info(path)
             except FileNotFoundError as error:

@@ -47,7 +47,7 @@ class RemoteFiles(Checked):
     )
 
     def access(self, urls: Sequence[str]) -> Access:
-        """For these URLs and patterns; from now on also for everything else in this process."""
+        """The access for these URLs and patterns; from now on also for everything else in this process."""
         from accel_train.data.remote import requests as remote
         from accel_train.data.remote import tokens
 

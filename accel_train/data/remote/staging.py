@@ -43,7 +43,7 @@ class Staging:
 
     A copy is at ``folder/pelican/HOST/a/b.parquet``. It is trusted if its source says what it said then (size,
     ETag or time of the last change). Ranks on a node may share the folder: a file is downloaded by one of them, and if
-    that fails, those that wait are told why.
+    that fails, those that wait get the error.
 
     Args:
         folder: on local disk; empty at first.

@@ -121,7 +121,7 @@ def _readable(name: str) -> str:
 
 
 def place(path: str) -> Any:
-    """The same for all names of one file."""
+    """A key that is the same for all names of one file."""
     if is_remote(path):
         return path
     found = os.stat(local_path(path))
@@ -178,7 +178,7 @@ LOOK_S = 1.0
 class RemoteFile(io.RawIOBase):
     """A remote file for reading. Every read is a request of its own for just these bytes, repeated if it fails.
 
-    A file that changes is refused (``ChangedError``): over HTTP each answer tells, elsewhere it is asked for every
+    A file that changes is refused (``ChangedError``): over HTTP each answer shows it, elsewhere it is checked every
     ``LOOK_S`` seconds.
 
     fsspec's own file objects stay with a cache server that fails, and take a short answer for the end of the file.

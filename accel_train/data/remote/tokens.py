@@ -147,7 +147,7 @@ def scope_path(url: str, prefix: str = STORAGE_PREFIX) -> str:
 
 
 def _roots(paths: Sequence[str]) -> list[str]:
-    """Those that lie in no other one."""
+    """The paths that lie in no other one."""
     kept: list[str] = []
     for path in sorted(set(paths)):
         if not any(path.startswith(root.rstrip("/") + "/") for root in kept):

@@ -71,7 +71,7 @@ def last_answer() -> Answer:
 
 
 def client_settings(stall_s: float) -> dict[str, Any]:
-    """For aiohttp's session."""
+    """Settings of aiohttp's session."""
     import aiohttp
 
     # aiohttp would end any transfer after five minutes, however well it goes.

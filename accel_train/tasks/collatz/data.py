@@ -42,7 +42,7 @@ class Rows:
         return {"tokens": tokens, "steps": steps, "mode": mode, "high": high.view(np.int64), "low": low.view(np.int64)}
 
     def _report(self, found: ClosedOrbit, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the news for ``monitor``; the row becomes n = 1, whose T of 0 counts in no loss."""
+        """Keep the event for ``monitor``; the row becomes n = 1, whose T of 0 counts in no loss."""
         cycle = found.cycle
         fields = {"start": str(cycle.start), "length": len(cycle.members), "smallest": str(cycle.members[0])}
         with self._lock:

@@ -11,7 +11,7 @@ from accel_train.tasks.collatz.trajectory import PAD
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of the next token, summed over the tokens of each row, [B]."""
+    """Cross-entropy of the next token, summed over the tokens of each row, [B]."""
     target = tokens[:, 1:].long()
     each = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="none")
     return each.reshape(target.shape).sum(1)

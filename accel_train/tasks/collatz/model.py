@@ -2,7 +2,8 @@
 
 Honest by construction: attention is causal, so position t cannot see token t+1, which it has to predict; and the
 stopping time is read from the first ``prefix`` tokens only, which every row it is trained on has in full, so that the
-number of tokens says nothing about it. ``bidirectional`` gives the known formulation, in which both can be read off.
+number of tokens says nothing about it. ``bidirectional`` gives the formulation of the guide that this task replaces
+(docs/tasks/collatz.md), in which both can be read off.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CollatzTransformer(nn.Module):
         self.register_buffer("positions", _sinusoids(max_len, d_model), persistent=False)
         self.blocks = nn.ModuleList(Block(d_model, nhead, dim_feedforward, dropout) for _ in range(num_layers))
         self.stop_head = nn.Sequential(nn.Linear(d_model, d_model // 2), nn.ReLU(), nn.Linear(d_model // 2, 1))
-        # The known formulation has a third class, which is never a target and so is never learned.
+        # The guide's formulation has a third class, which is never a target and so is never learned.
         self.next_head = nn.Linear(d_model, 3 if bidirectional else 2)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

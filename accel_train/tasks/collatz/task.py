@@ -32,12 +32,12 @@ class CollatzTask(Task, Watches, DataTools):
         d_model, num_layers, nhead, dim_feedforward, dropout: the encoder.
         max_len: tokens of a row; longer trajectories are cut, and T keeps counting.
         prefix: the stopping time is predicted from so many first tokens; rows that end within them do not count for it.
-        objective: ``causal`` (honest), or ``denoising``: the known formulation, with bidirectional attention and
+        objective: ``causal`` (honest), or ``denoising``: the guide's formulation, with bidirectional attention and
             pooling over the whole row. There both targets stand in the input: the next token can be copied and T
             counted, so its losses say nothing about Collatz.
         stop_weight, next_weight: weights of the two losses.
         hard_ratio: share of rows with numbers above 2^68, in every batch.
-        normal_order: ``random`` numbers of all magnitudes among the rest, or ``sequential`` ones (the known scheme,
+        normal_order: ``random`` numbers of all magnitudes among the rest, or ``sequential`` ones (as in the guide,
             in which the rows of a run grow longer as it goes).
         normal_range: first and last (exclusive) of those.
         hard_shares: near 2^68, the same rounded up to 3 mod 4, dense in ones.
@@ -77,7 +77,7 @@ class CollatzTask(Task, Watches, DataTools):
             "hard_ratio": hard_ratio, "normal_order": normal_order,
             "normal_range": tuple(normal_range), "hard_shares": tuple(hard_shares),
         }  # fmt: skip
-        Numbers(0, **self.draw_args)  # says now what is wrong with them
+        Numbers(0, **self.draw_args)  # raises now for what is wrong with them
         self._seed = 0
         self._train_rows: Rows | None = None
 

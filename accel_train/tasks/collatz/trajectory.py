@@ -2,7 +2,7 @@
 
 Writing n = 2^k a + b, the parities of the first k shortcut steps (where 3n+1 and the halving after it count as one)
 depend on b alone, and the value after them is 3^c(b) a + d(b) (Terras, Acta Arithmetica 30, 1976). So one table over b
-replaces k steps by a multiplication, and tells their tokens too. Numbers below 2^k are looked up to their end.
+replaces k steps by a multiplication, and gives their tokens, too. Numbers below 2^k are looked up to their end.
 
 A number is held in two uint64 limbs until it falls below ``_HANDOVER`` and in one int64 from there on. Where that is
 not wide enough the row is walked again in Python integers, so an answer may be slow but never wrong.

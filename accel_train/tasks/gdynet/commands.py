@@ -15,7 +15,7 @@ COMMANDS = by_name(
     ),
     Command(
         "convert",
-        "a config of the known trainer to one of ours, saying what it changed",
+        "a config of the GDyNet-ferro trainer to one of ours, saying what it changed",
         "accel_train.tasks.gdynet.convert",
     ),
 )

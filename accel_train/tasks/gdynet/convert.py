@@ -1,4 +1,4 @@
-"""``accel-train gdynet convert``: a config of the known GDyNet-ferro trainer, as one for this trainer."""
+"""``accel-train gdynet convert``: a config of the GDyNet-ferro trainer, as one for this trainer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KEYS: dict[str, Any] = {
     "wandb.run_name": str,
     "output.folder": str,
 }
-"""Every key that the known trainer reads, and the type of its value; null counts as not given."""
+"""Every key that the GDyNet-ferro trainer reads, and the type of its value; null counts as not given."""
 
 OF_THE_TASK = [key for key in KEYS if key.split(".")[0] in ("model_type", "model", "data")]
 OF_THE_TASK = [key for key in OF_THE_TASK if key not in ("model.batch_size", "model.learning_rate")]
@@ -86,7 +86,7 @@ class Change(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("config", type=Path, help="YAML of the known trainer")
+    parser.add_argument("config", type=Path, help="YAML of the GDyNet-ferro trainer")
     parser.add_argument("--out", type=Path, required=True, help="YAML to write")
 
 
@@ -124,7 +124,9 @@ def read(path: Path) -> dict[str, Any]:
             if value:  # a section without keys is nothing
                 raise UserError(f"{key}: expected keys, such as {inside[0].partition('.')[2]}, got {value!r}")
         else:
-            raise UserError(f"{key}: the known trainer has no such key{_suggest(key)}; correct it or take it out")
+            raise UserError(
+                f"{key}: the GDyNet-ferro trainer has no such key{_suggest(key)}; correct it or take it out"
+            )
     return values
 
 
@@ -147,7 +149,7 @@ def convert(given: Mapping[str, Any]) -> list[Change]:
     """What becomes of every key of ``read``.
 
     Raises:
-        UserError: a value that the known trainer took for another one or that this one refuses.
+        UserError: a value that the GDyNet-ferro trainer took for another one or that this one refuses.
     """
     changes = [*_task(given), *_run(given)]
     spoken_of = {change.old for change in changes}

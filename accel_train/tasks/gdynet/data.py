@@ -130,7 +130,7 @@ class FramePairs(_Frames):
 
 class Frames(_Frames):
     """All frames in order. ``read`` is that of ``FramePairs`` with axis 1 of length 1, and frame int64 [B], counted
-    through all trajectories; ``place`` tells which."""
+    through all trajectories; ``place`` says which."""
 
     item = "frame"
 
@@ -150,8 +150,8 @@ class FrameSource(IndexedSource):
         warnings: Sequence[str] = (),
     ) -> None:
         super().__init__(data, batch_size, seed, shuffle)
-        self._news = [Event("warning", text) for text in warnings]
+        self._events = [Event("warning", text) for text in warnings]
 
     def events(self) -> list[Event]:
-        news, self._news = self._news, []
-        return news
+        events, self._events = self._events, []
+        return events

@@ -72,12 +72,12 @@ class Lobe(nn.Module):
             h = h + self.direction(directions.to(self.direction.weight.dtype))
         for i, conv in enumerate(self.convs):
             rows = None
-            if self.targets_last and i == len(self.convs) - 1:  # of the others, nobody would ask
+            if self.targets_last and i == len(self.convs) - 1:  # the others are not asked for
                 rows, neighbours, edges, mask = target_index, *(x[:, target_index] for x in (neighbours, edges, mask))
             h = conv(h, neighbours, edges, mask, rows)
         if not (self.targets_last and len(self.convs)):
             h = h[:, target_index]
-        with torch.autocast(h.device.type, enabled=False):  # half precision rounds away what nearly uniform states tell
+        with torch.autocast(h.device.type, enabled=False):  # in half precision nearly uniform states would be equal
             h = F.relu(self.hidden(F.relu(h).to(self.hidden.weight.dtype)))
             return F.softmax(self.out(h), dim=-1)
 

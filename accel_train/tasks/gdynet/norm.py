@@ -10,10 +10,11 @@ from accel_train.tasks.gdynet.choices import Norm
 
 
 def make_norm(kind: Norm, features: int) -> nn.Module:
-    """A layer from (features [..., f], mask [...] or None) to [..., f]; the parameters are as many for every kind.
+    """A layer from (features [..., f], mask [...] or None) to [..., f]; every kind has as many parameters.
 
-    "layer" looks at one row alone, so nothing depends on how a batch is cut. "batch" is what the known program has:
-    statistics of the rows that this rank has at once. "sync_batch": of those that all ranks have at once.
+    "layer" looks at one row alone, so nothing depends on how a batch is cut. "batch" is what the guide's
+    trainer has (docs/tasks/gdynet.md): statistics of the rows that this rank has at once. "sync_batch": of those that
+    all ranks have at once.
     """
     return LayerNorm(features) if kind == "layer" else BatchNorm(features, kind == "sync_batch")
 

@@ -104,7 +104,7 @@ def _left_out(
 def _verdicts(found: list[Finding], left_out: set[str]) -> list[str]:
     lines = []
     for check in CHECKS:
-        told = [(finding.level, finding.text) for finding in found if finding.check == check]
-        for verdict, text in told or [("-" if check in left_out else "ok", "")]:
+        verdicts = [(finding.level, finding.text) for finding in found if finding.check == check]
+        for verdict, text in verdicts or [("-" if check in left_out else "ok", "")]:
             lines.append(f"  {verdict:<8} {check:<18} {text}".rstrip())
     return lines

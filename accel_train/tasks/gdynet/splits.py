@@ -52,7 +52,7 @@ class Splits:
         return {"train": [a for a, _ in parts], "validation": [b for _, b in parts]}
 
     def _cut(self, trajectory: Trajectory) -> tuple[Trajectory, Trajectory]:
-        """In time, since neighbouring frames are nearly the same, and tau frames apart, as the two of a pair are."""
+        """Cut in time, since neighbouring frames are nearly the same, with a gap of tau frames, the lag of a pair."""
         frames, tau = trajectory.frames, self.tau
         held_out = max(round(frames * self.val_share), tau + 1)
         if frames - held_out - tau <= tau:

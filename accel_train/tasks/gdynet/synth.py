@@ -88,7 +88,7 @@ def _write(folder: Path, system: System, random: Random, frames: int) -> None:
 
 
 def _shape(name: str, atoms: Atoms) -> tuple[int, ...]:
-    """Of one frame."""
+    """The shape of this array in one frame."""
     if name == "true_states":
         return atoms.targets.shape
     return atoms.neighbours.shape if name.startswith("nbr") else (len(atoms.types), 3)

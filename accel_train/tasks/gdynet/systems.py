@@ -82,7 +82,7 @@ class Ferro:
         return np.array([[1 - q, q, 0], [p, 1 - 2 * p, p], [0, q, 1 - q]])
 
     def truth(self) -> dict[str, Any]:
-        """Of the processes that directions show; under ``vanilla`` of those that distances do."""
+        """The truth of the processes that directions show, and under ``vanilla`` of those that distances show."""
         p, q = self.p, self.q
         lumped = [[1 - q, q], [2 * p, 1 - 2 * p]]  # up and down as one state, still a Markov chain
         return {**truth.known(self.chain()), "vanilla": truth.known(self.chain() if self.marked else lumped)}

@@ -30,7 +30,7 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
             neighbour lists, distances, directions.
         val_fnames: the same for validation; empty takes the last ``val_share`` of every training trajectory.
         test_fnames: the same for the test.
-        val_share: see val_fnames; ``tau`` frames before it are left out, which know of it still.
+        val_share: see val_fnames; the ``tau`` frames before it are left out, since they resemble it.
         model_type: ``gdynet_ferro`` also reads directions (local polarisation), ``gdynet_vanilla`` distances only.
         atom_fea_len: features of an atom.
         n_conv: convolutions.
@@ -39,11 +39,12 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         num_gaussians: of that basis.
         tau: lag, frames.
         lobes: one network for both times, or one for each, which start equal.
-        norm: ``layer`` looks at one atom or edge alone; ``batch`` at all that a rank has at once, as known, so that
-            the run depends on how a batch is cut; ``sync_batch`` at those of all ranks.
+        norm: ``layer`` normalises each atom or edge alone; ``batch`` over all that a rank has at once, as in the guide
+            (docs/tasks/gdynet.md), so that the run depends on how a batch is cut; ``sync_batch`` over all ranks.
         epsilon: eigenvalues of a covariance below this share of their mean count as noise.
-        mode: and are left out (``trunc``), get that much added (``regularize``), or are raised to it (``clamp``).
-        loss_schedule: one phase each: vamp2, vamp1 (the known gradient that makes states crisp), vamp1_true, vampe.
+        mode: what then happens: they are left out (``trunc``), or raised to that share (``clamp``), or it is added to
+            all (``regularize``).
+        loss_schedule: one phase each: vamp2, vamp1 (``vamp_sym`` in the guide; makes states crisp), vamp1_true, vampe.
         epochs: length of every phase.
         repeat: the whole schedule so many times.
         dt_ns: time between two frames, ns; null takes what the data's meta.json says.
@@ -133,7 +134,7 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         return {"file": "probabilities.npy", "trajectories": parts, "tau": self.tau, "dt_ns": self.frame_ns()}
 
     def frame_ns(self) -> float | None:
-        """Time between two frames, ns, if anybody has said it."""
+        """Time between two frames, ns, if it is given."""
         if self.dt_ns is not None:
             return self.dt_ns
         opened = self.splits.any() or self.splits["train"]
@@ -258,7 +259,7 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         )
 
     def histories(self, lists: dict[str, list]) -> dict[str, list]:
-        """The fourteen lists of the known ``metrics.json``, one entry per evaluated epoch. A validation has one score
+        """The fourteen lists of the guide's ``metrics.json``, one entry per evaluated epoch. A validation has one score
         from all pairs, which stands under ``last`` and ``avg``."""
         return epoch_lists(lists)
 

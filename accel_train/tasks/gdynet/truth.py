@@ -189,7 +189,7 @@ def double_well(z: np.ndarray, height: float = 5.0) -> np.ndarray:
 
 
 def known_prinz() -> dict[str, Any]:
-    """As ``known``: the three slow processes in frames, the share of each well, and the scores of four states."""
+    """As ``known`` for a chain: three slow processes in frames, the share of each well, the scores of four states."""
     found = diffusion(prinz, *PRINZ_RANGE)
     times = found.timescales / (PRINZ_STEP * PRINZ_STEPS)
     wells = np.bincount(np.digitize(found.x, PRINZ_TOPS), found.weights)

@@ -2,8 +2,8 @@
 
 VAMP (Wu and Noe, arXiv 1707.04659; Mardt et al., arXiv 1710.06012) rates k states by how much of the slow dynamics
 their best linear propagator keeps. With the centred covariances C00, Ctt of the states at frames t and t + tau and the
-cross covariance C0t, the singular values s of K = C00^-1/2 C0t Ctt^-1/2 tell it, each in [0, 1]. The constant process
-(the "+ 1" of other libraries) is left out.
+cross covariance C0t, the singular values s of K = C00^-1/2 C0t Ctt^-1/2 measure it, each in [0, 1]. The constant
+process (the "+ 1" of other libraries) is left out.
 
 Everything follows from one matrix of sums, ``moments``, which adds up over micro-batches and ranks. A score is a
 function of the joint covariance C of [x, y], so its gradient by the rows is their centred values times one matrix:
@@ -96,7 +96,7 @@ def basis(k: int) -> Tensor:
 
 
 def singular_values(covariances: Covariances, epsilon: float = EPSILON, mode: str = MODE) -> Tensor:
-    """Of K, float64 [k-1], largest first, NaN if the states were not finite; arguments as for ``scores``."""
+    """Those of K, float64 [k-1], largest first; NaN if the states were not finite. Arguments as for ``scores``."""
     if not covariances.joint.isfinite().all():
         return torch.full((len(covariances.joint) // 2,), math.nan, dtype=torch.float64)
     c00, c0t, ctt = _blocks(_unit_trace(covariances.joint)[0])
@@ -135,10 +135,10 @@ def loss_share(
         x, y: [rows, k] as for ``moments``, with gradient; no rows give a zero with a zero gradient.
         loss: ``vamp2``, ``vamp1_true``, ``vampe``: minus that score, with its exact gradient, the dependence of the
             threshold on the data included.
-            ``vamp1``: the sharpening gradient that GDyNet's users know by this name. It is the gradient of the sum of
-            singular values D of the symmetrised K with its cross term counted twice, which pushes the probabilities
-            apart and makes the states crisp. Nothing has this gradient; the value is -sum(D) / (k R) as users know it,
-            nearly zero, and no VAMP-1 score.
+            ``vamp1``: the sharpening gradient of this name in the GDyNet-ferro guide (docs/tasks/gdynet.md). It is
+            the gradient of the sum of singular values D of the symmetrised K with its cross term counted twice, which
+            pushes the probabilities apart and makes the states crisp. No function has this gradient; the value is
+            -sum(D) / (k R) as the guide prints it, nearly zero, and no VAMP-1 score.
         epsilon, mode: as for ``scores``.
 
     Raises:

@@ -69,8 +69,8 @@ class Outliers:
         folder: None drops them.
     """
 
-    def __init__(self, max_muons: int, folder: str | None, tell: Callable[[str], None]) -> None:
-        self.max_muons, self.folder, self.tell = max_muons, Path(folder) if folder else None, tell
+    def __init__(self, max_muons: int, folder: str | None, warn: Callable[[str], None]) -> None:
+        self.max_muons, self.folder, self.warn = max_muons, Path(folder) if folder else None, warn
         if self.folder:
             refuse_unwritable("task.init_args.outliers_dir", self.folder)
 
@@ -80,7 +80,7 @@ class Outliers:
             return ragged
         found = ragged.take(large)
         where = f"moved to {self.folder}" if self.folder else "dropped; outliers_dir keeps them"
-        self.tell(
+        self.warn(
             f"{place}: {len(found)} event(s) with more than {self.max_muons:,} muons (largest {found.counts.max():,}), "
             f"{where}"
         )

@@ -128,10 +128,10 @@ def _mmd(a: np.ndarray, b: np.ndarray) -> float:
 def classifier_auc(
     real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: tuple[np.ndarray, np.ndarray] | None = None
 ) -> float:
-    """How well a small network tells features [n, d] from [m, d]: the area under its ROC curve on rows it never saw.
+    """How well a small network separates features [n, d] from [m, d]: the area under its ROC curve on other rows.
 
-    One half of the rows trains it, the other is scored. 0.5 is the ideal, and 1 means told apart without error; values
-    below 0.5 are chance. Rows of one shower tell of each other, so ``groups`` ([n] and [m] float64 or 64-bit integers)
+    One half of the rows trains it, the other is scored. 0.5 is the ideal, and 1 means separated without error; values
+    below 0.5 are chance. Rows of one shower are alike, so ``groups`` ([n] and [m] float64 or 64-bit integers)
     names what must stay on one side.
     """
     real, fake = _standardised(real, fake)

@@ -56,7 +56,7 @@ def draw_counts(models: dict[str, Any], primary: Tensor, key: Tensor) -> Tensor:
 
 
 def statistics(held_out: HeldOut, models: dict[str, Any], batch: Batch, max_count: int) -> dict[str, Tensor]:
-    """Of bundles generated under the conditions of these events ("made") and of others ("other"): a row per event in a
+    """For bundles generated under the conditions of these events ("made") and of others ("other"): a row per event in a
     table of the whole split, and sums over muons. Beside them the likelihood of the true counts."""
     multiplicity, primary = models["multiplicity"], batch["primary"]
     dtype = next(multiplicity.parameters()).dtype

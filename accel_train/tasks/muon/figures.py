@@ -49,7 +49,7 @@ def _with_ratios(columns: int) -> tuple[Figure, list[Axes], list[Axes]]:
 
 
 def _distributions(true: Sample, made: Sample) -> Figure:
-    """Of log10 E and r over muons, N over events, log10 sum E over events with muons: each normalised to one."""
+    """Normalised distributions of log10 E and r over muons, N over events, log10 sum E over events with muons."""
     figure, tops, bottoms = _with_ratios(4)
     counts = np.unique(np.geomspace(1, max(true.counts.max(initial=0), 1) + 1, BINS // 2).round())
     sums = [s.features[s.counts > 0, SUM_ENERGY] for s in (true, made)]
@@ -160,7 +160,7 @@ def _error(counts: np.ndarray, name: str) -> float:
 
 
 def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
-    """Of log10 E with log10 r over muons, in each cell, with the error of independent muons."""
+    """Correlation of log10 E with log10 r over muons, in each cell, with the error of independent muons."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")

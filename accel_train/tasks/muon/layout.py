@@ -4,7 +4,7 @@
 |---------------------|-----------------------------------------------|------------------|----------------------------|
 | 4                   | E, zenith, mass, depth                        | 3                | E, x, y                    |
 | 5                   | E, zenith, mass, time, depth                  | 4                | E, r, x, y                 |
-| 6                   | in HDF5 major, minor and 4; else to be told   | 5                | major, minor, E, x, y      |
+| 6                   | in HDF5 major, minor and 4; else to be given  | 5                | major, minor, E, x, y      |
 | 7                   | major, minor, E, zenith, mass, time, depth    | 6                | major, minor, E, x, y, time|
 """
 
@@ -32,7 +32,7 @@ LAYOUTS = {
     },
     "muons": {3: "E,x,y", 4: "E,r,x,y", 5: "major,minor,E,x,y", 6: "major,minor,E,x,y,time"},
 }
-"""Column -> numbers per entry -> what they are, where the number alone tells."""
+"""Column -> numbers per entry -> what they are, where the number alone says it."""
 IN_HDF5 = {6: "major,minor,E,zenith,mass,depth"}
 """More of them for primaries: those who write HDF5 always begin with the ids."""
 
@@ -46,8 +46,8 @@ class MuonLayout:
     Args:
         primary, muons: what the numbers are: names in order, separated by commas, such as
             "major,minor,E,zenith,mass,depth"; those that are not used may have any name. "auto": what the file's own
-            metadata says, or else what the number of them tells (``LAYOUTS``).
-        tell: called with one line when the first fake muon is met.
+            metadata says, or else what their number means (``LAYOUTS``).
+        warn: called with one line when the first fake muon is met.
 
     A row whose only muon has E = x = y = 0 has no muon: some dumpers write empty events so. ``fakes`` counts them.
 
@@ -61,9 +61,9 @@ class MuonLayout:
         self,
         primary: str = "auto",
         muons: str = "auto",
-        tell: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
-        self.primary, self.muons, self.tell = primary, muons, tell
+        self.primary, self.muons, self.warn = primary, muons, warn
         self.fakes = 0
         self._lock = threading.Lock()
         for name, layout, wanted in (("primary", primary, PRIMARY), ("muons", muons, MUON)):
@@ -97,8 +97,8 @@ class MuonLayout:
         counts[np.repeat(np.arange(len(counts)), counts)[fake]] = 0
         with self._lock:
             first, self.fakes = self.fakes == 0, self.fakes + int(fake.sum())
-        if first and self.fakes and self.tell:
-            self.tell("events whose only muon has E = x = y = 0 are taken as empty: some dumpers write them so")
+        if first and self.fakes and self.warn:
+            self.warn("events whose only muon has E = x = y = 0 are taken as empty: some dumpers write them so")
         return counts, muons[~fake]
 
 
@@ -109,7 +109,7 @@ def primaries(values: np.ndarray, layout: str = "auto", known: Mapping[int, str]
         known: layouts by W for "auto", beside those of ``LAYOUTS``.
 
     Raises:
-        DataError: W does not tell the layout.
+        DataError: W does not say the layout.
         BadRows: numbers that are not finite, an energy or a mass that is not positive.
     """
     primary = _pick("primary", values, layout, {**LAYOUTS["primary"], **known}, PRIMARY)
@@ -146,7 +146,7 @@ def _pick(name: str, values: np.ndarray, layout: str, known: Mapping[int, str], 
     if layout == "auto":
         if width not in known:
             raise DataError(
-                f"column {name!r} has {width} numbers, which does not tell what they are ({', '.join(map(str, known))}"
+                f"column {name!r} has {width} numbers, which does not say what they are ({', '.join(map(str, known))}"
                 f" would); set its layout, such as major,minor,{','.join(wanted)}"
             )
         layout = known[width]

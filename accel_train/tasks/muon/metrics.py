@@ -88,7 +88,7 @@ def sample(events: Ragged, cells: Cells) -> Sample:
 
 
 def count_numbers(counts: np.ndarray) -> dict[str, float]:
-    """Of muons per event [B]: ``mean_n``, ``p_zero``, ``fano`` (variance over mean) and ``q999`` (99.9 % quantile)."""
+    """For muons per event [B]: ``mean_n``, ``p_zero``, ``fano`` (variance over mean), ``q999`` (99.9 % quantile)."""
     if not len(counts):
         return dict.fromkeys(("mean_n", "p_zero", "fano", "q999"), NAN)
     mean = float(counts.mean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.remote.storage import expand, open_file
 from accel_train.tasks.muon.data import kind_of
@@ -43,7 +43,7 @@ def describe_files(patterns: list[str], events: int, primary_layout: str, muon_l
 
 def _describe(path: str, events: int, layout: MuonLayout) -> str:
     kind = kind_of([path], "auto")
-    reader = make_format(kind, layout, Bad())
+    reader = make_format(kind, layout, BadDataPolicy())
     groups = reader.groups(path)
     lines = [f"{path}: {kind}, {sum(groups):,} rows in {len(groups):,} row groups" + _sizes(groups)]
     if kind == "parquet":

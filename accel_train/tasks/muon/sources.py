@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.lanes import Format, LanesSource, Place, Shuffle, read_groups
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.settings import RemoteFiles
@@ -47,8 +47,8 @@ class Sources:
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
-        self.bad = Bad(reading.on_bad_file)
-        self.layout = MuonLayout(reading.primary_layout, reading.muon_layout, tell=self.bad.tell)
+        self.bad = BadDataPolicy(reading.on_bad_file)
+        self.layout = MuonLayout(reading.primary_layout, reading.muon_layout, warn=self.bad.warn)
         urls = [path for path in [*reading.files, *reading.validation_files] if "://" in path]
         self.access = reading.remote.access(urls) if urls or reading.remote.write_to else None
         self.staging = reading.remote.staging(self.access) if urls and self.access else None
@@ -72,9 +72,9 @@ class Sources:
         return cached(reading.cache_dir, in_order, settings, batch_size, seed, shuffle=reading.shuffle != "none")
 
     def _train(self, batch_size: int, seed: int, lanes: int, shuffle: Shuffle) -> LanesSource:
-        reading, tell = self.reading, self.bad.tell
+        reading, warn = self.reading, self.bad.warn
         outliers = (
-            Outliers(reading.max_muons_per_event, reading.outliers_dir, tell) if reading.max_muons_per_event else None
+            Outliers(reading.max_muons_per_event, reading.outliers_dir, warn) if reading.max_muons_per_event else None
         )
 
         def prepare(ragged: Ragged, place: Place) -> Ragged:
@@ -99,7 +99,7 @@ class Sources:
             self._compared = True
             trained = {place(path) for path in self._scan(reading.files)[0]}
             for path in (path for path in files if place(path) in trained):
-                self.bad.tell(f"validation_files: {path} is also trained on, so metrics will look better than they are")
+                self.bad.warn(f"validation_files: {path} is also trained on, so metrics will look better than they are")
         source = LanesSource(
             files, format, HELD_OUT_ROWS, lanes=reading.lanes, shuffle="files", prepare=prepare,
             staging=self.staging, groups=groups,
@@ -115,13 +115,13 @@ class Sources:
                 raise UserError("task.init_args.files: [] names no files")
             names = {place(path): path for path in reversed(files)}
             for path in (path for path in files if names[place(path)] != path):
-                self.bad.tell(f"{path} and {names[place(path)]} are one file, and what is in it is read twice")
+                self.bad.warn(f"{path} and {names[place(path)]} are one file, and what is in it is read twice")
             format = make_format(kind_of(files, self.reading.reader), self.layout, self.bad)
             self._scanned[key] = (files, format, read_groups(files, format))
         return self._scanned[key]
 
 
-def make_format(kind: str, layout: MuonLayout, bad: Bad) -> Format:
+def make_format(kind: str, layout: MuonLayout, bad: BadDataPolicy) -> Format:
     """The reader for files of one kind."""
     if kind == "parquet":
         from accel_train.data.formats.parquet import Parquet

@@ -75,7 +75,7 @@ class MuonTask(Task, Watches, DataTools):
         "max_grad_norm": None,
         "num_workers": 2,
     }
-    """As WGAN-GP was published (arXiv 1704.00028). Two reading threads: the speed of a raw scan."""
+    """The optimiser is that of WGAN-GP (arXiv 1704.00028). Two reading threads: the speed of a raw scan."""
 
     file_types = (".parquet", ".pq", ".h5", ".hdf5")
     movable = ("files", "validation_files", "outliers_dir", "remote", "max_muons_per_batch", "chunk_muons")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import accel_train.data.formats.hdf5 as hdf5
-from accel_train.data.bad import Bad, BadRows
+from accel_train.data.bad import BadDataPolicy, BadRows
 from accel_train.data.formats.arrow import column, nested, vectors
 from accel_train.data.formats.hdf5 import Hdf5
 from accel_train.data.ragged import Ragged, concatenate
@@ -58,7 +58,7 @@ def read(format, path, rows=7) -> list[list[Ragged]]:
 def test_what_was_written(tmp_path, kind, counts):
     data = make_data()
     path = write(tmp_path / "a.h5", data, kind, counts)
-    format = Hdf5(decode, Bad(), *NAMES)
+    format = Hdf5(decode, BadDataPolicy(), *NAMES)
     assert format.groups(path) == [20, 20, 17]
     blocks = read(format, path)
     assert [[len(block) for block in group] for group in blocks] == [[7, 7, 6], [7, 7, 6], [7, 7, 3]]
@@ -78,14 +78,14 @@ def test_what_was_written(tmp_path, kind, counts):
 def test_events_without_muons(tmp_path, counts):
     data = make_data(np.array(counts, int))
     path = write(tmp_path / "a.h5", data)
-    blocks = [block for group in read(Hdf5(decode, Bad(), *NAMES), path) for block in group]
+    blocks = [block for group in read(Hdf5(decode, BadDataPolicy(), *NAMES), path) for block in group]
     assert [n for block in blocks for n in block.counts] == counts
     assert sum(len(block.flat["muons"]) for block in blocks) == sum(counts)
 
 
 def test_only_what_is_needed_is_read(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", make_data([1] * 100))
-    format = Hdf5(decode, Bad(), *NAMES)
+    format = Hdf5(decode, BadDataPolicy(), *NAMES)
     format.groups(path)
     longest = []
     vectors_of = hdf5._vectors
@@ -98,7 +98,7 @@ def test_other_names_and_many_threads(tmp_path):
     data = make_data()
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["events/head"], file["events/hits"], file["n"] = (data[k] for k in ("primaries", "muons", "counts"))
-    format = Hdf5(decode, Bad(), {"primary": "events/head"}, {"muons": "events/hits"}, "n")
+    format = Hdf5(decode, BadDataPolicy(), {"primary": "events/head"}, {"muons": "events/hits"}, "n")
     path = str(tmp_path / "a.h5")
     found: dict[int, list[Ragged]] = {}
     threads = [
@@ -122,7 +122,7 @@ def test_bad_rows_are_left_out_or_named(tmp_path):
     data = make_data()
     data["primaries"][[3, 25, 26], 1] = -1
     path = write(tmp_path / "a.h5", data)
-    bad = Bad("skip")
+    bad = BadDataPolicy("skip")
     blocks = read(Hdf5(decode, bad, *NAMES), path)
     assert [[len(block) for block in group] for group in blocks] == [[6, 7, 6], [5, 7, 6], [7, 7, 3]]
     assert [row for block in blocks[1] for row in block.rows["row"]] == [*range(5), *range(7, 20)]
@@ -132,7 +132,7 @@ def test_bad_rows_are_left_out_or_named(tmp_path):
     np.testing.assert_array_equal(whole.flat["muons"], kept)
     assert bad.left_out == {"rows": 3}
     with pytest.raises(DataError, match="a.h5, row group 0, row 3: negative"):
-        read(Hdf5(decode, Bad(), *NAMES), path)
+        read(Hdf5(decode, BadDataPolicy(), *NAMES), path)
 
 
 def broken(path, what) -> str:
@@ -159,7 +159,7 @@ def broken(path, what) -> str:
         ("not HDF5", "a.h5: cannot be read: OSError"),
         ("missing", "needs a dataset 'counts'; there are 'muons', 'primaries'"),
         ("negative", "dataset 'counts', row 30: negative count"),
-        ("short", r"dataset 'muons' has \d+ rows, but 'counts' tells \d+"),
+        ("short", r"dataset 'muons' has \d+ rows, but 'counts' says \d+"),
         ("flat", r"dataset 'primaries' must be \[n, width\] numbers, but is float32 \[57\]"),
         ("float counts", r"dataset 'counts' must be \[n\] integers, but is float32 \[57\]"),
     ],
@@ -167,20 +167,20 @@ def broken(path, what) -> str:
 def test_files_that_do_not_fit(tmp_path, what, message):
     path = broken(tmp_path / "a.h5", what)
     with pytest.raises(DataError, match=message) as error:
-        Hdf5(decode, Bad(), *NAMES).groups(path)
+        Hdf5(decode, BadDataPolicy(), *NAMES).groups(path)
     assert "a.h5" in str(error.value) and "\n" not in str(error.value)
-    bad = Bad("skip")
+    bad = BadDataPolicy("skip")
     assert Hdf5(decode, bad, *NAMES).groups(path) == [] and bad.left_out == {"files": 1}
 
 
 def test_a_block_without_entries_keeps_their_width(tmp_path):
-    (block,) = Hdf5(decode, Bad(), *NAMES).blocks(write(tmp_path / "a.h5", make_data([0, 0])), 0, 10)
+    (block,) = Hdf5(decode, BadDataPolicy(), *NAMES).blocks(write(tmp_path / "a.h5", make_data([0, 0])), 0, 10)
     assert block.flat["muons"].shape == (0, 5)
 
 
 def test_a_file_that_is_gone(tmp_path):
     with pytest.raises(DataError, match="nowhere.h5: cannot be read: FileNotFoundError"):
-        Hdf5(decode, Bad(), *NAMES).groups(str(tmp_path / "nowhere.h5"))
+        Hdf5(decode, BadDataPolicy(), *NAMES).groups(str(tmp_path / "nowhere.h5"))
 
 
 # -- what a file leads to --------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_what_leads_nowhere_is_named(tmp_path, what):
         file["primaries"], file["counts"] = data["primaries"], data["counts"]
         make(file, data)
     with pytest.raises(DataError, match=says) as caught:
-        Hdf5(decode, Bad(), *NAMES).groups(str(tmp_path / "a.h5"))
+        Hdf5(decode, BadDataPolicy(), *NAMES).groups(str(tmp_path / "a.h5"))
     assert str(caught.value).count("a.h5: ") == 1 and "'muons'" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -250,7 +250,7 @@ def test_what_leads_somewhere_is_read_until_it_is_gone(tmp_path, make):
     with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
         file["primaries"], file["counts"] = data["primaries"], data["counts"]
         make(file, data)
-    format, path = Hdf5(decode, Bad(), *NAMES), str(tmp_path / "a.h5")
+    format, path = Hdf5(decode, BadDataPolicy(), *NAMES), str(tmp_path / "a.h5")
     whole = concatenate([block for group in read(format, path) for block in group])
     np.testing.assert_array_equal(whole.flat["muons"], data["muons"].astype(np.float32))
     (tmp_path / "whole.h5").unlink()
@@ -260,4 +260,4 @@ def test_what_leads_somewhere_is_read_until_it_is_gone(tmp_path, make):
 
 def test_a_url_is_refused_whatever_is_to_be_done_about_bad_files():
     with pytest.raises(AccessError, match="https://host/a.h5: HDF5 files are not read from URLs; copy them"):
-        Hdf5(decode, Bad("skip"), *NAMES).groups("https://host/a.h5?signature=secret")
+        Hdf5(decode, BadDataPolicy("skip"), *NAMES).groups("https://host/a.h5?signature=secret")

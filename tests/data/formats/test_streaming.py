@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.hdf5 import Hdf5
 from accel_train.data.formats.streaming import Streaming
 from accel_train.data.ragged import Ragged
@@ -99,14 +99,14 @@ def plain(data) -> list[Ragged]:
     """Blocks of a plain read with pyarrow."""
     decode = MuonLayout().decode
     batches = table(data, fixed=False).to_batches(ROWS)
-    return [Bad().decode(decode, batch, "here", i * ROWS) for i, batch in enumerate(batches)]
+    return [BadDataPolicy().decode(decode, batch, "here", i * ROWS) for i, batch in enumerate(batches)]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_same_blocks_from_every_format(tmp_path, data, name):
     (tmp_path / "a 1b.parquet").touch()  # what the name with brackets would match as a pattern
     path = write(tmp_path / name, data)
-    format = Streaming(MuonLayout().decode, Bad())
+    format = Streaming(MuonLayout().decode, BadDataPolicy())
     assert format.groups(path) == [N]
     same(list(format.blocks(path, 0, ROWS)), plain(data))
 
@@ -121,7 +121,7 @@ def test_the_same_blocks_from_hdf5(tmp_path, data):
         file["muons"] = np.insert(entries, 0, [[7], [8]], axis=1)
         file["counts"] = np.where(empty, 1, counts).astype(np.int32)
     layout = MuonLayout()
-    format = Hdf5(layout.decode, Bad(), *NAMES)
+    format = Hdf5(layout.decode, BadDataPolicy(), *NAMES)
     assert format.groups(str(tmp_path / "a.h5")) == [N]
     same(list(format.blocks(str(tmp_path / "a.h5"), 0, ROWS)), plain(data))
     assert layout.fakes == empty.sum()
@@ -131,13 +131,13 @@ def test_nothing_is_left_behind(tmp_path, data, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     path = write(tmp_path / "a.parquet", data)
-    list(Streaming(MuonLayout().decode, Bad()).blocks(path, 0, ROWS))
+    list(Streaming(MuonLayout().decode, BadDataPolicy()).blocks(path, 0, ROWS))
     assert os.listdir(tmp_path / "tmp") == [] and sorted(os.listdir(tmp_path)) == ["a.parquet", "tmp"]
 
 
 def test_rows_are_counted_once(tmp_path, data):
     path = write(tmp_path / "a.parquet", data)
-    format = Streaming(MuonLayout().decode, Bad())
+    format = Streaming(MuonLayout().decode, BadDataPolicy())
     assert format.groups(path) == [N]
     os.remove(path)
     assert format.groups(path) == [N]
@@ -145,7 +145,7 @@ def test_rows_are_counted_once(tmp_path, data):
 
 def test_no_rows(tmp_path, data):
     pq.write_table(table(data, fixed=False).slice(0, 0), tmp_path / "a.parquet")
-    format = Streaming(MuonLayout().decode, Bad())
+    format = Streaming(MuonLayout().decode, BadDataPolicy())
     assert format.groups(str(tmp_path / "a.parquet")) == [0]
     assert list(format.blocks(str(tmp_path / "a.parquet"), 0, ROWS)) == []
 
@@ -153,7 +153,7 @@ def test_no_rows(tmp_path, data):
 def test_json_of_whole_numbers_and_of_events_without_muons(tmp_path):
     rows = [{"primary": [5, 1, 1, 2], "muons": []}, {"primary": [6, 0, 1, 2], "muons": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (block,) = Streaming(MuonLayout().decode, Bad()).blocks(str(tmp_path / "a.jsonl"), 0, ROWS)
+    (block,) = Streaming(MuonLayout().decode, BadDataPolicy()).blocks(str(tmp_path / "a.jsonl"), 0, ROWS)
     assert block.rows["primary"].tolist() == [[5, 1, 1, 2], [6, 0, 1, 2]]
     assert block.counts.tolist() == [0, 0] and block.flat["muons"].shape == (0, 3)
 
@@ -161,11 +161,11 @@ def test_json_of_whole_numbers_and_of_events_without_muons(tmp_path):
 def test_bad_rows_are_left_out_or_named(tmp_path):
     rows = [{"primary": [5.5, 1, 1, 2], "muons": [[1, 2, 3]]}, {"primary": [5.5, 1, None, 2], "muons": []}] * 2
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    bad = Bad("skip")
+    bad = BadDataPolicy("skip")
     blocks = list(Streaming(MuonLayout().decode, bad).blocks(str(tmp_path / "a.jsonl"), 0, 3))
     assert [block.rows["row"].tolist() for block in blocks] == [[0, 2], []] and bad.left_out == {"rows": 2}
     with pytest.raises(DataError, match="a.jsonl, row group 0, row 1: primary: a null among the numbers"):
-        list(Streaming(MuonLayout().decode, Bad()).blocks(str(tmp_path / "a.jsonl"), 0, 3))
+        list(Streaming(MuonLayout().decode, BadDataPolicy()).blocks(str(tmp_path / "a.jsonl"), 0, 3))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=message) as error:
-        Streaming(MuonLayout().decode, Bad()).groups(path)
+        Streaming(MuonLayout().decode, BadDataPolicy()).groups(path)
     assert "\n" not in str(error.value) and path in str(error.value)
-    bad = Bad("skip")
+    bad = BadDataPolicy("skip")
     assert Streaming(MuonLayout().decode, bad).groups(path) == [] and bad.left_out == {"files": 1}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.federation import DATA
 
-from accel_train.data.bad import Bad
+from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.parquet import Parquet
 from accel_train.data.remote import requests as remote
 from accel_train.data.remote import storage, transfers
@@ -70,7 +70,7 @@ def test_rows_that_hang_obey_a_stop_whatever_is_to_be_done_about_bad_data(federa
     buffer = io.BytesIO()
     pq.write_table(pa.table({"x": range(1000)}), buffer)
     federation.objects["/ns/a.bin"] = buffer.getvalue()
-    access, bad = fast(), Bad("skip")
+    access, bad = fast(), BadDataPolicy("skip")
     format = Parquet(["x"], decode=lambda batch: None, bad=bad, open=lambda path: storage.open_file(path, access))
     assert format.groups(url) == [1000]
     federation.fail("hang", "cache", times=10**9)

@@ -134,7 +134,7 @@ def test_an_answer_that_is_shorter_than_it_should_be_is_no_copy(tmp_path):
         remote._filesystems.clear()
 
 
-def test_an_error_is_told_where_the_file_is_needed_and_tried_again_then(tmp_path, federation, urls):
+def test_an_error_is_raised_where_the_file_is_needed_and_tried_again_then(tmp_path, federation, urls):
     federation.fail(500, times=3, path="/ns/d0/f0")
     none = federation.url("/ns/none.parquet")
     with open_staging(tmp_path, ahead=3) as stage:
@@ -320,9 +320,9 @@ def test_a_failure_is_handed_to_the_ranks_that_wait(tmp_path, federation, urls):
     federation.fail(500, times=10**9)
     access = Access(backoff_s=1.0, retries=1)
     with ranks(3, tmp_path / "stage", urls[:1], access=access) as answers:
-        told = [found[0] for found, _ in answers()]
-    assert all("ClientResponseError: 500" in text for text in told)
-    waited = sum("another process could not stage it" in text for text in told)
+        reasons = [found[0] for found, _ in answers()]
+    assert all("ClientResponseError: 500" in text for text in reasons)
+    waited = sum("another process could not stage it" in text for text in reasons)
     assert waited >= 1 and federation.count("cache", "GET") == 2 * (3 - waited)
 
 

@@ -229,7 +229,7 @@ def test_any_single_failure_is_survived(federation, server, method, kind):
     assert storage.expand([federation.url("/ns/*")], FAST) == [federation.url("/ns/a.bin")]
 
 
-def test_a_failure_that_stays_is_told_in_one_line(federation):
+def test_a_failure_that_stays_is_reported_in_one_line(federation):
     federation.fail(500, times=10**9)
     with pytest.raises(DataError, match="/ns/a.bin: failed 6 times: ClientResponseError: 500") as caught:
         read(federation.url("/ns/a.bin"))

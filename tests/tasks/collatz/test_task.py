@@ -26,7 +26,7 @@ def batch_of(task, size=48, split="train", step=0):
 
 def test_parameter_counts():
     count = lambda task: sum(p.numel() for p in task.build_model(None).parameters())  # noqa: E731
-    assert count(CollatzTask(objective="denoising")) == 802_180  # of the known model
+    assert count(CollatzTask(objective="denoising")) == 802_180  # of the guide's model
     assert count(CollatzTask()) == 802_180 - 129  # without the class that is never a target
 
 

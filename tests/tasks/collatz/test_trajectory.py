@@ -211,7 +211,7 @@ def test_threads_do_not_disturb_each_other():
         np.testing.assert_array_equal(result[1], wanted[1])
 
 
-def test_an_orbit_that_closes_without_one_is_told():
+def test_an_orbit_that_closes_without_one_is_reported():
     with pytest.raises(ClosedOrbit) as caught:
         exact_trajectory(9, 3, -1, patience=50)
     assert caught.value.cycle.members == (5, 14, 7, 20, 10) and caught.value.cycle.start == 9

@@ -63,7 +63,7 @@ def test_synth_refuses(tmp_path, capsys, options, says):
     assert not list(tmp_path.glob("data/*"))
 
 
-KNOWN = """
+GUIDE_CONFIG = """
 model_type: 'gdynet_vanilla'  # or 'gdynet_ferro'
 model:
   atom_fea_len: 8
@@ -93,12 +93,12 @@ checkpointing:
 output:
   folder: '{folder}/my_experiment'
 """
-"""The basic example of the known trainer's guide, smaller."""
+"""The basic example of the GDyNet-ferro guide, smaller."""
 
 
 def test_a_config_of_the_known_trainer_is_trained_as_converted(data, tmp_path, capsys):
     theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
-    theirs.write_text(KNOWN.format(data=data, folder=tmp_path))
+    theirs.write_text(GUIDE_CONFIG.format(data=data, folder=tmp_path))
     assert command("gdynet", "convert", theirs, "--out", ours) == 0
     assert command("train", "--config", ours) == 0
     assert command("evaluate", tmp_path / "my_experiment", "--split=test") == 0

@@ -1,4 +1,4 @@
-"""A config of the known trainer becomes one of ours: every key of it is accounted for."""
+"""A config of the GDyNet-ferro trainer becomes one of ours: every key of it is accounted for."""
 
 from __future__ import annotations
 
@@ -153,17 +153,17 @@ def test_wandb_that_is_off(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"model": {"tua": 3}}, r"model.tua: the known trainer has no such key \(did you mean model.tau\?\)"),
+        ({"model": {"tua": 3}}, r"model.tua: the GDyNet-ferro trainer has no such key \(did you mean model.tau\?\)"),
         ({"training": {"learning_rate": 1e-3}}, r"training.learning_rate: .* \(did you mean model.learning_rate\?\)"),
         ({"optimisation": {"torch_compile": True}}, r"optimisation.torch_compile: .*mean optimization.torch_compile"),
-        ({"colour": "red"}, "^colour: the known trainer has no such key; correct it or take it out"),
+        ({"colour": "red"}, "^colour: the GDyNet-ferro trainer has no such key; correct it or take it out"),
         ({"model_type": "gdynet_fero"}, r"model_type: expected .*gdynet_ferro"),
         ({"model_type": None, "model": {"mode": "truncate"}}, r"model.mode: expected .*trunc"),
         ({"model": {"tau": "ten"}}, "model.tau: expected int, got 'ten'"),
         ({"model": {"state_len": 1}}, "task.init_args.state_len: 1 is out of range"),
         ({"model": {"batch_size": 0}}, "per_device_batch_size: 0 is out of range"),
         ({"data": {"train_fnames": None}}, "data.train_fnames: missing"),
-        ({"data": {"train_fnames": {"a": 1}}}, r"data.train_fnames.a: the known trainer has no such key"),
+        ({"data": {"train_fnames": {"a": 1}}}, r"data.train_fnames.a: the GDyNet-ferro trainer has no such key"),
         ({"training": {"loss_schedule": ["vamp2", "VAMP1"]}}, r"'VAMP1' is no loss .* \(did you mean vamp1\?\)"),
         ({"training": {"loss_schedule": ["vamp_sym"]}}, "which ran it as vamp2"),
         ({"training": {"loss_schedule": "['vamp2'] + ['vamp1']"}}, "training.loss_schedule: "),

@@ -100,7 +100,7 @@ def test_the_network_is_its_formulas(n_conv, ferro, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_sizes_that_users_know(norm):
+def test_sizes_of_the_guide(norm):
     for kind, count in (("gdynet_vanilla", 46_883), ("gdynet_ferro", 47_139)):
         models = GDyNetTask([], model_type=kind, norm=norm).build_model(None)
         assert sum(p.numel() for p in models["lobe_0"].parameters()) == count

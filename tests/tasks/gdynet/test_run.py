@@ -32,7 +32,7 @@ def test_the_fourteen_lists(made):
         assert lists[f"val_{known}_avg"] == lists[f"val_{known}_last"] == [line[name] for line in by_kind["eval"]]
     for loss, score, kind in zip(lists["train_losses_avg"], lists["train_vamp2_scores_avg"], lists["loss_types"],
                                  strict=True):  # fmt: skip
-        assert (loss == pytest.approx(-score)) if kind == "vamp2" else (-0.1 < loss < 0), "as users know it"
+        assert (loss == pytest.approx(-score)) if kind == "vamp2" else (-0.1 < loss < 0), "as the guide prints it"
     assert lists["train_losses_avg"] != lists["train_losses_last"]
 
 

@@ -117,7 +117,7 @@ def test_and_with_a_mode_that_bites(loss, mode, epsilon):
     close(gradient, by_autograd, 1e-10)
 
 
-# -- the known sharpening gradient -------------------------------------------------------------------------------------
+# -- the guide's sharpening gradient -----------------------------------------------------------------------------------
 
 
 def sharpening(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def sharpening(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 
 
 @pytest.mark.parametrize("k", [2, 4, 7])
-def test_vamp1_is_the_gradient_users_know(k):
+def test_vamp1_is_the_gradient_of_the_guide(k):
     x, y = states(500, k, seed=k)
     value, gradient = share_and_gradient(x, y, covariances(moments(x, y)), "vamp1", epsilon=1e-10)
     by_x, by_y, d = sharpening(x.numpy(), y.numpy())
@@ -145,7 +145,7 @@ def test_vamp1_is_the_gradient_users_know(k):
     assert value == pytest.approx(float(torch.cat(parts).mean()), rel=1e-12)
     assert -float(parts[0].sum() + parts[1].sum()) == pytest.approx(2 * d.sum(), rel=1e-12)  # the radial part
 
-    # handed to the centred outputs, as it is known, it reaches the rows unchanged
+    # handed to the centred outputs, as in the guide, it reaches the rows unchanged
     rows = x.clone().requires_grad_()
     (rows - rows.mean(0)).backward(gradient=torch.from_numpy(by_x))
     close(gradient[:, :k], rows.grad)

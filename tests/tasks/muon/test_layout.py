@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from accel_train.data.bad import Bad, BadRows
+from accel_train.data.bad import BadDataPolicy, BadRows
 from accel_train.errors import DataError
 from accel_train.tasks.muon.layout import MuonLayout, primaries
 
@@ -157,13 +157,13 @@ def test_a_fake_muon_is_an_empty_event():
 def test_bad_rows_can_be_left_out():
     primary, muons = PRIMARY.copy(), MUONS.copy()
     primary[1, 0], muons[2, 1] = np.nan, np.nan
-    bad = Bad("skip")
+    bad = BadDataPolicy("skip")
     ragged = bad.decode(MuonLayout().decode, make_batch(primary, muons), "here", 100)
     assert ragged.rows["row"].tolist() == [100] and bad.left_out == {"rows": 2}
     assert ragged.rows["primary"].tolist() == PRIMARY[:1].tolist()
     assert ragged.flat["muons"].tolist() == MUONS[:2].tolist()
     with pytest.raises(DataError, match="^here, row 101: primary is not finite"):
-        Bad("raise").decode(MuonLayout().decode, make_batch(primary, muons), "here", 100)
+        BadDataPolicy("raise").decode(MuonLayout().decode, make_batch(primary, muons), "here", 100)
 
 
 def test_bare_primaries():

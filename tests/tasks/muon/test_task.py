@@ -102,8 +102,8 @@ def test_a_flat_cache_gives_every_event_once_and_is_built_once(folder, tmp_path)
         assert sorted(torch.cat([batch["event"] for batch in found]).tolist()) == sorted(plain.tolist())
         assert {len(batch["counts"]) for batch in found[:-1]} == {64}
         assert found[0].keys() == batches(MuonTask(files))[0].keys()
-        news = [event.title for event in source.events()]
-    assert news == [], "the second time, it is there"
+        titles = [event.title for event in source.events()]
+    assert titles == [], "the second time, it is there"
 
 
 def test_files_of_two_kinds_are_refused(folder, tmp_path):
@@ -250,13 +250,13 @@ def test_outliers_are_moved_counted_and_can_be_trained_on(tmp_path):
 # -- models and runs -------------------------------------------------------------------------------------------------
 
 
-def test_the_networks_that_users_know_have_their_sizes():
+def test_the_legacy_networks_have_the_sizes_of_the_guide():
     models = MuonTask("x.parquet", preset="legacy").build_model(None)
     assert sum(p.numel() for p in models["generator"].parameters()) == 82_051
     assert sum(p.numel() for p in models["critic"].parameters()) == 25_985
 
 
-def test_the_known_critic_scores_events_without_muons_by_the_hundred_million():
+def test_the_legacy_critic_scores_events_without_muons_by_the_hundred_million():
     models = MuonTask("x.parquet", preset="legacy").build_model(None)
     event = torch.zeros(0, dtype=torch.int64)
     score = models["critic"](torch.zeros(0, 3), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), event)

@@ -12,7 +12,7 @@ from accel_train.tasks.gdynet.analysis.moments import Predictions, blocks
 
 
 def agreement(predictions: Predictions, states: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How well predictions [F, n, k] of each trajectory tell the known states, integers [F, n].
+    """How well predictions [F, n, k] of each trajectory recover the known states, integers [F, n].
 
     ``states`` [m]: the known ones; ``counts`` int64 [k, m]: rows by their likeliest and their known state. ``purity``:
     share of rows whose known state is the commonest one of their likeliest state. ``distinct``: how many known states

@@ -49,12 +49,12 @@ def figures(found: dict[str, Any], loaded: Loaded | None = None) -> dict[str, Fi
 
 
 def _look(i: int) -> dict[str, Any]:
-    """Of a state or a process."""
+    """The colour and line of a state or a process."""
     return {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
 
 
 def _unit(found: dict[str, Any]) -> tuple[str, float]:
-    """Of times, and how many of it a frame is."""
+    """The unit of times, and how long a frame is in it."""
     dt = found["dt_ns"]
     return ("frames", 1.0) if dt is None else ("ns", dt)
 
@@ -75,7 +75,7 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Above the panels, where nothing is hidden."""
+    """A legend above the panels, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     room = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, labels))))
     columns = max(min(len(labels), room), 1)
@@ -86,7 +86,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _timescales(found: dict[str, Any]) -> Figure:
-    """Over the lag, with the bands of the splits; grey: below the lag, where nothing can be resolved."""
+    """Timescales over the lag, with the bands of the splits; grey: below the lag, where nothing can be resolved."""
     unit, _ = _unit(found)
     implied = found["implied_timescales"]
     lags = _array(implied[f"lags_{unit}"])

@@ -50,7 +50,7 @@ class Curves(NamedTuple):
 
 
 def curves(history: History) -> Curves:
-    """By the fourteen lists over epochs, where each evaluation is in one of its own; otherwise by step."""
+    """Over epochs, by the fourteen lists, if each evaluation is in an epoch of its own; otherwise over steps."""
     times, evaluated = history.get("epochs", []), history.get("val_losses_avg", [])
     if times and len([value for value in evaluated if value is not None]) == len(history.get("eval_step", [])):
         lines = {

@@ -128,7 +128,7 @@ def reversible(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Of a transition matrix at a lag, the slowest process first.
+    """The spectrum of a transition matrix at a lag, the slowest process first.
 
     Args:
         eigenvalues: complex [k]; first the one nearest to 1, then by magnitude.

@@ -79,7 +79,7 @@ def _pairs(
 
 
 class Statistics(NamedTuple):
-    """Of probabilities over frames and targets, float64 [k]."""
+    """Statistics of the probabilities over frames and targets, float64 [k]."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -110,7 +110,7 @@ def statistics(predictions: Predictions) -> Statistics:
 
 
 def populations(predictions: Predictions) -> list[np.ndarray]:
-    """Of each trajectory, the mean probability of each state over the targets: float64 [F, k]."""
+    """The mean probability of each state over the targets, float64 [F, k], for each trajectory."""
     return [
         np.concatenate([p[at].mean(1, dtype=np.float64) for at in blocks(0, len(p), p.shape[1])]) for p in predictions
     ]

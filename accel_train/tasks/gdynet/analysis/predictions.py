@@ -50,7 +50,7 @@ class Loaded:
 
     @cached_property
     def populations(self) -> list[np.ndarray]:
-        """Of each trajectory, the mean probabilities over the targets, float64 [F, k]."""
+        """Mean probabilities over the targets, float64 [F, k], for each trajectory."""
         return moments.populations(self.predictions)
 
 

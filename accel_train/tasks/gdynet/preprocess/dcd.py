@@ -93,7 +93,7 @@ def _cell(six: np.ndarray, version: int, place: str) -> np.ndarray:
 
 
 def _vectors(lengths: np.ndarray, cosines: np.ndarray) -> np.ndarray | None:
-    """Those with these lengths and cosines of alpha, beta, gamma; None if there are none."""
+    """Cell vectors with these lengths and cosines of alpha, beta, gamma; None if there are none."""
     (a, b, c), (alpha, beta, gamma) = lengths, cosines
     sine = np.sqrt(1 - gamma**2)
     along = (alpha - beta * gamma) / sine if sine else np.inf

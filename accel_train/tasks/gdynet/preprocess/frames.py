@@ -96,7 +96,7 @@ def library(name: str) -> Any:
 
 
 def atomic_number(label: str) -> int | None:
-    """Of a symbol in capitals or not, D and T, or an atom's name that is a symbol with a number (Ba1); else None."""
+    """Z of a symbol in capitals or not, of D and T, or of an atom's name such as Ba1 (symbol and number); else None."""
     symbol = re.fullmatch(r"([A-Z][a-z]?)[0-9]+", label)
     name = symbol[1] if symbol else label.capitalize()
     return library("ase.data").atomic_numbers.get({"D": "H", "T": "H"}.get(name, name))
@@ -126,7 +126,7 @@ def elements(atoms: Any, mapping: dict[str, int] | None, place: str) -> np.ndarr
 
 
 def check_types(numbers: np.ndarray, place: str) -> np.ndarray:
-    """As int32. Raises ``DataError`` unless all are from 0 to 99, the numbers a network has a vector for."""
+    """The numbers as int32. Raises ``DataError`` unless all are from 0 to 99: a network has vectors for these."""
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) == 0:
         raise DataError(f"{place}: atomic numbers must be integers (N,), there is {numbers.dtype} {numbers.shape}")
     if numbers.min() < 0 or numbers.max() > 99:

@@ -20,7 +20,7 @@ MAGIC = {XTC: 1995, TRR: 1993}
 LESS = "it has less than nothing in it"
 
 ANGSTROM = 10.0
-"""In a nanometre."""
+"""Angstrom in a nanometre."""
 
 
 def kind(start: bytes) -> str | None:

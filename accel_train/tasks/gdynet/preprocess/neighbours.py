@@ -10,7 +10,7 @@ from accel_train.errors import DataError
 from accel_train.tasks.gdynet.preprocess.frames import Frame, library
 
 MARGIN = 1e-9
-"""Of a cell: images this much too far are kept, so that rounding loses none."""
+"""Share of a cell: images this much too far are kept, so that rounding loses none."""
 
 MOST = 50
 """Cells along one axis within the radius. More is taken for a wrong unit."""

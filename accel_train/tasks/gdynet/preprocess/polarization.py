@@ -68,7 +68,7 @@ def polarization(frame: Frame, sites: Sites) -> tuple[np.ndarray, int]:
 def find_sites(
     types: np.ndarray, a: list[int], b: list[int], o: list[int], radius: float, charges: dict[int, float] | None
 ) -> Sites:
-    """By atomic numbers. Raises ``UserError`` for an element in two places, one that is not there, or no charge."""
+    """Sites by atomic numbers. Raises ``UserError`` for an element in two places or in none, or without a charge."""
     if len({*a, *b, *o}) < len(a) + len(b) + len(o):
         raise UserError("--a_site, --b_site and --o_site must name different elements")
     for number in (*a, *b, *o):
