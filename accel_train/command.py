@@ -18,6 +18,8 @@ from accel_train.errors import UserError, suggest
 class Parser(argparse.ArgumentParser):
     """``prog`` begins with accel-train; what follows names the command in the message of a UserError."""
 
+    usage: str | None
+
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self.register("type", Path, lambda text: Path(text).expanduser())  # no shell expands the ~ of --out=~/x

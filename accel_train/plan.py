@@ -189,7 +189,7 @@ class Every:
     """Something that happens every so many steps, epochs or seconds."""
 
     def __init__(self, text: int | str | None, field: str) -> None:
-        self.duration = None if text in (None, 0, "0") else Duration.parse(text, field)  # type: ignore[arg-type]
+        self.duration = None if text in (None, 0, "0") else Duration.parse(text, field)
         self.last_time = 0.0
 
     def next_step(self, step: int) -> int | None:

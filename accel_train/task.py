@@ -254,7 +254,7 @@ class Watches:
         gradient, eval mode, generators untouched). Every element counts."""
         return {}
 
-    def histories(self, lists: dict[str, list]) -> dict[str, list]:
+    def histories(self, lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Further plain lists for ``metrics.json``, made of those that are there."""
         return {}
 
@@ -273,13 +273,13 @@ class DataTools:
     """What ``describe_files`` can describe: endings of data files, or names of files by which a folder is known."""
 
     @staticmethod
-    def synth(out: Path, seed: int = 0, size: int | None = None, **options: Any) -> str:
+    def synth(out: Path, seed: int = 0, size: int | None = None) -> str:
         """Write a small data set into an empty or new folder; returns what to say of it. ``accel-train synth`` passes
-        on ``--NAME=VALUE`` for further arguments."""
+        on ``--NAME=VALUE`` for further arguments of the task's own."""
         raise UserError("synth: this task makes its data as it goes and needs none")
 
     @staticmethod
-    def describe_files(files: list[str], **options: Any) -> str:
+    def describe_files(files: list[str]) -> str:
         """The text that ``accel-train inspect`` prints of data files."""
         return ""
 

@@ -22,7 +22,7 @@ from accel_train.command import Parser
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GB = 1e9
 
-EXTRAS = {
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "plots": (("matplotlib",), "figures, and Result.plot in a notebook"),
     "wandb": (("wandb",), "report_to: [wandb]"),
     "pelican": (("pelicanfs", "fsspec"), "Parquet from a Pelican federation"),

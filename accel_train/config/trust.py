@@ -7,7 +7,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accel_train.errors import UserError
 
 
 @contextlib.contextmanager
-def imports_for(what: Path | str, trust: bool) -> Iterator[None]:
+def imports_for(what: Path | str, trust: bool) -> Generator[None]:
     """Within it, only modules of installed packages can be imported, unless ``trust``.
 
     A config names classes, and to import one is to run the file that it is in, which may be anybody's. What this
@@ -32,7 +32,7 @@ def imports_for(what: Path | str, trust: bool) -> Iterator[None]:
         yield
         return
     guard, path = _Guard(), list(sys.path)
-    sys.meta_path.insert(0, guard)  # pyright: ignore[reportArgumentType]
+    sys.meta_path.insert(0, guard)
     try:
         yield
     except Exception:
@@ -44,7 +44,7 @@ def imports_for(what: Path | str, trust: bool) -> Iterator[None]:
             ) from None
         raise
     finally:
-        sys.meta_path.remove(guard)  # pyright: ignore[reportArgumentType]
+        sys.meta_path.remove(guard)
         sys.path[:] = path
 
 

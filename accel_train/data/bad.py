@@ -7,7 +7,7 @@ import errno
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +74,7 @@ class BadDataPolicy:
         return [Event("warning", line) for line in lines]
 
     @contextlib.contextmanager
-    def at_stake(self, what: str, where: Any) -> Iterator[None]:
+    def at_stake(self, what: str, where: Any) -> Generator[None]:
         """What cannot be read inside costs one of ``what`` ("files", "row groups"), of which nothing more is read."""
         try:
             yield

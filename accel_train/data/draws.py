@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -58,7 +58,7 @@ def seed_generators(key: int, names: Iterable[str] = GENERATORS) -> None:
 
 
 @contextlib.contextmanager
-def generators(key: int, names: Iterable[str] = GENERATORS) -> Iterator[None]:
+def generators(key: int, names: Iterable[str] = GENERATORS) -> Generator[None]:
     """Inside, the global generators follow from ``key``; afterwards they are as they were."""
     before = _states(names)
     seed_generators(key, names)

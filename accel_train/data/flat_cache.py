@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ def _differ(now: Any, before: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Generator[None]:
     """No other process has this folder meanwhile."""
     waits = f"waiting for another process, which is building {folder}; at most {WAIT_S:g} s"
     with contextlib.ExitStack() as stack:

@@ -188,9 +188,7 @@ class LanesSource(BatchSource):
         whole = concatenate(parts)
         return whole.take(np.arange(min(items, len(whole))))
 
-    def shares(
-        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
-    ) -> Generator[Ragged | None, None, None]:
+    def shares(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Generator[Ragged | None]:
         """This rank's share of every global batch from ``step`` on; always a copy, since blocks may be views of a file
         that cannot be written to."""
         lanes, given = self.deal(epoch), self.rows_given(epoch, step)
@@ -223,7 +221,7 @@ class LanesSource(BatchSource):
                     first[file] = min(start, first.get(file, start))
         return [self.files[file] for file in sorted(first, key=lambda file: (first[file], file))]
 
-    def blocks(self, epoch: int, groups: np.ndarray, skip: int) -> Generator[_Block, None, None]:
+    def blocks(self, epoch: int, groups: np.ndarray, skip: int) -> Generator[_Block]:
         """Every block of these row groups, from the one with row ``skip`` on."""
         starts = np.cumsum(self.group_rows[groups]) - self.group_rows[groups]
         left = [(int(g), int(s)) for g, s in zip(groups, starts, strict=True) if s + self.group_rows[g] > skip]

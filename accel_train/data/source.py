@@ -21,6 +21,12 @@ class IndexedSource(BatchSource):
         endless: ``data`` has no length: item i of the run is item i of the data, and there is one epoch.
     """
 
+    data: Any
+    batch_size: int
+    seed: int
+    shuffle: bool
+    endless: bool
+
     def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True, endless: bool = False) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.shuffle, self.endless = shuffle and not endless, endless

@@ -173,15 +173,13 @@ class CheckpointFolder:
                 os.replace(folder, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
             else:
-                step = None
                 aside = self.root / f"set-aside-{name}"
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
-            if step is None:
                 done.append(f"{folder} was a folder and no copy of a whole checkpoint: it is {aside.name} now")
-            else:
-                self.link(name, step)
-                done.append(f"{folder} was a copy of {self.path(step).name}: it is a link again")
+                continue
+            self.link(name, step)
+            done.append(f"{folder} was a copy of {self.path(step).name}: it is a link again")
         return done
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from accel_train.errors import brief
@@ -29,7 +29,7 @@ class Reports:
         self._reported: set[tuple[str, type]] = set()
 
     @contextlib.contextmanager
-    def __call__(self, name: str, emit: Callable[[Event], None]) -> Iterator[None]:
+    def __call__(self, name: str, emit: Callable[[Event], None]) -> Generator[None]:
         """What is raised inside becomes a warning, once for each kind of error, and not raised."""
         try:
             yield

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from accel_train.system import waiting
@@ -29,7 +29,7 @@ def try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waits: str, seconds: float = math.inf, mode: int = 0o666) -> Iterator[None]:
+def locked(path: Path, waits: str, seconds: float = math.inf, mode: int = 0o666) -> Generator[None]:
     """Inside, no other process is inside too. The file is made if need be.
 
     Args:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, TextIO
 
 
@@ -59,7 +59,7 @@ def forgive() -> None:
 
 
 @contextlib.contextmanager
-def forgiving() -> Iterator[None]:
+def forgiving() -> Generator[None]:
     """Standard output and error are forgiving inside; a stream that somebody else has put there meanwhile stays."""
     before = sys.stdout, sys.stderr
     forgive()

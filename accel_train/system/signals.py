@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 
 from accel_train.system import waiting
@@ -116,7 +116,7 @@ class Signals:
         self.on_signal()
 
     @contextlib.contextmanager
-    def preparing(self) -> Iterator[None]:
+    def preparing(self) -> Generator[None]:
         """What is done inside ends at once when a signal comes, or has come before.
 
         Raises:
@@ -182,7 +182,7 @@ _active: Signals | None = None
 
 
 @contextlib.contextmanager
-def caught(program: bool = False) -> Iterator[Signals]:
+def caught(program: bool = False) -> Generator[Signals]:
     """Signals are caught inside, by whoever asked first. What they ended the waiting for is over afterwards, unless the
     program is."""
     global _active

@@ -11,7 +11,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
@@ -51,7 +51,7 @@ def given_up() -> bool:
 
 
 @contextlib.contextmanager
-def to_the_end(wanted: bool = True) -> Iterator[None]:
+def to_the_end(wanted: bool = True) -> Generator[None]:
     """What is waited for inside, in this thread and its calls, is waited for all the same: the last words of a run."""
     _here.to_the_end = wanted
     try:

@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from accel_train.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """The name of a file to write, which then takes the place of ``path``; nothing is left of it after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -122,7 +122,7 @@ def _existing(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def writing(name: str, folder: Path) -> Iterator[None]:
+def writing(name: str, folder: Path) -> Generator[None]:
     """Within it, what goes wrong with files below ``folder``, or with a full disk, is a UserError."""
     try:
         yield

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from accel_train.run.reports import Reports
 from accel_train.system.writing import write_atomic
@@ -67,7 +67,7 @@ class Jsonl(Observer):
         if start < self._rest_until:
             return
         lists = histories(self.path)
-        further: dict[str, list] = {}
+        further: dict[str, list[Any]] = {}
         with self._reports("histories", self.emit):
             further = dict(hook(self.task, Watches, "histories")(lists))
             json.dumps(further, allow_nan=False)
@@ -103,7 +103,7 @@ def truncate(path: Path, last_step: int) -> None:
         write_atomic(path, new, sync=True)
 
 
-def histories(path: Path | str) -> dict[str, list]:
+def histories(path: Path | str) -> dict[str, list[Any]]:
     """Plain lists by name: ``step`` and what was logged there, ``eval_step`` and ``eval_<metric>`` for evaluations.
 
     All lists of a kind are as long as its list of steps, with None where a record lacks the key or was not finite.
@@ -111,7 +111,7 @@ def histories(path: Path | str) -> dict[str, list]:
     rows: dict[str, list[Record]] = {"": [], "eval_": []}
     for _, record in _lines(Path(path).read_bytes()):
         rows["eval_" if record.get("kind") == "eval" else ""].append(record)
-    lists: dict[str, list] = {}
+    lists: dict[str, list[Any]] = {}
     for prefix, records in rows.items():
         names = dict.fromkeys(key for record in records for key in record if key not in ("kind", "non_finite"))
         lists |= {prefix + name: [record.get(name) for record in records] for name in names}

@@ -51,7 +51,7 @@ def plot_history(history: dict[str, list[Any]], names: tuple[str, ...] = ()) -> 
     for axes in panels:
         handles |= {str(label): handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(handles) > 1:
-        style = {"loc": "outside upper right", "ncols": 2, "frameon": False, "labelcolor": TEXT}
+        style: dict[str, Any] = {"loc": "outside upper right", "ncols": 2, "frameon": False, "labelcolor": TEXT}
         figure.legend(list(handles.values()), list(handles), **style)
     return figure
 
@@ -62,8 +62,8 @@ def _draw(axes: Axes, history: dict[str, list[Any]], name: str) -> None:
         axes.plot(steps, values, color=LINE, lw=1.3, label="training (mean between log lines)")
     at, evaluated = _series(history, "eval_step", f"eval_{name}")
     if at:
-        shape = {"ms": 5, "mec": "white", "mew": 0.7, "zorder": 3, "clip_on": False, "lw": 0 if steps else 1.0}
-        axes.plot(at, evaluated, "o-", color=POINT, label="evaluation", **shape)
+        shape: dict[str, Any] = {"ms": 5, "mec": "white", "mew": 0.7, "zorder": 3, "clip_on": False}
+        axes.plot(at, evaluated, "o-", color=POINT, lw=0 if steps else 1.0, label="evaluation", **shape)
     if _spans_decades(values + evaluated):
         axes.set_yscale("log")
     axes.set_title(name, loc="left", fontsize="medium")

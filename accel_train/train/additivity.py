@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -209,7 +209,7 @@ def _batch_norms(models: dict[str, nn.Module]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _untouched(models: dict[str, nn.Module]) -> Iterator[None]:
+def _untouched(models: dict[str, nn.Module]) -> Generator[None]:
     """Parameters, buffers and what of them wants a gradient, put back in place."""
     modules = [module for model in models.values() for module in model.modules()]
     homes: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -229,7 +229,7 @@ def _untouched(models: dict[str, nn.Module]) -> Iterator[None]:
                     tensor.requires_grad_(wanted)
 
 
-def _eager(models: dict[str, nn.Module]) -> contextlib.AbstractContextManager:
+def _eager(models: dict[str, nn.Module]) -> contextlib.AbstractContextManager[Any]:
     """Halves have another shape; a model must not be compiled once more for them."""
     if any(module._compiled_call_impl is not None for model in models.values() for module in model.modules()):
         return torch.compiler.set_stance("force_eager")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -148,7 +148,7 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _failing_together(ranks: Ranks) -> Iterator[None]:
+def _failing_together(ranks: Ranks) -> Generator[None]:
     """What one rank raises inside all raise, as the kind of error that it is or as an EvaluationError."""
     problem: Exception | None = None
     try:
@@ -164,7 +164,7 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quietly(models: dict[str, nn.Module]) -> Iterator[None]:
+def quietly(models: dict[str, nn.Module]) -> Generator[None]:
     """Eval mode inside; afterwards modes and every random generator are as they were."""
     modes = [(module, module.training) for model in models.values() for module in model.modules()]
     python, numpy_state = random.getstate(), np.random.get_state()

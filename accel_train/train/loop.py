@@ -206,6 +206,7 @@ class Loop:
         failure = None if stopped else error
         mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(mine) if each]
+        reason = ""
         try:
             reason = self._sync(short=True)
         except Exception as problem:

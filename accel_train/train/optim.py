@@ -182,7 +182,7 @@ def build_optimizer(
             raise UserError(f"optimizer.init_args: {cls.__name__} has no option {name!r}{suggest(name, known)}")
         if isinstance(init_args[name], str) and name in known and "bool" in str(parameters[name].annotation):
             raise UserError(f"optimizer.init_args.{name}: expected true or false, got {init_args[name]!r}")
-    arguments = dict(init_args)
+    arguments: dict[str, Any] = dict(init_args)
     if "fused" in known and "fused" not in arguments and "foreach" not in arguments:
         if all(p.is_cuda and p.is_floating_point() for p in params):
             arguments["fused"] = True

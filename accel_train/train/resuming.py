@@ -104,7 +104,7 @@ def _compare(session: Session, path: Path) -> None:
 
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
     """Every group with its optimiser as the checkpoint's config has it, and as this run's has it."""
-    configs = yaml.safe_load((path / "config.yaml").read_text()), session.described
+    configs: list[dict[str, Any]] = [yaml.safe_load((path / "config.yaml").read_text()), session.described]
     for group in {id(group): group for group in session.stepper.groups.values()}.values():
         old, new = (
             next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Saver:
         session.accelerator.register_load_state_pre_hook(weights.load_whole_states)
 
     @contextlib.contextmanager
-    def folder_to_itself(self, stopping: Callable[[], bool]) -> Iterator[None]:
+    def folder_to_itself(self, stopping: Callable[[], bool]) -> Generator[None]:
         """Nothing is written into the run folder before this run has it, and not while another one does."""
         try:
             problem: Exception | None = None

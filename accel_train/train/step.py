@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class AbandonedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def _frozen(params: list[nn.Parameter]) -> Iterator[None]:
+def _frozen(params: list[nn.Parameter]) -> Generator[None]:
     """No gradient is computed for these; one would be added to the next update of their own objective."""
     for param in params:
         param.requires_grad_(False)
@@ -58,7 +58,7 @@ class Group:
     schedule: Schedule
     buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
     read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
-    scaler: torch.amp.GradScaler | None = None  # pyright: ignore[reportPrivateImportUsage]
+    scaler: torch.amp.GradScaler | None = None
     lr: float = field(default=math.nan)
 
     def set_lr(self, lr: float) -> None:
@@ -176,7 +176,7 @@ class Stepper:
             self._guarded = self._retry_memory = False
         scaler = None
         if self.accelerator.mixed_precision == "fp16":
-            scaler = torch.amp.GradScaler(self.device.type)  # pyright: ignore[reportPrivateImportUsage]
+            scaler = torch.amp.GradScaler(self.device.type)
         others = [model for name, model in self.models.items() if name not in trains]
         read_only = [p for model in others for p in model.parameters() if p.requires_grad]
         kept = module.trained.state_dict(keep_vars=True)
@@ -222,6 +222,7 @@ class Stepper:
             self._check_shares(objective, batch)
         while True:
             self._seed_generators(objective, step, repeat)
+            cause = None
             try:
                 with _frozen(group.read_only) if group.read_only else _NOTHING:
                     values, complete = self._accumulate(group, objective, batch), True
@@ -254,7 +255,7 @@ class Stepper:
                 # DDP would do this in its first forward, at another moment on a rank that has no items
                 self.ranks.broadcast_from_main(group.buffers)
                 return values, norm
-            self._halve_micro_batch(group, cause if not complete else None)  # pyright: ignore[reportPossiblyUnbound]
+            self._halve_micro_batch(group, cause)
 
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
@@ -321,7 +322,7 @@ class Stepper:
         # DDP divides the sum over ranks by their number. A loss that is not finite must not leave a finite gradient.
         scale = float(self.ranks.world_size)
         if group.scaler is not None:
-            share = group.scaler.scale(share)  # pyright: ignore[reportAssignmentType]
+            share = group.scaler.scale(share)
         try:
             if share.device.type == "cpu":
                 if not math.isfinite(share.item()):
@@ -446,7 +447,7 @@ class Stepper:
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     @contextlib.contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def whole_weights(self) -> Generator[None]:
         """Inside, every parameter is whole on every rank, for evaluation and export; only FSDP has anything to do.
         All ranks must enter together; what they do inside needs no further agreement."""
         if not self._sharded:

@@ -83,8 +83,8 @@ class StepModule(nn.Module):
         poison, self.anchor.grad = self.anchor.grad, None
         return poison
 
-    def _save_to_state_dict(self, *_: Any) -> None:
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
         """The anchor, all that is here besides the models, is in no checkpoint."""
 
-    def _load_from_state_dict(self, *_: Any) -> None:
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
         """Nor expected in one."""

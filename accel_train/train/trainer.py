@@ -49,8 +49,8 @@ class Trainer:
     ) -> None:
         if config is not None and settings:
             raise TypeError("give a TrainConfig or its fields, not both")
-        self.task = contract.instance(task)
-        self.config = config or settings_for(type(task), settings)
+        self.task: Task = contract.instance(task)
+        self.config: TrainConfig = config or settings_for(type(task), settings)
         self.models: dict[str, nn.Module] = {}
         self._observers, self._on_step = list(observers), on_step
         self._loop: Loop | None = None  # while there is a run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
 
 
 @contextlib.contextmanager
-def accelerate_as_it_was() -> Iterator[None]:
+def accelerate_as_it_was() -> Generator[None]:
     """A process group that was joined inside is left again."""
     joined_before = dist.is_available() and dist.is_initialized()
     try:
@@ -121,7 +121,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Iterator[None]:
+def telling_of_lost_ranks(last_saved: Callable[[], int | None] = lambda: None) -> Generator[None]:
     """Errors of gloo and NCCL about a rank that is not there any more become one plain line.
 
     Raises:

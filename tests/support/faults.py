@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ DISK_PLACES = {
 
 
 @contextlib.contextmanager
-def disk_faults(setting: dict[str, Any] | None) -> Iterator[None]:
+def disk_faults(setting: dict[str, Any] | None) -> Generator[None]:
     """``place``: where; ``steps``: when; ``rank``: only there. ``slow``: seconds a save takes longer."""
     if setting is None or setting.get("rank", rank()) != rank():
         yield
@@ -144,7 +144,7 @@ def _resolve(path: str) -> Any:
 
 
 @contextlib.contextmanager
-def _slowed(target: str, seconds: float) -> Iterator[None]:
+def _slowed(target: str, seconds: float) -> Generator[None]:
     owner, _, name = target.rpartition(".")
     real = getattr(_resolve(owner), name)
 
@@ -157,7 +157,7 @@ def _slowed(target: str, seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _file_size_limit(steps: list[int]) -> Iterator[None]:
+def _file_size_limit(steps: list[int]) -> Generator[None]:
     """The real thing: during ``save_state`` no file may grow beyond 600 bytes."""
     from accelerate import Accelerator
 

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,7 +83,7 @@ class Federation:
         self._stack.close()
 
     @contextlib.contextmanager
-    def _serve(self, name: str) -> Iterator[int]:
+    def _serve(self, name: str) -> Generator[int]:
         server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"name": name, "federation": self}))
         if name == "discovery":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -74,10 +74,10 @@ def one_line(capsys) -> str:
     return said
 
 
-def predictions(folder) -> tuple[np.ndarray, dict]:
+def predictions(folder) -> tuple[np.ndarray, dict[str, Any]]:
     folder = folder / "predictions"
     return np.load(folder / "probabilities.npy"), json.loads((folder / "predictions.json").read_text())
 
 
-def lists_of(folder) -> dict:
+def lists_of(folder) -> dict[str, list[Any]]:
     return json.loads((folder / "metrics.json").read_text())

@@ -167,14 +167,14 @@ def run(job: dict[str, Any], ranks: int = 1) -> list[dict[str, Any]]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen:
+def launch(processes: int, *arguments: str, **named: Any) -> subprocess.Popen[str]:
     """``accelerate launch -m accel_train ...`` in a session of its own."""
     config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else f"cpu_{processes}proc.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "accel_train"]
     return program([*command, *arguments], **named)
 
 
-def program(command: list[str], **named: Any) -> subprocess.Popen:
+def program(command: list[str], **named: Any) -> subprocess.Popen[str]:
     environment = os.environ | ON_CPU | {"PYTHONPATH": _python_path()}
     named = {"stdin": subprocess.DEVNULL, "start_new_session": True} | named
     return subprocess.Popen(

@@ -47,7 +47,7 @@ class Hdf5(Tables):
     def group_rows(self, path: str) -> list[int]:
         return np.diff(self._starts(path)[0]).tolist()
 
-    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch]:
         (first, entry), (last, _) = self._starts(path)[:, group : group + 2].T.tolist()
         for start in range(first, last, rows):
             # Opened for every block: nothing stays open while others read, nor when a reader is given up.

@@ -48,7 +48,7 @@ class Parquet(Tables):
             raise DataError(f"no column {missing[0]!r}; there are {', '.join(there)}")
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
-    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch]:
         source = self._open(path)
         with pq.ParquetFile(
             source, metadata=self._metadata(path), memory_map=True, pre_buffer=False, page_checksum_verification=True

@@ -51,11 +51,11 @@ class Streaming(Tables):
     def group_rows(self, path: str) -> list[int]:
         return [self._count(path)]
 
-    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch]:
         return _batches(path, rows)
 
 
-def _batches(path: str, rows: int) -> Generator[pa.RecordBatch, None, None]:
+def _batches(path: str, rows: int) -> Generator[pa.RecordBatch]:
     """A file in batches of ``rows`` rows, the last one shorter.
 
     Raises:

@@ -30,7 +30,7 @@ class Tables(ABC):
         """Rows of each row group."""
 
     @abstractmethod
-    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch, None, None]:
+    def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch]:
         """One row group in batches of ``rows`` rows, the last one shorter. Called from several threads at once."""
 
     def groups(self, path: str) -> list[int]:

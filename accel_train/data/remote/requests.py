@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -201,7 +200,7 @@ def _pelican(federation: str, token: str | None) -> Any:
                 raise cause if _status(cause) != 404 else error from None
 
     @contextlib.asynccontextmanager
-    async def webdav(options: dict[str, Any]) -> AsyncIterator[Any]:
+    async def webdav(options: dict[str, Any]) -> AsyncGenerator[Any]:
         async with get_webdav_client(options) as client:
             yield _Unquoting(client)
 
@@ -244,7 +243,9 @@ def attempt(
     scheme, host, _ = split(url)
     holder = access.token if scheme == "pelican" else None
     waited, hint = 0.0, ""  # for nothing: a long download that breaks off has not been waited for
-    for trial in itertools.count(1):
+    trial = 0
+    while True:
+        trial += 1
         token, answer, began = "", Answer(), time.monotonic()
         work = partial(noting, answer, lambda: do(*filesystem(url, access)))
         try:
@@ -278,14 +279,13 @@ def attempt(
             waited += time.monotonic() - began
         often = access.retries if outage else min(access.retries, SOON)
         if trial > often or waited > max(access.patience_s(), PATIENCE_S):
-            break
+            raise AccessError(f"{shown(url)}: failed {trial} times: {reason}{hint}")
         seconds = max(access.pause(trial) * _pauses.uniform(0.7, 1.3), answer.retry_after())
         if waited + seconds > SAY_S:
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + max(access.patience_s() - waited, seconds)))
             _say(url, f"{reason} (trying again until {until})")
         pause(seconds)
         waited += seconds
-    raise AccessError(f"{shown(url)}: failed {trial} times: {reason}{hint}")
 
 
 _said: dict[str, float] = {}

@@ -181,11 +181,10 @@ class Staging:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._stop.is_set() and (url := self._next()) is None:
+                while (url := self._next()) is None and not self._stop.is_set():
                     self._changed.wait()
-                if self._stop.is_set():
+                if url is None or self._stop.is_set():
                     return
-                assert url is not None
                 file = self._files[url] = _File()
             try:
                 handle, error = self._copies.bring(url, partial(self._make_room, url)), None

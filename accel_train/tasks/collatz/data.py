@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,10 @@ class Rows:
     def __len__(self) -> int:
         return self.length
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"numbers": self.numbers, "max_len": self.max_len, "length": self.length, "first": self.first}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:

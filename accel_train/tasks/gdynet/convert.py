@@ -53,8 +53,9 @@ KEYS: dict[str, Any] = {
 }
 """Every key that the GDyNet-ferro trainer reads, and the type of its value; null counts as not given."""
 
-OF_THE_TASK = [key for key in KEYS if key.split(".")[0] in ("model_type", "model", "data")]
-OF_THE_TASK = [key for key in OF_THE_TASK if key not in ("model.batch_size", "model.learning_rate")]
+_OF_THE_RUN = ("model.batch_size", "model.learning_rate")
+
+OF_THE_TASK = [key for key in KEYS if key.split(".")[0] in ("model_type", "model", "data") and key not in _OF_THE_RUN]
 """Keys that keep their name, as arguments of the task."""
 
 ASSUMED = {
@@ -229,6 +230,8 @@ def _run(given: Mapping[str, Any]) -> Iterator[Change]:
             case ["wandb", _]:
                 set_it = f"in the environment: export {WANDB[key]}={shlex.quote(value)}"
                 yield Change(key, None, why=set_it if given.get("wandb.enabled") else "wandb is not enabled")
+            case _:  # of the task, or of its phases
+                pass
 
 
 def _optimization(key: str, value: Any, given: Mapping[str, Any]) -> Change:

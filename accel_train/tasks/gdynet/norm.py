@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ def make_norm(kind: Norm, features: int) -> nn.Module:
 
 
 class LayerNorm(nn.LayerNorm):
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(input)
 
 
 class BatchNorm(nn.Module):
@@ -77,13 +79,13 @@ class _Sum(torch.autograd.Function):
     """The sum over all ranks; each rank's loss depends on it, so gradients are summed too."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
         return value
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad = grad.clone()
         dist.all_reduce(grad)
         return grad

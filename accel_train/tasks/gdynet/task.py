@@ -258,7 +258,7 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
             f"crispness {metrics['crispness']:.3f}: the mean largest probability of a state"
         )
 
-    def histories(self, lists: dict[str, list]) -> dict[str, list]:
+    def histories(self, lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The fourteen lists of the guide's ``metrics.json``, one entry per evaluated epoch. A validation has one score
         from all pairs, which stands under ``last`` and ``avg``."""
         return epoch_lists(lists)
@@ -279,7 +279,7 @@ def _frames(batch: Batch) -> list[Tensor]:
     return [batch[name] for name in ("neighbours", "distances", "directions") if name in batch]
 
 
-def epoch_lists(lists: dict[str, list]) -> dict[str, list]:
+def epoch_lists(lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """One entry per epoch: its last log line, and the evaluation that falls together with it, if one does."""
     evaluated = {step: j for j, step in enumerate(lists.get("eval_step", []))}
 

@@ -27,9 +27,9 @@ def noise_floor(states: int, rows: int) -> float:
 
 def stationary(T: ArrayLike) -> np.ndarray:
     """The distribution float64 [k] that a row-stochastic [k, k] keeps; of an irreducible chain there is one."""
-    T = np.asarray(T, float)
-    equations = np.vstack([T.T - np.eye(len(T)), np.ones(len(T))])
-    return np.linalg.lstsq(equations, np.eye(len(T) + 1)[-1])[0]
+    matrix = np.asarray(T, float)
+    equations = np.vstack([matrix.T - np.eye(len(matrix)), np.ones(len(matrix))])
+    return np.linalg.lstsq(equations, np.eye(len(matrix) + 1)[-1])[0]
 
 
 def timescales(T: ArrayLike, lag: int = 1) -> np.ndarray:
@@ -48,14 +48,14 @@ def vamp_scores(T: ArrayLike, tau: int) -> tuple[float, float]:
 
     For a reversible chain these are the sums over i >= 2 of |eigenvalue|^tau and of eigenvalue^(2 tau).
     """
-    T = np.asarray(T, float)
-    return joint_scores(stationary(T)[:, None] * np.linalg.matrix_power(T, tau))
+    matrix = np.asarray(T, float)
+    return joint_scores(stationary(matrix)[:, None] * np.linalg.matrix_power(matrix, tau))
 
 
 def chapman_kolmogorov(T: ArrayLike, steps: int) -> np.ndarray:
     """T^0 to T^(steps - 1), float64 [steps, k, k]: the transition matrices over multiples of the lag of T."""
-    T = np.asarray(T, float)
-    return np.stack([np.linalg.matrix_power(T, m) for m in range(steps)])
+    matrix = np.asarray(T, float)
+    return np.stack([np.linalg.matrix_power(matrix, m) for m in range(steps)])
 
 
 def reversible(states: int, laziness: float, seed: int) -> np.ndarray:

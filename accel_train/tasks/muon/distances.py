@@ -7,7 +7,7 @@ functions of their arguments alone, seeds included.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def classifier_auc(
 
 
 @contextlib.contextmanager
-def _single_threaded(seed: int) -> Iterator[None]:
+def _single_threaded(seed: int) -> Generator[None]:
     """One thread, and the generator of the CPU (no other) seeded: so that ranks and runs agree.
 
     Threads would also cost more than they bring: the matrices are tiny.

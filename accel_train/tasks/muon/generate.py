@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from accel_train import keyed
 from accel_train.command import Parser, add_weights, refuse_existing
@@ -74,7 +75,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _generate_file(
-    path: str, target: Path, models: dict, options: argparse.Namespace, max_count: int, first: int
+    path: str, target: Path, models: dict[str, nn.Module], options: argparse.Namespace, max_count: int, first: int
 ) -> tuple[int, int]:
     """(events, muons) written; the file appears when it is whole. ``first`` is the number of its first event."""
     cap = min(max_count, options.max_muons_per_event or max_count)
@@ -95,7 +96,7 @@ def _generate_file(
     return events, muons
 
 
-def _rows(path: str) -> Generator[pa.RecordBatch, None, None]:
+def _rows(path: str) -> Generator[pa.RecordBatch]:
     from accel_train.data.remote.storage import open_file
 
     try:
@@ -107,7 +108,7 @@ def _rows(path: str) -> Generator[pa.RecordBatch, None, None]:
 
 @torch.no_grad()
 def _bundles(
-    models: dict, primary: torch.Tensor, key: torch.Tensor, counts: torch.Tensor | None, cap: int
+    models: dict[str, nn.Module], primary: torch.Tensor, key: torch.Tensor, counts: torch.Tensor | None, cap: int
 ) -> Iterator[Ragged]:
     from accel_train.tasks.muon.evaluation import draw_counts, generate
     from accel_train.tasks.muon.task import cut

@@ -97,7 +97,7 @@ class Critic(nn.Module):
             return self._point(muons, conditions, event)
         parts = zip(muons.split(self.chunk_muons), event.split(self.chunk_muons), strict=True)
         points = [checkpoint(self._point, some, conditions, theirs, use_reentrant=False) for some, theirs in parts]
-        return torch.cat(points)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return torch.cat(points)
 
     def _point(self, muons: Tensor, conditions: Tensor, event: Tensor) -> Tensor:
         return self.muon[1:](joint(self.muon[0], conditions, event, muons, event_first=False))

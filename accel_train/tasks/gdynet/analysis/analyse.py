@@ -105,7 +105,7 @@ def analyse(
             unsolved.append(str(error))
             return None
 
-    found = {
+    found: dict[str, Any] = {
         "trajectories": [
             {"name": name, "file": str(path), "frames": len(p), "targets": p.shape[1]}
             for name, path, p in zip(loaded.names, loaded.files, predictions, strict=True)

@@ -113,7 +113,8 @@ def find_targets(asked: str | None, source: Source) -> np.ndarray:
             raise UserError(f"preprocess: --targets {asked}: {source.path} has no such atom")
     if index.ndim != 1 or index.dtype.kind not in "iu" or len(index) == 0:
         raise DataError(f"preprocess: targets must be integers (n,), there is {index.dtype} {index.shape}")
-    if index.min() < 0 or index.max() >= (atoms := len(source.types)):
+    atoms = len(source.types)
+    if index.min() < 0 or index.max() >= atoms:
         raise DataError(f"preprocess: targets go from {index.min()} to {index.max()}, atoms from 0 to {atoms - 1}")
     if len(np.unique(index)) < len(index):
         raise DataError(f"preprocess: {len(index) - len(np.unique(index))} targets are named more than once")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -44,13 +44,13 @@ def prepare(path: Path, format: str, folder: Path) -> None:
                     raise CutError(f": {there:,} of its {length:,} bytes are there")
                 if count != (atoms := atoms if steps else count):
                     fault = f"has {count} atoms, the first has {atoms}"
+                else:
+                    starts.append(starts[-1] + length)
+                    steps.append(step)
             except CutError as cut:
                 fault = f"is cut short{cut}"
             except ValueError as error:
                 fault = f"does not begin as a frame: {error}"
-            if fault is None:
-                starts.append(starts[-1] + length)
-                steps.append(step)
     if not steps:
         raise DataError(f"{path}: frame 0 {fault}")
     np.save(folder / "starts.npy", np.array(starts[:-1], np.int64))
@@ -58,7 +58,7 @@ def prepare(path: Path, format: str, folder: Path) -> None:
     (folder / "fault.json").write_text(json.dumps(fault))
 
 
-def _unpack(file: BinaryIO, form: str) -> tuple:
+def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
     form = f">{form}"
     content = file.read(struct.calcsize(form))
     if len(content) < struct.calcsize(form):
