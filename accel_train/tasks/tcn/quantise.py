@@ -42,8 +42,8 @@ class Stored(NamedTuple):
 
 
 def store(x: np.ndarray, dtype: str, first_channel: int = 0) -> Stored:
-    """float32 [c, n] as one of ``DTYPES``. Raises ``DataError``, which names the channel, for what is not finite, or too
-    large for float16."""
+    """float32 [c, n] as one of ``DTYPES``. Raises ``DataError``, which names the channel, for what is not finite, or
+    too large for float16."""
     for channel, row in enumerate(x, first_channel):
         if bad := len(row) - int(np.isfinite(row).sum()):
             raise DataError(f"channel {channel}: {bad:,} of {len(row):,} values are not finite")
