@@ -6,12 +6,13 @@ So they are the same, bit for bit, whoever did which shot.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Of some samples: how many, and float64 [C] their mean and the sum of squared differences to it."""
 
     count: int

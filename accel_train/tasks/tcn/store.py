@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -118,8 +119,34 @@ def _shot(known: dict[str, Any]) -> Shot:
     return Shot(**values)
 
 
+class Array:
+    """A .npy file that is written some rows at a time, and flushed to disk once. ``hash``: of the rows so far."""
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self._file, self._hash = open(path, "wb"), hashlib.blake2b(digest_size=16)
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, about)
+
+    def append(self, rows: np.ndarray) -> None:
+        data = np.ascontiguousarray(rows).data
+        self._file.write(data)
+        self._hash.update(data)
+
+    @property
+    def hash(self) -> str:
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> Array:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def content_hash(array: np.ndarray) -> str:
-    """Of the bytes of an array in C order."""
+    """As ``Array`` has it."""
     found = hashlib.blake2b(digest_size=16)
     for row in array:
         found.update(np.ascontiguousarray(row).data)
