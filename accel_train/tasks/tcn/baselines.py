@@ -98,8 +98,8 @@ class Examples:
     Args:
         statistics: float64 [N, len(STATISTICS)].
         elapsed_ms: float64 [N], since the start of the segment.
-        position: float64 [N], the part of the file that has passed, in fiftieths, so that the few samples behind a
-            disruption do not tell it from another end.
+        position: float64 [N] in [0, 0.9], the part of the file that has passed in tenths, so that the few samples behind a
+            disruption, or the distance of the moments, do not tell it from another end.
         target, counts: bool [N]: is a disruption near, and does the moment count?
         shot, sample: int64 [N]: number of the shot and of the window's last sample in it.
     """
@@ -146,7 +146,7 @@ def _of_shot(shot: Segment, read: Any, label: Any, window: int, every: int) -> E
     return Examples(
         np.concatenate([statistics(windows[i : i + batch]) for i in range(0, len(windows), batch)]),
         (sample - shot.start) * shot.dt_ms,
-        np.minimum(50 * (sample + 1) // shot.samples, 49) / 50,
+        np.minimum(10 * (sample + 1) // shot.samples, 9) / 10,
         target[sample - shot.start],
         counts[sample - shot.start],
         np.full(len(sample), shot.number),
