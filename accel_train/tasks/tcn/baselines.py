@@ -98,8 +98,8 @@ class Examples:
     Args:
         statistics: float64 [N, len(STATISTICS)].
         elapsed_ms: float64 [N], since the start of the segment.
-        position: float64 [N] in [0, 0.9], the part of the file that has passed in tenths, so that the few samples behind a
-            disruption, or the distance of the moments, do not tell it from another end.
+        position: float64 [N] in [0, 0.9], the part of the file that has passed. In tenths, so that the few samples
+            behind a disruption, or the distance of the moments, do not tell it from another end.
         target, counts: bool [N]: is a disruption near, and does the moment count?
         shot, sample: int64 [N]: number of the shot and of the window's last sample in it.
     """
