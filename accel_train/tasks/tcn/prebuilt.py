@@ -22,6 +22,11 @@ NAMES = ("X", "target", "weight")
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
+def is_prebuilt(folder: str | Path) -> bool:
+    """Whether windows, not shots, are in a folder."""
+    return (Path(folder) / FOLDERS["train"] / "labels.npy").is_file()
+
+
 class Prebuilt:
     """The windows of a split; for ``WindowSource`` and ``Stratified``, as ``Windows``.
 
@@ -76,6 +81,7 @@ class Prebuilt:
             "offset": np.zeros((len(items), self.channels), np.float32),
             "target": np.empty((len(items), self.outputs), bool),
             "counts": np.empty((len(items), self.outputs), bool),
+            "to_onset_ms": np.full((len(items), self.outputs), np.nan, np.float32),
             "shot": np.full(len(items), -1, np.int64),
             "first": np.full(len(items), -1, np.int64),
         }

@@ -60,6 +60,7 @@ class Windows:
                 "+ 1), or steps would never be scored"
             )
         self.data, self.shots, self.settings = data, list(shots), settings
+        self.channels, self.mean, self.std = data.channels, data.mean, data.std
         self.nsub, self.receptive_field, self.outputs = nsub, receptive_field, outputs
         self.too_short = [shot for shot in self.shots if shot.stop - shot.start < receptive_field]
         cuts = [_cut(shot, nsub, receptive_field, stride or outputs) for shot in self.shots]
@@ -83,7 +84,8 @@ class Windows:
 
         Returns:
             x [B, C, nsub] as stored; scale, offset float32 [B, C]; target, counts bool [B, V]; shot int64 [B], its
-            number; first int64 [B], the stored sample of output 0.
+            number; first int64 [B], the stored sample of output 0; to_onset_ms float32 [B, V], from each step to the
+            first that is positive by its time, negative behind it, NaN in clear shots.
         """
         data, shape = self.data, (len(indices), self.data.channels)
         batch = {
@@ -92,6 +94,7 @@ class Windows:
             "offset": np.empty(shape, np.float32),
             "target": np.empty((len(indices), self.outputs), bool),
             "counts": np.empty((len(indices), self.outputs), bool),
+            "to_onset_ms": np.empty((len(indices), self.outputs), np.float32),
         }
         for row, item in enumerate(np.asarray(indices).tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
@@ -100,11 +103,17 @@ class Windows:
             batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
             batch["target"][row], batch["counts"][row] = self._label(item)
+            batch["to_onset_ms"][row] = self._to_onset_ms(item)
         batch["shot"], batch["first"] = self.place(indices)
         return batch
 
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.data.fingerprint()}
+
+    def _to_onset_ms(self, item: int) -> np.ndarray:
+        shot = self.shots[self._shot[item]]
+        steps = int(self._start[item]) + self.receptive_field - 1 + np.arange(self.outputs)
+        return shot.t_disruption_ms - self.settings.twarn_ms - (shot.t0_ms + steps * shot.dt_ms)
 
     def _label(self, item: int) -> tuple[np.ndarray, np.ndarray]:
         first = int(self._start[item]) + self.receptive_field - 1
