@@ -94,7 +94,7 @@ class Holder:
         except PermissionError:  # somebody else's
             pass
         started = _process_started(self.pid)
-        return started is None or started == self.process_started
+        return started is None or (started != "" and started == self.process_started)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}" if self.pid else f"an unreadable {NAME}"

@@ -130,8 +130,9 @@ def test_a_process_that_is_dead_but_not_buried(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     held = holder(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert held.alive() is False
+    alive = held.alive(), holder(process.pid, process_started="").alive()
     process.wait()
+    assert alive == (False, False), "whenever it was looked at"
 
 
 @pytest.mark.parametrize("machine", ["another boot pid:[4026531836]", ""])
