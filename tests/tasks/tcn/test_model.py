@@ -234,7 +234,7 @@ def test_checkpointing_changes_no_gradient(norm):
 @pytest.mark.parametrize(("checkpointing", "lengths"), [(False, (240, 257, 300)), (True, (257,))])
 def test_compiled_it_is_the_same(checkpointing, lengths):
     """Outputs and gradients, for windows of one length and of several."""
-    model, copy = (network(norm="channel", checkpointing=checkpointing) for _ in range(2))
+    model, copy = (network(checkpointing=checkpointing) for _ in range(2))
     copy.compile(backend="aot_eager")
     for steps in lengths:
         logits, theirs = (network(record(steps)) for network in (model, copy))
