@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from accel_train.arguments import Count, Range
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.task import Batch, BatchSource, DataTools, Loss, Objective, Predicts, Task
+from accel_train.task import Batch, BatchSource, DataTools, Exports, Loss, Objective, Predicts, Task
 from accel_train.tasks.tcn.labels import LabelSettings
 from accel_train.tasks.tcn.synth import synth
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accel_train.tasks.tcn.windows import Windows
 
 
-class TCNTask(Task, Predicts, DataTools):
+class TCNTask(Task, Predicts, Exports, DataTools):
     """A causal dilated network on the imaging signals of a tokamak: log odds that a disruption is near, step by step.
 
     Args:
@@ -143,7 +143,7 @@ class TCNTask(Task, Predicts, DataTools):
         windows: Any = train.data if isinstance(train, IndexedSource) else None
         channels = self.store.channels if windows is None else windows.channels
         model = TCN(channels, **self.sizes)
-        model.register_buffer("positive_share", torch.tensor(0.5, dtype=torch.float64))
+        share = 0.5
         if windows is not None:
             model.set_statistics(torch.from_numpy(windows.mean), torch.from_numpy(windows.std))
             counted, positive = int(windows.counted.sum()), int(windows.positive.sum())
@@ -152,7 +152,8 @@ class TCNTask(Task, Predicts, DataTools):
                     f"train: {positive:,} of the {counted:,} steps that count are positive, and both classes are "
                     "needed; look at the split, twarn_ms, exclude_last_ms and ignore_twarn"
                 )
-            model.positive_share.fill_(positive / counted)
+            share = positive / counted
+        model.register_buffer("positive_share", torch.tensor(share, dtype=torch.float64))
         return model
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Any]:
