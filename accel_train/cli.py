@@ -31,7 +31,11 @@ COMMANDS = by_name(
         "accel_train.commands.inspect",
     ),
     Command("synth", "make a small data set with known truth for a task", "accel_train.commands.synth"),
-    Command("runs", "gather the TensorBoard logs of chosen runs in one directory", "accel_train.commands.runs"),
+    Command(
+        "runs",
+        "several runs together: their logs in one directory, the spread of their metrics",
+        "accel_train.commands.runs",
+    ),
     Command("status", "how a running or finished run stands", "accel_train.commands.status"),
     Command("stop", "ask a running run to save and stop", "accel_train.commands.request"),
     Command("save", "ask a running run for a checkpoint now", "accel_train.commands.request"),

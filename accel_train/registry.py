@@ -23,6 +23,10 @@ TASKS = {
         "accel_train.tasks.gdynet.task.GDyNetTask",
         "slow dynamics of atoms' surroundings from trajectories: graph network, VAMP losses in phases",
     ),
+    "tcn": (
+        "accel_train.tasks.tcn.task.TCNTask",
+        "disruptions of a tokamak from its imaging signals: causal dilated convolutions on long records",
+    ),
 }
 """Short name -> (class path, one line of what it is)."""
 

@@ -1,4 +1,5 @@
-"""accel-train runs merge: chosen runs in one log directory, so that TensorBoard shows these and no others."""
+"""accel-train runs: what several runs are together. ``merge`` puts the logs of chosen ones in one directory, so that
+TensorBoard shows these and no others; ``spread`` says how far their metrics lie apart (``spread.py``)."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from accel_train.command import Parser, program
+from accel_train.commands.spread import spread, table
 from accel_train.errors import DataError, UserError
 from accel_train.system.writing import writing
 
@@ -40,9 +42,16 @@ def add_arguments(parser: Parser) -> None:
     merging.add_argument("--since", metavar=TIME_AS, help="only runs that started then or later (local time)")
     merging.add_argument("--match", metavar="REGEX", help="only runs in whose name this is found")
     merging.add_argument("--glob", metavar="PATTERN", help="only runs whose name fits this")
+    about = "Of evaluation/evaluation.json where every run has one, else of the last evaluation in training."
+    spreading = actions.add_parser("spread", help="mean and spread of the metrics of several runs", description=about)
+    spreading.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a completed run")
+    spreading.add_argument("--details", action="store_true", help="metrics with a slash in their names, too")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.action == "spread":
+        print(table(spread(options.runs), options.details))
+        return 0
     with writing("--dst", options.dst):
         done = merge(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)
     width = max(len(each.log.name) for each in done)

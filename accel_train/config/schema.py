@@ -24,6 +24,9 @@ class OptimizerConfig(Checked):
     class_path: str = setting("AdamW", "any importable optimiser class; the names in torch.optim need no module.")
     init_args: dict[str, Any] = setting(dict, "its own arguments, without the learning rate.")
     learning_rate: float | None = setting(None, "replaces the top-level one for this optimiser.", Range(0))
+    no_weight_decay: list[str] = setting(
+        list, "patterns of names of parameters that do not decay, such as ['*.bias', '*norm*']."
+    )
 
 
 @dataclass

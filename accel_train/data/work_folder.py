@@ -66,15 +66,24 @@ class WorkFolder:
         plan: all that decides what is written, in plain values: the same plan gives the same bytes.
         command: whose work it is, for messages and for the name of the work folder.
         unit: what items are, in the plural.
+        shard: (i, n) for one of n jobs that share the work and start whenever they do, such as those of a SLURM array;
+            each of its ranks has its part of that.
     """
 
     out: Path
     plan: dict[str, Any]
     command: str = "preprocess"
     unit: str = "items"
+    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", json.loads(json.dumps(self.plan)))  # as it comes back from a file
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many parts of the pieces is this process's."""
+        (shard, shards), ranks = self.shard, process.world_size()
+        return shard * ranks + process.rank(), shards * ranks
 
     @property
     def folder(self) -> Path:
@@ -100,7 +109,7 @@ class WorkFolder:
         Raises:
             UserError: OUT or the work folder is of another plan, or what ``prepare`` and ``Job.do`` raise.
         """
-        rank, ranks = process.rank(), process.world_size()
+        rank, (part, parts) = process.rank(), self.share
         prepared = self.is_prepared()  # asked first: when the work folder is gone, OUT is there
         if self.is_finished():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -124,7 +133,7 @@ class WorkFolder:
                 print(f"accel-train: error: rank {rank}: {error}", file=sys.stderr)
             raise
         if meta is None:
-            print(f"rank {rank} of {ranks} has done its {self.unit}; the last to end finishes {self.out}. If that does "
+            print(f"rank {part} of {parts} has done its {self.unit}; the last to end finishes {self.out}. If that does "
                   "not come about, repeat the command: it does what is missing")  # fmt: skip
             return None
         return Finished(meta, items, seconds)
@@ -182,7 +191,8 @@ class WorkFolder:
     def run(self, open_job: OpenJob, workers: int) -> int:
         """Do this rank's pieces that have no record yet; returns how many items they have. The first error ends it."""
         job = open_job(self.folder)
-        mine = range(process.rank(), job.pieces, process.world_size())
+        part, parts = self.share
+        mine = range(part, job.pieces, parts)
         todo = [piece for piece in mine if not _record(self.folder, piece).exists()]
         progress = _Progress(sum(map(job.items, todo)), self.unit)
         if workers == 1 or len(todo) < 2:
@@ -212,7 +222,7 @@ class WorkFolder:
             return None
         meta = {**describe(job, [json.loads(path.read_text()) for path in paths]), "options": self.plan}
         content = self.folder / "content"
-        written = self.folder / f"meta-{process.rank()}.json"  # another rank may rename content/ at this moment
+        written = self.folder / f"meta-{self.share[0]}.json"  # another rank may rename content/ at this moment
         write_atomic(written, json.dumps(meta, indent=1), sync=True)
         written.replace(content / "meta.json")
         content.rename(self.out)
@@ -220,7 +230,20 @@ class WorkFolder:
         return meta
 
 
+def forget(folder: Path, piece: int) -> None:
+    """A piece is to be done again when the command is repeated. ``folder``: the work folder."""
+    _record(folder, piece).unlink(missing_ok=True)
+
+
 # -- what a job needs ------------------------------------------------------------------------------------------------
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``I/N`` of an option, I from 0. Raises ``UserError``."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard is I/N with I from 0 to N - 1, as in 0/8; not {text!r}")
+    return int(index), int(count)
 
 
 def refuse_no_room(name: str, folder: Path, needed: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import UserError, suggest
@@ -158,12 +159,22 @@ def _short(class_path: str) -> str:
 
 
 def build_optimizer(
-    params: list[torch.nn.Parameter], class_path: str, learning_rate: float, init_args: dict[str, Any]
+    named: Mapping[str, torch.nn.Parameter],
+    class_path: str,
+    learning_rate: float,
+    init_args: dict[str, Any],
+    no_weight_decay: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """On CUDA the fused kernels are chosen where they exist: they can skip a non-finite update without a host sync.
 
-    Raises UserError if the class needs a closure or refuses its arguments, be it at its first step.
+    Args:
+        named: parameters by name.
+        no_weight_decay: patterns of the names of those that do not decay; they form a second group of parameters.
+
+    Raises UserError if the class needs a closure or refuses its arguments, be it at its first step, or if a pattern
+    matches nothing.
     """
+    params = list(named.values())
     cls = optimizer_class(class_path)
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
@@ -190,8 +201,9 @@ def build_optimizer(
         if isinstance(value, list):
             arguments[name] = tuple(value)
     arguments = {"lr": learning_rate, **arguments}
+    groups = _decaying_or_not(named, no_weight_decay, cls.__name__ if "weight_decay" not in known else "")
     try:
-        optimizer = cls(params, **arguments)  # first, so that what it says of a parameter is of a real one
+        optimizer = cls(groups, **arguments)  # first, so that what it says of a parameter is of a real one
         _rehearse(cls, params, arguments)
         return optimizer
     except Exception as error:  # whatever a class makes of arguments that it does not check
@@ -199,6 +211,22 @@ def build_optimizer(
         why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {why} (given: {given})") from None
+
+
+def _decaying_or_not(named: Mapping[str, torch.nn.Parameter], patterns: Sequence[str], without: str) -> list[Any]:
+    """The parameters, in two groups if some of them do not decay."""
+    if not patterns:
+        return list(named.values())
+    if without:
+        raise UserError(f"optimizer.no_weight_decay: {without} has no option weight_decay")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise UserError(f"optimizer.no_weight_decay: {pattern!r} matches none of {', '.join(list(named)[:8])}, ...")
+    still = {name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return [
+        {"params": [p for name, p in named.items() if name not in still]},
+        {"params": [p for name, p in named.items() if name in still], "weight_decay": 0.0, "no_weight_decay": True},
+    ]
 
 
 def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
@@ -210,7 +238,8 @@ def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
     if not names:
         return
     for group in optimizer.param_groups:
-        group.update({name: optimizer.defaults[name] for name in names})
+        kept = {"weight_decay"} if group.get("no_weight_decay") else set[str]()
+        group.update({name: optimizer.defaults[name] for name in names - kept})
     cls, params = type(optimizer), [p for group in optimizer.param_groups for p in group["params"]]
     options = {
         name: optimizer.defaults[name] for name in inspect.signature(cls).parameters if name in optimizer.defaults

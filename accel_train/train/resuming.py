@@ -123,6 +123,12 @@ def _compare_optimizers(session: Session, path: Path) -> None:
                 f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
                 f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
             )
+        if old.get("no_weight_decay", []) != new["no_weight_decay"]:  # the state is kept by place in the groups
+            raise UserError(
+                f"{path} holds the optimizer state of {group.name} with no_weight_decay "
+                f"{old.get('no_weight_decay', [])}, which cannot change on resume; take it again, or only the weights "
+                f"(--init_from={path} and another --output_dir)"
+            )
 
 
 def _renew_options(session: Session, path: Path) -> None:

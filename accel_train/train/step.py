@@ -158,7 +158,10 @@ class Stepper:
                 f"objective {objectives[0].name!r}: {', '.join(trains)} has a parameter that another objective's "
                 "models have too, and two optimizers would move it; train these models by the same objectives"
             )
-        built = build_optimizer(params, optimizer["class_path"], schedule.base, optimizer["init_args"])
+        named = {name: p for name, p in module.trained.named_parameters() if p.requires_grad}
+        built = build_optimizer(
+            named, optimizer["class_path"], schedule.base, optimizer["init_args"], optimizer["no_weight_decay"]
+        )
         if sharded:  # must be prepared together; takes one model only
             prepared, wrapped = self.accelerator.prepare(module, built)
             built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]

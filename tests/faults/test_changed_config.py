@@ -131,6 +131,20 @@ def test_changed_options_of_the_optimizer_count_from_now_on(tmp_path):
         assert np.allclose(value, 0.5 * one["weights"][name], atol=1e-6), "decayed by half, hardly moved otherwise"
 
 
+def test_parameters_do_not_change_groups_on_resume(stopped):
+    (result,) = run({"config": config(stopped, optimizer={"no_weight_decay": ["*.bias"]})})
+    kind, text = result["error"]
+    assert kind == "UserError" and "with no_weight_decay [], which cannot change on resume" in text
+
+
+def test_a_run_whose_biases_do_not_decay_goes_on_bit_for_bit(tmp_path):
+    settings = {"optimizer": {"no_weight_decay": ["*.bias"], "init_args": {"weight_decay": 0.3}}}
+    run({"config": config(tmp_path / "whole", **settings)})
+    run({"config": config(tmp_path / "run", **settings), "stop_at": {"step": 13}})
+    run({"config": config(tmp_path / "run", **settings)})
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_an_option_that_needs_more_state_is_refused(stopped):
     (result,) = run({"config": config(stopped, optimizer={"init_args": {"amsgrad": True}})})
     assert result["error"][0] == "UserError" and "amsgrad of AdamW cannot change on resume" in result["error"][1]

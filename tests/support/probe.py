@@ -78,8 +78,11 @@ class Watched(Loop):
         def watched(objective, batch, step, repeat=0, abandon=False):
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
-                name = next(name for name in ("event", "pair", "index") if name in batch)
-                self.samples[step + 1] = batch[name].tolist()
+                if "first" in batch:  # windows of shots
+                    names = batch["shot"] * 10_000 + batch["first"]
+                else:
+                    names = next(batch[name] for name in ("event", "pair", "index") if name in batch)
+                self.samples[step + 1] = names.tolist()
             return real(objective, batch, step, repeat, abandon)
 
         return watched

@@ -19,7 +19,9 @@ from accel_train.errors import DataError
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
+from accel_train.tasks.tcn.task import TCNTask
 from support.faults import FAULTS, fault, here, rank, spoil, unread
+from support.shots import InMemory, shot
 
 
 class Numbers:
@@ -442,6 +444,29 @@ class GDyNet(GDyNetTask):
 
     def build_model(self, train):
         return {name: model.double() if self.float64 else model for name, model in super().build_model(train).items()}
+
+
+class Disruptions(TCNTask):
+    """The tcn task, small, on shots in memory, in either precision."""
+
+    def __init__(self, float64: bool = False, **options: Any) -> None:
+        small: dict[str, Any] = dict(
+            nsub=40, twarn_ms=30.0, levels=2, nhid=4, kernel_size=3, dilation_base=3, nrecept_target=13, dropout=0.0
+        )
+        super().__init__("in memory", **small | options)
+        self.float64 = float64
+        self.memory = InMemory(
+            [shot(i, 30.0 + i if i % 2 else None, samples=120, stop=80 + i if i % 2 else 110,
+                  split="train" if i < 8 else "validation") for i in range(12)]
+        )  # fmt: skip
+
+    @property
+    def store(self) -> Any:
+        return self.memory
+
+    def build_model(self, train):
+        model = super().build_model(train)
+        return model.double() if self.float64 else model
 
 
 class Pairs(Numbers):

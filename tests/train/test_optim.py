@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train.errors import UserError, suggest
-from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class
+from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class, renew_options
 
 
 def test_the_cosine_of_the_known_run():
@@ -108,6 +108,10 @@ def test_schedules_that_cannot_be(kind, total, kwargs, says):
 # -- optimisers ------------------------------------------------------------------------------------------------------
 
 
+def named():
+    return {str(i): p for i, p in enumerate(parameters())}
+
+
 def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.ones(3, 3))]
 
@@ -123,11 +127,11 @@ def test_every_optimiser_of_torch_can_be_named():
     for name in set(names) - {"LBFGS", "SparseAdam"}:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert build_optimizer(parameters(), name, 0.1, {}).param_groups[0]["lr"] == 0.1
+            assert build_optimizer(named(), name, 0.1, {}).param_groups[0]["lr"] == 0.1
 
 
 def test_lists_become_tuples():
-    optimizer = build_optimizer(parameters(), "AdamW", 1e-3, {"betas": [0.5, 0.9], "weight_decay": 0.0})
+    optimizer = build_optimizer(named(), "AdamW", 1e-3, {"betas": [0.5, 0.9], "weight_decay": 0.0})
     assert optimizer.defaults["betas"] == (0.5, 0.9)
 
 
@@ -142,14 +146,14 @@ class OnlyAtFirst(torch.optim.Optimizer):
 
 
 def test_options_that_a_signature_does_not_name():
-    assert build_optimizer(parameters(), f"{__name__}.OnlyAtFirst", 0.1, {"easy": 1}).defaults["easy"] == 1
+    assert build_optimizer(named(), f"{__name__}.OnlyAtFirst", 0.1, {"easy": 1}).defaults["easy"] == 1
 
 
 def test_parameters_of_every_kind():
     kinds = [torch.ones(3), torch.ones(2, 2, dtype=torch.complex64), torch.ones(0, 3), torch.tensor(1.0).double()]
     params = [torch.nn.Parameter(t) for t in [*kinds, torch.ones(2, dtype=torch.bfloat16)]]
     for name in ("AdamW", "SGD", "RMSprop"):
-        assert len(build_optimizer(params, name, 0.1, {}).param_groups[0]["params"]) == 5
+        assert len(build_optimizer(dict(enumerate(params)), name, 0.1, {}).param_groups[0]["params"]) == 5
     assert [p.grad for p in params] == [None] * 5
 
 
@@ -187,14 +191,42 @@ def test_parameters_of_every_kind():
 )
 def test_optimisers_that_cannot_be(name, arguments, says):
     with pytest.raises(UserError, match=says):
-        build_optimizer(parameters(), name, 0.1, arguments)
+        build_optimizer(named(), name, 0.1, arguments)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it from 2.9 on")
 def test_an_optimiser_speaks_of_the_model_s_own_parameters():
     with pytest.raises(UserError, match=r"Muon only supports 2D .*Size\(\[7\]\)"):
-        build_optimizer([torch.nn.Parameter(torch.ones(7))], "Muon", 0.1, {})
+        build_optimizer({"w": torch.nn.Parameter(torch.ones(7))}, "Muon", 0.1, {})
 
 
 def test_suggestions():
     assert suggest("cosin", ["cosine", "linear"]) == " (did you mean cosine?)" and suggest("zzz", ["cosine"]) == ""
+
+
+def test_parameters_that_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    optimizer = build_optimizer(dict(model.named_parameters()), "AdamW", 0.1, {"weight_decay": 0.5}, ["*.bias", "1.*"])
+    decaying, still = optimizer.param_groups
+    assert [p is model[0].weight for p in decaying["params"]] == [True] and decaying["weight_decay"] == 0.5
+    assert len(still["params"]) == 3 and still["weight_decay"] == 0.0
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (name != "0.weight"), name
+    renew_options(optimizer, {"weight_decay"})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "says"),
+    [
+        ("AdamW", ["*.bais"], r"optimizer.no_weight_decay: '\*.bais' matches none of 0"),
+        ("Rprop", ["*"], "optimizer.no_weight_decay: Rprop has no option weight_decay"),
+    ],
+)
+def test_patterns_that_cannot_be(name, patterns, says):
+    with pytest.raises(UserError, match=says):
+        build_optimizer(named(), name, 0.1, {}, patterns)

@@ -1,0 +1,184 @@
+"""Windows that others have cut: FOLDER/{train,val,test} with labels.npy, and X, target, weight as mmap_ninja's ragged
+arrays or as one .npz per window. They are read, not written.
+
+They are normalised already, and nothing says of which shots they are: scale 1, offset 0, and shot and first are -1.
+Where windows overlap by less than a receptive field steps stay unscored, and by more they are scored twice; the folder
+does not tell (it has no stride).
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel_train.errors import DataError, UserError
+from accel_train.tasks.tcn.windows import Arrays
+
+NAMES = ("X", "target", "weight")
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def is_prebuilt(folder: str | Path) -> bool:
+    """Whether windows, not shots, are in a folder."""
+    return (Path(folder) / FOLDERS["train"] / "labels.npy").is_file()
+
+
+class Prebuilt:
+    """The windows of a split; for ``WindowSource`` and ``Stratified``, as ``Windows``.
+
+    Args:
+        folder: with train/, test/, perhaps val/ and meta.json.
+        split: "train", "validation" or "test".
+        receptive_field: of the model, in samples; outputs are nsub - receptive_field + 1.
+
+    Attributes:
+        nsub, channels, outputs: of all windows.
+        counted, positive: int64 [windows], as for ``Windows``; they are found by one pass over all targets.
+
+    Raises:
+        DataError: the split is not there, is not whole, or its windows differ in shape.
+        UserError: its windows are shorter than the receptive field.
+    """
+
+    def __init__(self, folder: str | Path, split: str, receptive_field: int) -> None:
+        self.folder = Path(folder) / FOLDERS[split]
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: no such folder; prebuilt windows are in {', '.join(FOLDERS.values())}")
+        self._files = _Ninja(self.folder) if (self.folder / "X").is_dir() else _Npz(self.folder)
+        labels = _load(self.folder / "labels.npy")
+        if len(labels) != len(self._files):
+            raise DataError(
+                f"{self.folder}: {len(self._files):,} windows and {len(labels):,} labels; was it cut off while it was "
+                "made? Make it again"
+            )
+        if not len(labels):
+            raise DataError(f"{self.folder}: has no windows")
+        x, target = self._files.get(0, "X"), self._files.get(0, "target")
+        self.nsub, self.channels, self.dtype = target.size, x.size // max(1, target.size), x.dtype
+        self.receptive_field, self.outputs = receptive_field, self.nsub - receptive_field + 1
+        if receptive_field < 1 or self.outputs < 1:
+            raise UserError(f"{self.folder}: windows of {self.nsub} samples, receptive field {receptive_field}")
+        self._check_meta(Path(folder) / "meta.json")
+        self.mean, self.std = np.zeros(self.channels), np.ones(self.channels)
+        self.counted, self.positive = np.zeros((2, len(labels)), np.int64)
+        for item in range(len(labels)):
+            target, counts = self._label(item)
+            self.counted[item], self.positive[item] = counts.sum(), target.sum()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        """As ``Windows.read``."""
+        items = np.asarray(indices).tolist()
+        batch = {
+            "x": np.empty((len(items), self.channels, self.nsub), self.dtype),
+            "scale": np.ones((len(items), self.channels), np.float32),
+            "offset": np.zeros((len(items), self.channels), np.float32),
+            "target": np.empty((len(items), self.outputs), bool),
+            "counts": np.empty((len(items), self.outputs), bool),
+            "to_onset_ms": np.full((len(items), self.outputs), np.nan, np.float32),
+            "shot": np.full(len(items), -1, np.int64),
+            "first": np.full(len(items), -1, np.int64),
+        }
+        for row, item in enumerate(items):
+            batch["x"][row] = self._get(item, "X", self.channels * self.nsub).reshape(self.channels, self.nsub)
+            batch["target"][row], batch["counts"][row] = self._label(item)
+        return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"items": len(self)}
+
+    def _label(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+        """The weights are the class weights of whoever made the windows: only whether they are 0 is taken from them."""
+        target, weight = (self._get(item, name, self.nsub)[self.receptive_field - 1 :] for name in ("target", "weight"))
+        counts = weight > 0
+        return (target > 0.5) & counts, counts
+
+    def _get(self, item: int, name: str, size: int) -> np.ndarray:
+        """One array of a window, flat."""
+        array = self._files.get(item, name).ravel()
+        if array.size != size:
+            raise DataError(
+                f"{self.folder}: {name} of window {item} has {array.size:,} values; by the first it should be {size:,}"
+            )
+        return array
+
+    def _check_meta(self, path: Path) -> None:
+        """What the folder says of its windows, against what they are."""
+        said: Any = {}
+        if path.is_file():
+            try:
+                said = json.loads(path.read_text())
+            except ValueError as error:
+                raise DataError(f"{path}: not JSON ({error})") from None
+        if said.get("T_sub", self.nsub) != self.nsub:
+            raise DataError(f"{path}: says windows of {said['T_sub']} samples, they have {self.nsub}")
+
+
+class _Ragged:
+    """A ragged array of mmap_ninja: ``data.ninja``, all values one behind the other, and where each item begins and
+    ends, in values."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._data = np.memmap(folder / "data.ninja", (folder / "dtype.ninja").read_text().strip(), "r")
+            self.starts, self.ends = (
+                np.fromfile(folder / name / "data.ninja", (folder / name / "dtype.ninja").read_text().strip())
+                for name in ("starts", "ends")
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{folder}: not a ragged array of mmap_ninja: {error}") from None
+        if len(self.starts) != len(self.ends) or (len(self.ends) and int(self.ends.max()) > len(self._data)):
+            raise DataError(f"{folder}: its data are cut off; make it again")
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def get(self, item: int) -> np.ndarray:
+        return np.asarray(self._data[int(self.starts[item]) : int(self.ends[item])])
+
+
+class _Ninja:
+    def __init__(self, folder: Path) -> None:
+        self._arrays = {name: _Ragged(folder / name) for name in NAMES}
+        lengths = [len(array) for array in self._arrays.values()]
+        if len(set(lengths)) > 1:
+            raise DataError(f"{folder}: {', '.join(NAMES)} have {', '.join(map(str, lengths))} windows; make it again")
+
+    def __len__(self) -> int:
+        return len(self._arrays["X"])
+
+    def get(self, item: int, name: str) -> np.ndarray:
+        return self._arrays[name].get(item)
+
+
+class _Npz:
+    """NUMBER.npz in the order of their numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted((p for p in folder.glob("*.npz") if p.stem.isdecimal()), key=lambda path: int(path.stem))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def get(self, item: int, name: str) -> np.ndarray:
+        """The others are not decompressed."""
+        try:
+            with np.load(self._paths[item], allow_pickle=False) as file:
+                return file[name]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self._paths[item]}: not an .npz with X, target and weight: {error}") from None
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); without it the windows are not whole: make them again"
+        ) from None

@@ -1,0 +1,196 @@
+"""Windows of shots, cut by index: whole slices at a time, labels as they are asked for.
+
+A model of receptive field R gives V = nsub - R + 1 outputs for a window of nsub samples: those whose whole past lies in
+the window. Windows end at the segment's end and go back from there, V steps each; the earliest begins where the segment
+does, and its outputs that the next window gives, too, do not count. So every step of a segment but the first R - 1 is
+scored once, and nothing before the segment is read. Behind the end of a record there are zeros: the model is causal,
+and outputs there do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from accel_train import keyed
+from accel_train.data.source import IndexedSource
+from accel_train.errors import UserError
+from accel_train.tasks.tcn.labels import LabelSettings, label
+from accel_train.tasks.tcn.shots import Shot, Shots
+
+Arrays = dict[str, np.ndarray]
+
+
+class Windows:
+    """The windows of some shots, in order of shots and times; for an ``IndexedSource``.
+
+    Args:
+        data: where samples come from.
+        shots: whose windows; a split of ``data``.
+        nsub: samples of a window, at the stored rate.
+        receptive_field: of the model, in samples.
+        settings: of the labels.
+        stride: samples from one window to the next, 1 to V (the default). Below V steps are scored more than once.
+
+    Attributes:
+        counted, positive: int64 [windows], steps of each that count, and those of them that are positive.
+        too_short: shots whose segment has fewer than ``receptive_field`` samples: they have no window.
+
+    Raises:
+        UserError: nsub is below the receptive field, or the stride is out of its range.
+    """
+
+    def __init__(
+        self,
+        data: Shots,
+        shots: Sequence[Shot],
+        nsub: int,
+        receptive_field: int,
+        settings: LabelSettings,
+        stride: int | None = None,
+    ) -> None:
+        outputs = nsub - receptive_field + 1
+        if receptive_field < 1 or outputs < 1:
+            raise UserError(f"nsub: a window of {nsub} samples is shorter than the receptive field {receptive_field}")
+        if stride is not None and not 1 <= stride <= outputs:
+            raise UserError(
+                f"stride: {stride} samples; must be 1 to {outputs} (nsub {nsub} - receptive field {receptive_field} "
+                "+ 1), or steps would never be scored"
+            )
+        self.data, self.shots, self.settings = data, list(shots), settings
+        self.channels, self.mean, self.std = data.channels, data.mean, data.std
+        self.nsub, self.receptive_field, self.outputs = nsub, receptive_field, outputs
+        self.too_short = [shot for shot in self.shots if shot.stop - shot.start < receptive_field]
+        cuts = [_cut(shot, nsub, receptive_field, stride or outputs) for shot in self.shots]
+        self._shot = np.repeat(np.arange(len(cuts)), [len(cut) for cut in cuts])
+        self._start, self._until = np.concatenate([np.zeros((0, 2), np.int64), *cuts]).T
+        self.counted, self.positive = np.zeros((2, len(self)), np.int64)
+        for item in range(len(self)):
+            target, counts = self._label(item)
+            self.counted[item], self.positive[item] = counts.sum(), target.sum()
+
+    def __len__(self) -> int:
+        return len(self._shot)
+
+    def place(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the shot and stored sample of output 0 (the last one of its receptive field), int64 each."""
+        numbers = np.array([shot.number for shot in self.shots], np.int64)
+        return numbers[self._shot[indices]], self._start[indices] + self.receptive_field - 1
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        """A batch, in memory of its own.
+
+        Returns:
+            x [B, C, nsub] as stored; scale, offset float32 [B, C]; target, counts bool [B, V]; shot int64 [B], its
+            number; first int64 [B], the stored sample of output 0; to_onset_ms float32 [B, V], from each step to the
+            first that is positive by its time, negative behind it, NaN in clear shots.
+        """
+        data, shape = self.data, (len(indices), self.data.channels)
+        batch = {
+            "x": np.empty((*shape, self.nsub), data.dtype),
+            "scale": np.empty(shape, np.float32),
+            "offset": np.empty(shape, np.float32),
+            "target": np.empty((len(indices), self.outputs), bool),
+            "counts": np.empty((len(indices), self.outputs), bool),
+            "to_onset_ms": np.empty((len(indices), self.outputs), np.float32),
+        }
+        for row, item in enumerate(np.asarray(indices).tolist()):
+            shot, start = self.shots[self._shot[item]], int(self._start[item])
+            last = min(start + self.nsub, shot.samples)
+            batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
+            batch["x"][row, :, last - start :] = 0
+            batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
+            batch["target"][row], batch["counts"][row] = self._label(item)
+            batch["to_onset_ms"][row] = self._to_onset_ms(item)
+        batch["shot"], batch["first"] = self.place(indices)
+        return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"items": len(self), **self.data.fingerprint()}
+
+    def _to_onset_ms(self, item: int) -> np.ndarray:
+        shot = self.shots[self._shot[item]]
+        steps = int(self._start[item]) + self.receptive_field - 1 + np.arange(self.outputs)
+        return shot.t_disruption_ms - self.settings.twarn_ms - (shot.t0_ms + steps * shot.dt_ms)
+
+    def _label(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+        first = int(self._start[item]) + self.receptive_field - 1
+        target, counts = label(self.shots[self._shot[item]], first, first + self.outputs, self.settings)
+        counts[max(0, int(self._until[item]) - first) :] = False
+        return target & counts, counts
+
+
+class WindowSource(IndexedSource):
+    """Batches of windows: of ``Windows``, or of any data that know their fingerprint."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.data.fingerprint()
+
+
+class Stratified(WindowSource):
+    """Global batches of which each has as many windows with a positive step, and as many without.
+
+    An epoch has as many batches as the class that lasts longer needs; the other, and what its last batch lacks, is
+    gone through again, in another order. The order is a function of (seed, epoch) alone.
+
+    Args:
+        data: ``Windows``, or anything with ``positive`` [items].
+        batch_size: windows of a global batch, at least 2.
+        ratio: windows without a positive step for each one with.
+        name: of the split, for messages.
+
+    Raises:
+        UserError: a class has no window, or the batch is too small for both.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int = 0, ratio: float = 1.0, name: str = "train") -> None:
+        super().__init__(data, batch_size, seed)
+        if batch_size < 2 or not ratio > 0:
+            raise UserError(
+                f"stratified batches of both classes need 2 windows or more and a ratio above 0; there are "
+                f"{batch_size} and {ratio:g}"
+            )
+        positive = np.asarray(data.positive) > 0
+        self._classes = np.flatnonzero(positive), np.flatnonzero(~positive)
+        for items, what in zip(self._classes, ("with", "without"), strict=True):
+            if not len(items):
+                raise UserError(
+                    f"{name}: none of the {len(positive)} windows is {what} a positive step, so batches cannot have "
+                    "both; look at the split, twarn_ms, exclude_last_ms and ignore_twarn, or do not stratify"
+                )
+        with_positive = min(max(1, round(batch_size / (1 + ratio))), batch_size - 1)
+        self._each = with_positive, batch_size - with_positive
+        self._orders: tuple[int, tuple[np.ndarray, ...]] | None = None
+
+    def steps(self, epoch: int) -> int:
+        return max(-(-len(items) // each) for items, each in zip(self._classes, self._each, strict=True))
+
+    def indices(self, epoch: int, step: int) -> np.ndarray:
+        orders = self._orders  # one read: another thread may replace it
+        if orders is None or orders[0] != epoch:
+            orders = self._orders = (epoch, (self._class_order(epoch, 0), self._class_order(epoch, 1)))
+        parts = [order[step * n : (step + 1) * n] for order, n in zip(orders[1], self._each, strict=True)]
+        mixed = np.concatenate(parts)  # the share of a rank is a part of it, and should have both
+        return self._generator("mix", epoch, step).permutation(mixed)
+
+    def _class_order(self, epoch: int, of: Literal[0, 1]) -> np.ndarray:
+        """The windows of a class for all batches of an epoch, each as often as another but for one."""
+        items, needed = self._classes[of], self.steps(epoch) * self._each[of]
+        rounds = range(-(-needed // len(items)))
+        return np.concatenate([self._generator("order", epoch, of, n).permutation(items) for n in rounds])[:needed]
+
+    def _generator(self, *what: int | str) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "stratified", *what)))
+
+
+def _cut(shot: Shot, nsub: int, receptive_field: int, stride: int) -> np.ndarray:
+    """int64 [windows, 2]: where each begins, and the step from which on its outputs do not count."""
+    if shot.stop - shot.start < receptive_field:
+        return np.zeros((0, 2), np.int64)
+    starts = np.arange(shot.stop - nsub, shot.start, -stride)[::-1]
+    until = np.full(len(starts) + 1, shot.stop)
+    if len(starts) and stride == nsub - receptive_field + 1:
+        until[0] = starts[0] + receptive_field - 1
+    return np.stack([[shot.start, *starts], until], 1).astype(np.int64)
