@@ -189,7 +189,7 @@ def _tensor(value: Any, device: torch.device) -> Tensor | None:
         return value if value.device == device or value.dim() else value.to(device, non_blocking=True)
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
         if value.ndim:
-            return torch.from_numpy(np.array(value, np.float64)).to(device)
+            return torch.from_numpy(np.array(value, np.float64)).to(device, non_blocking=True)
         value = value.item()
     if isinstance(value, (int, float)):
         return torch.full((), float(value), dtype=torch.float64, device=device)

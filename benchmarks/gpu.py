@@ -43,10 +43,12 @@ PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces
     "muon_legacy": ("muon_small", MUON | {"task.init_args.preset": "legacy"}),
     "gdynet_small": ("gdynet_small", GDYNET),
     "gdynet": ("gdynet", GDYNET),
+    "tcn_small": ("tcn_small", {"task.init_args.data": "{data}/tcn_small"}),
+    "tcn": ("tcn", {"task.init_args.data": "{data}/tcn", "warmup_steps": "0"}),
 }
 SIZES = {"muon": (60, 4000), "gdynet": (300, 5000)}
 """Synthetic data of tasks that do not make theirs as they go: tiny, and as recommended."""
-EXACT = ("collatz_small", "muon_small", "gdynet_small")
+EXACT = ("collatz_small", "muon_small", "gdynet_small", "tcn_small")
 """Presets that are resumed and compared."""
 
 
@@ -57,9 +59,45 @@ def make_data(preset: str, folder: str, tiny: bool) -> None:
     from accel_train.registry import find
 
     name = preset.partition("_")[0]
+    if name == "tcn":
+        make_shots(preset, folder, tiny)
     if name in SIZES and not Path(folder, name).exists():
         task: Any = find(name)
         task.synth(Path(folder, name), 0, SIZES[name][0 if tiny else 1])
+
+
+def make_shots(preset: str, folder: str, tiny: bool) -> None:
+    """Preprocessed shots: the task's own, or random ones that are as long and as finely sampled as real ones."""
+    from accel_train.cli import main
+    from accel_train.tasks.tcn.synth import synth
+
+    raw, out = Path(folder, preset + "_raw"), Path(folder, preset)
+    if out.exists():
+        return
+    if preset == "tcn_small" or tiny:
+        synth(raw, 0, 4 if tiny else 16, val=0, test=0)
+        step = ["--step=5", "--dt_ms=0.1"]
+    else:
+        long_shots(raw, 8, 130_000)
+        step = ["--dt_ms=0.01"]
+    options = {"out": out, "disrupt": raw / "disrupt", "clear": raw / "clear", "workers": 1 if tiny else 8}
+    assert main(["tcn", "preprocess", *step, *(f"--{name}={value}" for name, value in options.items())]) == 0
+
+
+def long_shots(folder: Path, count: int, samples: int) -> None:
+    """Noise at 100 kHz from -50 ms on, half of it with a disruption at the end."""
+    import h5py
+    import numpy as np
+
+    for kind in ("disrupt", "clear"):
+        Path(folder, kind).mkdir(parents=True)
+        rows = ["shot,split,t_disruption"]
+        for number in range(kind == "clear", count, 2):
+            counts = np.random.default_rng(number).integers(-2000, 2000, (20, 8, samples), np.int16)
+            with h5py.File(folder / kind / f"{number + 1}.h5", "w") as file:
+                file["LFS"] = counts.astype(np.float32) / 1024
+            rows.append(f"{number + 1},train," + (f"{samples / 100 - 60}" if kind == "disrupt" else ""))
+        (folder / kind / "meta.csv").write_text("\n".join(rows) + "\n")
 
 
 def settings_of(preset: str, data: str, output_dir: str, **more: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Are two runs the same? ``python scripts/same_run.py RUN OTHER`` compares every logged number and every weight.
 
-For changes that should change nothing: train with the code before and after, same config and seed, then compare. Times
-and rates are left out. Exit code 0: all equal, bit for bit; 1: not, with the first differences.
+For changes that should change nothing: train with the code before and after, same config and seed, then compare. Times,
+rates and the memory of a GPU are left out. Exit code 0: all equal, bit for bit; 1: not, with the first differences.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
-"""What differs between two runs that are the same."""
+"""What differs between two runs that are the same; and the memory of a device, ``cuda/...``."""
 SHOWN = 10
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without what the clock says."""
+    """The lines of ``metrics.jsonl`` without what the clock or the device's memory says."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in CLOCK and not key.startswith("cuda/")}
+        for line in lines
+    ]
 
 
 def weights_files(run: Path) -> dict[str, bytes]:

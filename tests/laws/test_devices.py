@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -61,7 +62,9 @@ def test_every_precision_learns(tmp_path, device, precision):
     if precision == "fp16" and device == "cpu":
         pytest.skip("fp16 does nothing on a CPU")
     train(tmp_path, device, Toy(), mixed_precision=precision, max_steps=60, learning_rate=1e-2)
-    losses = [record["mse"] for record in records(tmp_path) if record["kind"] == "train"]
+    # fp16 skips its first steps, until the scale of the loss has come down, and then has nothing to report
+    losses = [record["mse"] for record in records(tmp_path) if record["kind"] == "train" and "mse" in record]
+    assert len(losses) >= 50
     assert np.isfinite(losses).all() and np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
@@ -109,7 +112,9 @@ def forbidden_waits(device):
     if device == "cpu":
         yield
         return
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
