@@ -4,9 +4,9 @@
 
 Training steps (forward, backward, AdamW) on windows of 160 channels as int16, already on the device: batches of 8 to
 48 windows in fp32 (torch's default: TF32 in convolutions) and bf16, compiled, with checkpointing, with deterministic
-kernels, and with ``conv1d`` in place of dense convolutions. ``bound``: the share of the arithmetic that the GPU reaches in a
-square matrix product of the same precision, measured in the same run, for three times the multiplications of a forward
-pass. Rows for which no time is left are listed as such.
+kernels, and with ``conv1d`` in place of dense convolutions. ``bound``: the share of the arithmetic that the GPU reaches
+in a square matrix product of the same precision, measured in the same run, for three times the multiplications of a
+forward pass. Rows for which no time is left are listed as such.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ def main() -> None:
     peak = {precision: matrix_product(precision, options.device) for precision in ("fp32", "bf16")}
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     work = multiplications(TCN(), options.nsub)
-    print(f"{name}, torch {torch.__version__}, windows of {options.nsub:,}: {work / 1e9:.1f} GMAC forward; matrix product "
-          + ", ".join(f"{precision} {2e-12 * each:.0f} TFLOP/s" for precision, each in peak.items()))  # fmt: skip
+    rates = ", ".join(f"{precision} {2e-12 * each:.0f} TFLOP/s" for precision, each in peak.items())
+    print(f"{name}, torch {torch.__version__}")
+    print(f"windows of {options.nsub:,}: {work / 1e9:.1f} GMAC; matrix product {rates}")
     for row in ROWS:
         if time.monotonic() > ends:
             print(f"{row!s:50} not run: no time was left")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from accel_train import Trainer
+from accel_train.cli import main
 from accel_train.config.read import parse
 from accel_train.tracking.jsonl import histories
 
@@ -27,6 +28,11 @@ TINY = {  # task -> overrides that make any of its examples small
     ],
     "muon": ["--task.init_args.held_out=0.3", "--task.init_args.hidden_dim=8", "--task.init_args.critic_steps=1"],
     "gdynet": ["--task.init_args.atom_fea_len=6", "--task.init_args.num_gaussians=8"],
+    "tcn": [
+        "--task.init_args.nsub=768", "--task.init_args.twarn_ms=150", "--task.init_args.levels=3",
+        "--task.init_args.nhid=4", "--task.init_args.kernel_size=7", "--task.init_args.dilation_base=4",
+        "--task.init_args.nrecept_target=253",
+    ],
 }  # fmt: skip
 
 
@@ -56,6 +62,11 @@ def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Pat
     elif "train_fnames" in task.init_args:
         task.synth(tmp_path / "data", size=60)
         more = [f"--task.init_args.{split}_fnames=[{tmp_path}/data/{split}]" for split in ("train", "val", "test")]
+    elif "data" in task.init_args:
+        task.synth(tmp_path / "raw", size=4, val=2, test=0)
+        folders = [f"--{name}={tmp_path}/raw/{name}" for name in ("disrupt", "clear")]
+        assert main(["tcn", "preprocess", f"--out={tmp_path}/data", *folders, "--dt_ms=0.1", "--step=5"]) == 0
+        more = [f"--task.init_args.data={tmp_path}/data"]
     task, config = parse([*overrides(path, tmp_path / "run", steps=2), *more])
     result = Trainer(task, config).fit()
     losses = [values for name, values in result.history.items() if name.endswith("loss") and "eval" not in name]

@@ -384,9 +384,9 @@ class Stepper:
         return summed, once
 
     def _item_count(self, count: int) -> Tensor:
-        """On the device already: the same few numbers come again and again, and each copy would cost a launch."""
+        """On the device already, since the same few numbers come again and again. Filled there: a copy would wait."""
         if count not in self._item_counts:
-            self._item_counts[count] = torch.tensor(float(count), device=self.device)
+            self._item_counts[count] = torch.full((), float(count), device=self.device)
         return self._item_counts[count]
 
     def _update(self, group: Group) -> Tensor:
