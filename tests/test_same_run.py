@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 def made(folder: Path, loss: float = 0.5, wall_time: float = 1.0, **weights: torch.Tensor) -> Path:
     (folder / "model").mkdir(parents=True)
-    record = {"kind": "train", "step": 5, "loss": loss, "wall_time": wall_time}
+    record = {"kind": "train", "step": 5, "loss": loss, "wall_time": wall_time, "cuda/alloc_mib": wall_time}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     save_file({"weight": torch.tensor([1.0, 2.0]), **weights}, folder / "model" / "model.safetensors")
     return folder
@@ -23,7 +23,7 @@ def found(one: Path, other: Path) -> list[str]:
     return list(same_run.differences(one, other))
 
 
-def test_the_clock_does_not_count(tmp_path: Path):
+def test_the_clock_and_the_memory_of_a_gpu_do_not_count(tmp_path: Path):
     assert found(made(tmp_path / "a"), made(tmp_path / "b", wall_time=2.0)) == []
 
 

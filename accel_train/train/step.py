@@ -18,12 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from accel_train import contract, keyed
+from accel_train import keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity
 from accel_train.train.optim import Schedule, build_optimizer
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
+from accel_train.train.totals import Totals
 from accel_train.train.world import Ranks
 
 _NOTHING = contextlib.nullcontext()
@@ -124,6 +125,7 @@ class Stepper:
         self.task, self.models, self.accelerator, self.ranks = task, models, accelerator, ranks
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self.device = accelerator.device
+        self.totals = Totals(task, models, ranks, self.device)
         self.groups: dict[str, Group] = {}  # by objective name
         self.memory_halvings = 0
         self.check_contract = check_contract
@@ -137,10 +139,6 @@ class Stepper:
         self._sharded = False
         self._equal_forwards = False  # ranks talk to each other within them
         self._largest_micro_batch = 0
-        self._totals_like: dict[str, dict[str, tuple[Any, ...]]] = {}
-        self._item_counts: dict[int, Tensor] = {}
-        self._counts_items = type(task).totals is Task.totals
-        self._forwards = type(task).forward_step is not Task.forward_step
         self._last_cut: tuple[Batch | None, int, list[Batch]] = (None, 0, [])  # of the batch of several objectives
 
     def add_group(
@@ -265,7 +263,9 @@ class Stepper:
         micro_batches = self._cut(batch)
         if self._equal_forwards:
             self._check_equal_forwards(len(micro_batches))
-        totals, has_outputs = self._totals(group, objective, micro_batches)
+        # autocast and sharding see what runs the models; a batch in one piece goes through them once
+        has_outputs = self.totals.forwards and len(micro_batches) == 1 and not self._sharded
+        totals = self.totals.of(group.module if self._sharded else group.local, objective, micro_batches, has_outputs)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
@@ -341,53 +341,6 @@ class Stepper:
                 "memory_guard: false does not go with reentrant checkpointing on several ranks: give "
                 "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
             ) from None
-
-    def _totals(self, group: Group, objective: Objective, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], bool]:
-        """The task's totals summed over micro-batches, then over ranks: one small all-reduce, none on one process; and
-        whether a batch in one piece has gone through the models for them, and has their outputs with gradients."""
-        once = self._forwards and len(micro_batches) == 1 and not self._sharded
-        totals: dict[str, Tensor] = {}
-        if self._counts_items:  # nothing but the number of items: no need to ask the task
-            totals["items"] = self._item_count(sum(map(self.task.size, micro_batches)))
-        else:
-            module = group.module if self._sharded else group.local  # autocast and sharding see what runs the models
-            for i, micro_batch in enumerate(micro_batches):
-                if self._forwards:
-                    with torch.set_grad_enabled(once):
-                        micro_batch = module(micro_batch, None, objective)
-                    if once:
-                        micro_batches[i] = micro_batch
-                with torch.no_grad():
-                    parts = self.task.totals(self.models, micro_batch, objective)
-                for name, part in contract.sums_of(self.task, "totals", parts, self.device).items():
-                    totals[name] = totals[name] + part if name in totals else part
-        if self.ranks.world_size == 1:
-            return totals, once
-        like = self._totals_like.get(objective.name)
-        if like is None:  # a rank without items learns from the others what is summed
-            mine = {name: (tuple(t.shape), t.dtype) for name, t in totals.items()}
-            like = next((names for names in self.ranks.gather(mine) if names), {})
-            if not like:  # no rank has items: they all abandon the step
-                return totals, once
-            self._totals_like[objective.name] = like
-        parts = [
-            totals[name].double().reshape(-1).to(self.device)
-            if name in totals
-            else torch.zeros(math.prod(shape), dtype=torch.float64, device=self.device)
-            for name, (shape, _) in like.items()
-        ]
-        flat = self.ranks.sum(torch.cat(parts))
-        cut = flat.split([part.numel() for part in parts])
-        summed = {
-            name: part.reshape(shape).to(dtype) for part, (name, (shape, dtype)) in zip(cut, like.items(), strict=True)
-        }
-        return summed, once
-
-    def _item_count(self, count: int) -> Tensor:
-        """On the device already, since the same few numbers come again and again. Filled there: a copy would wait."""
-        if count not in self._item_counts:
-            self._item_counts[count] = torch.full((), float(count), device=self.device)
-        return self._item_counts[count]
 
     def _update(self, group: Group) -> Tensor:
         """Clip, and step if the gradient is finite; the norm says which. It is 0 where no parameter was reached."""

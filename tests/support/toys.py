@@ -422,7 +422,19 @@ class Silent(Gan):
         return Loss(loss.value.detach()) if objective.name == "generator" and here("detached") else loss
 
 
-class Muon(MuonTask):
+class EitherPrecision:
+    """For a task: its models in float64 if its attribute of that name says so."""
+
+    float64: bool
+
+    def build_model(self, train):
+        models: Any = super().build_model(train)  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.float64:
+            return models
+        return {name: model.double() for name, model in models.items()} if isinstance(models, dict) else models.double()
+
+
+class Muon(EitherPrecision, MuonTask):
     """The task itself, small, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
@@ -430,11 +442,8 @@ class Muon(MuonTask):
         super().__init__(**small | options)
         self.float64 = float64
 
-    def build_model(self, train):
-        return {name: model.double() if self.float64 else model for name, model in super().build_model(train).items()}
 
-
-class GDyNet(GDyNetTask):
+class GDyNet(EitherPrecision, GDyNetTask):
     """The task itself, small, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
@@ -442,11 +451,8 @@ class GDyNet(GDyNetTask):
         super().__init__(**small | options)
         self.float64 = float64
 
-    def build_model(self, train):
-        return {name: model.double() if self.float64 else model for name, model in super().build_model(train).items()}
 
-
-class Disruptions(TCNTask):
+class Disruptions(EitherPrecision, TCNTask):
     """The tcn task, small, on shots in memory, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
@@ -463,10 +469,6 @@ class Disruptions(TCNTask):
     @property
     def store(self) -> Any:
         return self.memory
-
-    def build_model(self, train):
-        model = super().build_model(train)
-        return model.double() if self.float64 else model
 
 
 class Pairs(Numbers):
