@@ -19,6 +19,8 @@ from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from accel_train.run.saved import Saved
     from accel_train.tasks.tcn.report.judge import Data
     from accel_train.tasks.tcn.task import TCNTask
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path(os.path.relpath(saved.home)) / "report"
     refuse_unwritable("--out", out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = saved.load_models()["model"].eval().to(device)
+    model: Any = _load(saved, data).eval().to(device)
     found = find(data, model, task.nsub, options.seed, lambda text: print(f"report: {text}", file=sys.stderr))
     print(f"{os.path.relpath(saved.weights)}, step {saved.info['step']}\n{summary(found)}")
     with writing("--out", out):
@@ -60,6 +62,14 @@ def run(options: argparse.Namespace) -> int:
     if names:
         print(f"  figures        {', '.join(names)}")
     return 0
+
+
+def _load(saved: Saved, data: Data) -> nn.Module:
+    try:
+        return saved.load_models()["model"]
+    except UserError as error:
+        more = f"{data.store.folder} has {data.store.channels} channels; are these the data it was trained on?"
+        raise UserError(f"{error}. {more}") from None
 
 
 def _task(saved: Saved) -> TCNTask:

@@ -18,6 +18,7 @@ from accel_train.tasks.tcn.steps import diagnostics, prior_shift, reliability, s
 from accel_train.tasks.tcn.store import Store
 from accel_train.tasks.tcn.windows import Windows
 
+RESAMPLES = 2000  # of the shots, for intervals
 NETWORK = "network"
 SPLITS = ("train", "validation", "test")
 
@@ -113,8 +114,8 @@ def find(data: Data, model: TCN, nsub: int, seed: int, say: Callable[[str], None
         point = rows[NETWORK].point if each.validation is None else _choose(data.validation, each.validation)
         scores = of_test[each.kind] = Scores.of(data.test, each.test)
         table = ShotTable.of(scores.shots, point.rule)
-        metrics = step_intervals(scores.steps, point.threshold, each.shift, seed) | table.intervals(seed)
-        rows[each.name] = Row(each.kind, point, table, metrics)
+        metrics = step_intervals(scores.steps, point.threshold, each.shift, seed, RESAMPLES)
+        rows[each.name] = Row(each.kind, point, table, metrics | table.intervals(seed, RESAMPLES))
     shift = data.shift(float(model.get_buffer("positive_share")))
     return Found(data, rows, of_test[NETWORK], shift, seed, _cautions(data, model, rows))
 

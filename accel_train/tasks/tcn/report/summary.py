@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from accel_train.tasks.tcn.report.judge import NETWORK, Found, Row
+from accel_train.tasks.tcn.report.judge import Found, Row
 from accel_train.tasks.tcn.steps import DISTANCES, POSITIONS
 from accel_train.tracking.records import aligned
 
@@ -24,8 +24,7 @@ COLUMNS = {
     "warning_median_ms": ("warning", "median ms"),
 }
 HEADS = {
-    "network": "",
-    "trivial": "trivial models, chosen and judged alike",
+    "trivial": "trivial models, chosen and judged alike; the last two see no signal: AUC above 0.5 is a leak",
     "failure": "the network where sensors fail, its rule unchanged",
 }
 
@@ -36,14 +35,15 @@ def summary(found: Found) -> str:
     sizes, rule = row.table.sizes(), row.point.rule
     validation = found.data.validation.shots
     disruptive = sum(shot.disruptive for shot in validation)
-    below = f", off at {rule.lo:.2f} or below" if rule.lo < rule.hi else ""
+    below = f", off from {rule.lo:.2f} down" if rule.lo < rule.hi else ""
+    held = f"once on for {rule.hold_ms:g} ms" if rule.hold_ms else "at once"
     counts = Counter(row.table.outcomes.tolist())
     outcomes = [("correct", "missed", "late", "early"), ("false", "quiet")]
     warned, clear = (", ".join(f"{counts[name]} {name}" for name in names) for names in outcomes)
     return "\n".join([
-        f"chosen on {len(validation)} validation shots ({disruptive} disruptive): steps are positive from logit "
+        f"chosen on {len(validation)} validation shots, {disruptive} of them disruptive: steps are positive from logit "
         f"{row.point.threshold:.2f} up;",
-        f"the alarm sounds after {rule.hold_ms:g} ms on, on from logit {rule.hi:.2f} up{below}",
+        f"the trigger is on from logit {rule.hi:.2f} up{below}, and the alarm sounds {held}",
         f"judged on {len(row.table.numbers)} test shots: {sizes['shots_disruptive']:g} disruptive ({warned}), "
         f"{sizes['shots_clear']:g} clear ({clear})",
         "",
@@ -73,15 +73,19 @@ def _table(rows: Mapping[str, Row]) -> list[str]:
 
 def _steps(found: Found) -> list[str]:
     metrics, known = found.network.metrics, found.diagnostics()
-    places = [f"{place} {_number(known[f'step_f1/onset_{place}'], '') or 'none'}" for place in POSITIONS]
-    before = {name: known[f"step_fpr/{name}"] for name in DISTANCES if name not in ("clear", "from_onset")}
-    rates = [f"{name} {_percent(rate)}" for name, rate in before.items()]
+    rates = [
+        f"{name.replace('over_', 'over ').replace('ms', ' ms')}: {_percent(rate)}"
+        for name in DISTANCES
+        if name not in ("clear", "from_onset") and not math.isnan(rate := known[f"step_fpr/{name}"])
+    ]
+    places = {place: known[f"step_f1/onset_{place}"] for place in POSITIONS}
+    f1 = [f"{value:.2f} at {place}" for place, value in places.items() if not math.isnan(value)]
     return [
-        f"Brier score of the {NETWORK} {metrics['brier']:.4f}, skill {metrics['brier_skill']:.2f} (0: the positive "
-        f"share for every step; logits {found.shift:+.2f}, to the share of the training split)",
-        f"false positive steps: clear shots {_percent(known['step_fpr/clear'])}; before the onset of the label "
+        f"probabilities: Brier score {metrics['brier']:.4f}, skill {metrics['brier_skill']:.2f} (0: always the share "
+        f"of positive steps); logits {found.shift:+.2f}, for the share of the training split",
+        f"false positive steps: in clear shots: {_percent(known['step_fpr/clear'])}; before the onset of the label, "
         + ", ".join(rates),
-        f"step F1 by the place of the onset in its window: {', '.join(places)}",
+        f"step F1 by the place of the onset in its window: {', '.join(f1)}",
     ]
 
 
@@ -93,4 +97,4 @@ def _number(value: float, name: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return "none" if math.isnan(share) else f"{100 * share:.2g} %"
+    return "?" if math.isnan(share) else f"{100 * share:.3g} %"
