@@ -63,7 +63,7 @@ def warning_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     share = 100 * np.array(alarms) / max(disruptions, 1)
     low, high = 100 * np.array([exact(n, disruptions) for n in alarms]).T
     axes.fill_between(ahead, low, high, step="pre", color=SCORE, alpha=0.18, lw=0, label="95 % interval over shots")
-    axes.step(ahead, share, where="pre", color=SCORE, lw=1.8, label="the rule")
+    axes.step(ahead, share, where="pre", color=SCORE, lw=1.8, label="the chosen rule")
     axes.axvspan(AHEAD_MS[0], table.useful.least_ms, color=GREY, zorder=0)
     axes.text(table.useful.least_ms / 1.1, 3, "too late to be of use", ha="right", color="0.35")
     axes.set(xscale="log", xlim=(AHEAD_MS[0], AHEAD_MS[-1]), ylim=(0, 103), xlabel="time before the disruption (ms)")
@@ -90,7 +90,9 @@ def roc_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     ends = [_percent(metrics, name) for name in rates]
     values = [100 * metrics[name] for name in rates]
     _errors(axes, FALSE_POSITIVE_RATES, values, ends, "s", SCORE, "at 1, 2, 5, 10 %, 95 % interval")
-    _errors(axes, [100 * metrics["fpr"]], [100 * metrics["tpr"]], [_percent(metrics, "tpr")], "o", ALARM, "the rule")
+    _errors(
+        axes, [100 * metrics["fpr"]], [100 * metrics["tpr"]], [_percent(metrics, "tpr")], "o", ALARM, "the chosen rule"
+    )
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # what matters is at few false alarms
     axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100], map(str, ticks), minor=False)
     axes.set_xticks([], minor=True)
@@ -119,7 +121,7 @@ def reliability_figure(found: Mapping[str, np.ndarray], brier: float) -> Figure:
     limits = ends[0] / 1.6, 1 - ends[0] / 1.6  # room for the points at the ends
     top.set(xscale="logit", yscale="logit", xlim=limits, ylim=limits)
     below.vlines(shown["predicted"], 0.5, found["steps"], color=SCORE, lw=5)
-    below.set(yscale="log", xlabel="predicted probability, with the prior of use")
+    below.set(yscale="log", xlabel="predicted probability, for the share of the training split")
     for axis in (top.xaxis, top.yaxis):
         axis.set_ticks(SHARES, [f"{share:g}" for share in SHARES])
         axis.set_ticks([], minor=True)

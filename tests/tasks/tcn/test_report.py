@@ -16,10 +16,11 @@ from support.shots import InMemory, shot, write_shots
 
 from accel_train.cli import main
 from accel_train.commands.evaluate import evaluate_run
+from accel_train.errors import UserError
+from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tasks.tcn import baselines
 from accel_train.tasks.tcn.labels import LabelSettings
-from accel_train.tasks.tcn.report import judge
-from accel_train.tasks.tcn.report.command import read
+from accel_train.tasks.tcn.report import command, judge
 from accel_train.tasks.tcn.report.judge import Data
 from accel_train.tasks.tcn.report.scores import Scores, of_network
 from accel_train.tasks.tcn.robustness import Failure
@@ -226,6 +227,18 @@ def test_a_test_split_of_one_class(place: Path, tmp_path: Path, capsys, disrupti
     assert metrics["auc"] is None and (metrics["tpr"] is None) == disruptive == (metrics["fpr"] is not None)
 
 
+def test_shots_without_a_score_are_named(place: Path, tmp_path: Path, capsys):
+    folder = other_shots(place / "data", tmp_path / "data", lambda _: True)
+    meta = json.loads((folder / "meta.json").read_text())
+    short = next(each for each in meta["shots"] if each["split"] == "test")
+    short["start"] = short["stop"] - 5
+    (folder / "meta.json").write_text(json.dumps(meta))
+    given = [f"--task.init_args.data={folder}", f"--out={tmp_path / 'out'}"]
+    assert main(["tcn", "report", str(place / "run"), *given]) == 0
+    assert f"1 test shots are shorter than the receptive field, so that no alarm can sound in them; the first is " \
+           f"{short['number']}" in capsys.readouterr().out  # fmt: skip
+
+
 def test_other_data_are_named(place: Path, tmp_path: Path, capsys):
     shutil.copytree(place / "data", tmp_path / "data")
     with np.load(tmp_path / "data" / "norm.npz") as norm:
@@ -250,11 +263,14 @@ def test_prebuilt_windows_have_no_shots(place: Path, tmp_path: Path, capsys):
 
 
 def test_what_is_no_run_of_tcn(place: Path, tmp_path: Path, capsys):
+    saved: Any = SimpleNamespace(task=CollatzTask(), home=tmp_path)
+    with pytest.raises(UserError, match="a run of the task collatz, not of tcn"):
+        command._task(saved)
     assert "unrecognized arguments: --tsak" in refused(capsys, place / "run", "--tsak=1")
     assert "no such folder" in refused(capsys, tmp_path / "none")
 
 
 def test_windows_are_cut_once(place: Path):
     task = TCNTask(str(place / "data"), **SIZES)
-    assert read(task).test is task.windows("test") is task.windows("test")
+    assert command.read(task).test is task.windows("test") is task.windows("test")
     assert task.windows("train", 3) is not task.windows("train")

@@ -93,7 +93,7 @@ def read(task: TCNTask) -> Data:
         )
     splits: dict[str, Windows] = {}
     for split in SPLITS:
-        windows = task.windows(split)
+        windows = task.windows(split, task.stride if split == "train" else None)
         if not isinstance(windows, Windows) or not len(windows):
             what = "shots" if windows is None else "shot as long as the receptive field"
             raise UserError(

@@ -16,7 +16,6 @@ from accel_train.system.secrets import scrub_tree
 from accel_train.tasks.tcn import figures
 from accel_train.tasks.tcn.alarms import ShotScores
 from accel_train.tasks.tcn.report.judge import SPLITS, Found
-from accel_train.tasks.tcn.report.scores import moment_spacing
 from accel_train.tracking.records import plain
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "labels": asdict(data.labels),
         "seed": found.seed,
         "logit_shift": found.shift,
-        "moments_every_ms": moment_spacing(data.test.shots, data.labels) * data.test.shots[0].dt_ms,
+        "moments_every_ms": found.moments_every_ms,
         "rows": {
             name: {
                 "kind": row.kind,

@@ -12,7 +12,7 @@ from accel_train.tasks.tcn.labels import LabelSettings
 from accel_train.tasks.tcn.metrics import ShotTable
 from accel_train.tasks.tcn.model import TCN
 from accel_train.tasks.tcn.operating import OperatingPoint
-from accel_train.tasks.tcn.report.scores import Logits, Scores, moments, of_network, of_trivial
+from accel_train.tasks.tcn.report.scores import Logits, Scores, moment_spacing, moments, of_network, of_trivial
 from accel_train.tasks.tcn.robustness import FAILURES
 from accel_train.tasks.tcn.steps import diagnostics, prior_shift, reliability, step_intervals
 from accel_train.tasks.tcn.store import Store
@@ -87,6 +87,12 @@ class Found:
     @property
     def network(self) -> Row:
         return self.rows[NETWORK]
+
+    @property
+    def moments_every_ms(self) -> float:
+        """How often trivial models look at a test shot."""
+        shots = self.data.test.shots
+        return moment_spacing(shots, self.data.labels) * shots[0].dt_ms
 
     def diagnostics(self) -> dict[str, float]:
         parts = self.scores.by_distance.sum(0), self.scores.by_position.sum(0)
@@ -172,8 +178,8 @@ def _cautions(data: Data, model: TCN, rows: dict[str, Row]) -> list[str]:
             found.append(f"only {sizes[f'shots_{kind}']:g} test shots are {kind}: look at the intervals")
     if sizes["shots_unscored"]:
         found.append(
-            f"{sizes['shots_unscored']:g} test shots are shorter than the receptive field, and no alarm can sound in "
-            f"them: {', '.join(str(shot.number) for shot in data.test.too_short[:5])} ..."
+            f"{sizes['shots_unscored']:g} test shots are shorter than the receptive field, so that no alarm can sound "
+            f"in them; the first is {data.test.too_short[0].number}"
         )
     found += [
         f"{name!r} alone, without any signal, tells disruptions from clear shots, and the network may have learned "

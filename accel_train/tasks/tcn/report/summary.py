@@ -23,10 +23,6 @@ COLUMNS = {
     "warning_mean_ms": ("warning", "mean ms"),
     "warning_median_ms": ("warning", "median ms"),
 }
-HEADS = {
-    "trivial": "trivial models, chosen and judged alike; the last two see no signal: AUC above 0.5 is a leak",
-    "failure": "the network where sensors fail, its rule unchanged",
-}
 
 
 def summary(found: Found) -> str:
@@ -45,24 +41,33 @@ def summary(found: Found) -> str:
         f"{row.point.threshold:.2f} up;",
         f"the trigger is on from logit {rule.hi:.2f} up{below}, and the alarm sounds {held}",
         f"judged on {len(row.table.numbers)} test shots: {sizes['shots_disruptive']:g} disruptive ({warned}), "
-        f"{sizes['shots_clear']:g} clear ({clear})",
+        f"{sizes['shots_clear']:g} clear ({clear});",
+        "below a number: its 95 % interval over shots",
         "",
-        *_table(found.rows),
+        *_table(found.rows, {
+            "trivial": f"trivial models, every {found.moments_every_ms:g} ms, chosen and judged alike; the last two "
+            "see no signal: AUC above 0.5 is a leak",
+            "failure": "the network where sensors fail, its rule unchanged",
+        }),
         "",
         *_steps(found),
         *(f"warning: {text}" for text in found.warnings),
     ])  # fmt: skip
 
 
-def _table(rows: Mapping[str, Row]) -> list[str]:
-    """Under each number its interval; the failures have none."""
+def _table(rows: Mapping[str, Row], titles: Mapping[str, str]) -> list[str]:
+    """Under each number its interval; the failures have none.
+
+    Args:
+        titles: of each kind of rows but the first.
+    """
     empty = [""] * len(COLUMNS)
     lines = [["", *(head[0] for head in COLUMNS.values())], ["", *(head[1] for head in COLUMNS.values())]]
     heads, kind = {}, "network"
     for name, row in rows.items():
         if row.kind != kind:
             kind = row.kind
-            heads[len(lines)] = HEADS[kind]
+            heads[len(lines)] = titles[kind]
             lines.append(["", *empty])
         lines.append([name, *(_number(row.metrics[column], column) for column in COLUMNS)])
         if kind != "failure":
