@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accel_train.errors import UserError
-from accel_train.intervals import Interval, bootstrap
+from accel_train.intervals import Interval, bootstrap, exact
 from accel_train.sums import BinaryScores, Moments
 
 EDGES = np.linspace(-5, 5, 101)
@@ -63,3 +63,22 @@ def test_nothing_can_be_said_of_one_unit():
 def test_mistakes_are_one_line(more, settings, says):
     with pytest.raises(UserError, match=says):
         bootstrap(mean, units(2) | more, seed=0, **settings)
+
+
+@pytest.mark.parametrize("part, whole, low, high", [
+    (8, 8, 0.025 ** (1 / 8), 1.0),
+    (0, 20, 0.0, 1 - 0.025 ** (1 / 20)),
+    (4, 20, 0.0573, 0.4366),  # tables of Clopper and Pearson
+    (50, 100, 0.3983, 0.6017),
+])  # fmt: skip
+def test_exact_intervals_of_a_share(part, whole, low, high):
+    assert exact(part, whole) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_an_exact_interval_covers_the_share_at_least_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.9):
+        ends = {part: exact(part, 15, 0.9) for part in range(16)}
+        drawn = random.binomial(15, share, 2000).tolist()
+        assert np.mean([ends[part][0] <= share <= ends[part][1] for part in drawn]) > 0.885
+    assert all(map(math.isnan, exact(0, 0)))

@@ -8,7 +8,9 @@ passed. Where one of these foresees disruptions, so may a network, for a reason 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Protocol
@@ -33,6 +35,7 @@ STATISTICS = tuple(
 )  # fmt: skip
 """What ``statistics`` gives: something of each channel, and how it is over the channels."""
 
+THREADS = 8  # at most: each has a shot in memory
 FLOOR = 1e-12  # of a variance: what a dead channel has
 MIN_WINDOW = 64  # samples: so that there is a frequency in each band
 
@@ -123,14 +126,17 @@ def examples(
     """A window that ends at every ``every``-th sample of a segment, as long as it fits into it.
 
     Args:
-        read: of (shot number, first, last), samples first to last - 1: normalised [C, n].
+        read: of (shot number, first, last), samples first to last - 1: normalised [C, n]. It is called by several
+            threads, as is ``label``.
         label: of the same, target and counts: bool [n] each.
         window: its length in samples, such as the receptive field of the network to compare with.
 
     Raises:
         UserError: no segment is as long as a window.
     """
-    found = [_of_shot(shot, read, label, window, every) for shot in shots if shot.stop - shot.start >= window]
+    long_enough = [shot for shot in shots if shot.stop - shot.start >= window]
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), THREADS)) as threads:
+        found = list(threads.map(lambda shot: _of_shot(shot, read, label, window, every), long_enough))
     if not found:
         raise UserError(f"baselines: no shot has {window} samples that count; give shorter windows or longer shots")
     names = [field.name for field in fields(Examples)]

@@ -8,4 +8,9 @@ COMMANDS = by_name(
         "HDF5 shots to memory-mapped arrays, resumable and in parallel",
         "accel_train.tasks.tcn.preprocess.command",
     ),
+    Command(
+        "report",
+        "whether the alarms of a run work: shots, warning times, trivial models, failing sensors; JSON and figures",
+        "accel_train.tasks.tcn.report.command",
+    ),
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from accel_train.intervals import exact
 from accel_train.tasks.tcn.alarms import USEFUL, AlarmRule, ShotScores, Useful, alarm_step, on_runs, outcome_of
 from accel_train.tasks.tcn.metrics import AHEAD_MS, FALSE_POSITIVE_RATES, ShotTable
 from accel_train.tasks.tcn.steps import BEFORE_ONSET_MS, DISTANCES
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SCORE, ALARM, DISRUPTION, THRESHOLD, GREY = "#0072B2", "#D55E00", "#000000", "#E69F00", "0.88"
 CHANCE = np.append(0, np.geomspace(0.1, 100, 100))  # %
 SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+LOWEST = 20  # logits below threshold and zero; what is below is far from an alarm
 POINTS = 2000  # of a track: the lowest and the highest score of every pixel, about
 
 
@@ -34,6 +36,8 @@ def shot_figure(shot: ShotScores, rule: AlarmRule, onset_ms: float, useful: Usef
     for panel in axes:
         _track(panel, shot, rule, step, onset_ms, useful)
         panel.set_xlabel("plasma time (ms)")
+    lowest = min(rule.lo, 0.0) - LOWEST
+    axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], lowest))
     _finish(axes[0], "logit of a disruption")
     if shot.disruptive:
         before = max(1.5 * (shot.t_disruption_ms - onset_ms), 4 * useful.least_ms)
@@ -52,20 +56,19 @@ def warning_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     """
     figure = _figure(7, 4.8)
     axes = figure.subplots()
-    names = [f"warned/{ms}ms" for ms in AHEAD_MS]
-    low, high = ([100 * metrics[f"{name}/{end}"] for name in names] for end in ("low", "high"))
-    axes.fill_between(AHEAD_MS, low, high, color=SCORE, alpha=0.18, lw=0, label="95 % interval over shots")
-    warnings = np.sort(table.warning_ms[table.warning_ms > 0])
-    ahead = np.append(AHEAD_MS[0], warnings.clip(AHEAD_MS[0], AHEAD_MS[-1]))
-    share = 100 * np.arange(len(warnings), -1, -1) / max(len(table.warning_ms), 1)
-    axes.step(
-        np.append(ahead, AHEAD_MS[-1]), np.append(share[0], share), where="pre", color=SCORE, lw=1.8, label="the rule"
-    )
+    warnings = np.sort(table.warning_ms[table.warning_ms > 0]).clip(AHEAD_MS[0], AHEAD_MS[-1])
+    ahead = np.array([AHEAD_MS[0], *warnings, AHEAD_MS[-1]])
+    alarms = [len(warnings), *range(len(warnings), -1, -1)]  # so many are so early, or earlier
+    disruptions = len(table.warning_ms)
+    share = 100 * np.array(alarms) / max(disruptions, 1)
+    low, high = 100 * np.array([exact(n, disruptions) for n in alarms]).T
+    axes.fill_between(ahead, low, high, step="pre", color=SCORE, alpha=0.18, lw=0, label="95 % interval over shots")
+    axes.step(ahead, share, where="pre", color=SCORE, lw=1.8, label="the chosen rule")
     axes.axvspan(AHEAD_MS[0], table.useful.least_ms, color=GREY, zorder=0)
     axes.text(table.useful.least_ms / 1.1, 3, "too late to be of use", ha="right", color="0.35")
     axes.set(xscale="log", xlim=(AHEAD_MS[0], AHEAD_MS[-1]), ylim=(0, 103), xlabel="time before the disruption (ms)")
     rate = f"{100 * metrics['fpr']:.1f} % of the clear shots have a false alarm"
-    axes.set_title(f"{len(table.warning_ms)} disruptions; {rate}", fontsize=10)
+    axes.set_title(f"{disruptions} disruptions; {rate}", fontsize=10)
     axes.set_xticks(ticks := [1, 3, 10, 30, 100, 300, 1000, 3000], map(str, ticks), minor=False)
     _finish(axes, "disruptions with an alarm (%)")
     axes.legend(frameon=False, loc="upper right")
@@ -87,7 +90,9 @@ def roc_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     ends = [_percent(metrics, name) for name in rates]
     values = [100 * metrics[name] for name in rates]
     _errors(axes, FALSE_POSITIVE_RATES, values, ends, "s", SCORE, "at 1, 2, 5, 10 %, 95 % interval")
-    _errors(axes, [100 * metrics["fpr"]], [100 * metrics["tpr"]], [_percent(metrics, "tpr")], "o", ALARM, "the rule")
+    _errors(
+        axes, [100 * metrics["fpr"]], [100 * metrics["tpr"]], [_percent(metrics, "tpr")], "o", ALARM, "the chosen rule"
+    )
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # what matters is at few false alarms
     axes.set_xticks(ticks := [0, 1, 2, 5, 10, 20, 50, 100], map(str, ticks), minor=False)
     axes.set_xticks([], minor=True)
@@ -109,13 +114,14 @@ def reliability_figure(found: Mapping[str, np.ndarray], brier: float) -> Figure:
     figure = _figure(6.2, 6)
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     ends = SHARES[0], SHARES[-1]
-    top.plot(ends, ends, color="0.7", lw=0.8, ls="--", label="right")
+    top.plot(ends, ends, color="0.7", lw=0.8, ls="--", label="as predicted")
     shown = {name: found[name].clip(*ends) for name in ("predicted", "observed", "low", "high")}
     intervals = list(zip(shown["low"], shown["high"], strict=True))
     _errors(top, shown["predicted"], shown["observed"], intervals, "o", SCORE, "95 % interval over shots")
-    top.set(xscale="logit", yscale="logit", xlim=ends, ylim=ends)
+    limits = ends[0] / 1.6, 1 - ends[0] / 1.6  # room for the points at the ends
+    top.set(xscale="logit", yscale="logit", xlim=limits, ylim=limits)
     below.vlines(shown["predicted"], 0.5, found["steps"], color=SCORE, lw=5)
-    below.set(yscale="log", xlabel="predicted probability, with the prior of use")
+    below.set(yscale="log", xlabel="predicted probability, for the share of the training split")
     for axis in (top.xaxis, top.yaxis):
         axis.set_ticks(SHARES, [f"{share:g}" for share in SHARES])
         axis.set_ticks([], minor=True)
@@ -138,13 +144,13 @@ def distance_figure(metrics: Mapping[str, float]) -> Figure:
     where = np.arange(len(rates))[::-1]  # time runs to the right
     axes.bar(where, rates, color=SCORE, width=0.8, label="before disruptions")
     clear = 100 * metrics["step_fpr/clear"]
-    axes.axhline(clear, color=ALARM, lw=1.6, label=f"clear shots: {clear:.2g}")
+    axes.axhline(clear, color=ALARM, lw=1.6, label=f"clear shots: {clear:.3g} %")
     for x, rate in zip(where, rates, strict=True):
-        axes.annotate("none" if np.isnan(rate) else f"{rate:.2g}", (x, 0 if np.isnan(rate) else rate), ha="center",
+        axes.annotate("no steps" if np.isnan(rate) else f"{rate:.3g}", (x, 0 if np.isnan(rate) else rate), ha="center",
                       xytext=(0, 2), textcoords="offset points", color="0.25")  # fmt: skip
     spans = [f"{a}–{b}" for a, b in pairwise(BEFORE_ONSET_MS)]
     axes.set_xticks(where, [*spans, f"> {BEFORE_ONSET_MS[-1]}"])
-    axes.set_xlabel("time until the onset of the label (ms)")
+    axes.set(xlim=(-0.6, len(rates) - 0.4), xlabel="time until the onset of the label (ms)")
     _finish(axes, "false positive steps (%)")
     axes.legend(frameon=False, loc="upper left")
     return figure

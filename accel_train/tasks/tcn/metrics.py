@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from accel_train.errors import UserError
+from accel_train.intervals import exact
 from accel_train.sums import Confusion
 from accel_train.tasks.tcn.alarms import (
     USEFUL,
@@ -124,10 +125,34 @@ class ShotTable:
         return self._of_the_rule(times, d) | self._of_the_sweep(d, c)
 
     def intervals(self, seed: int, resamples: int = 2000) -> dict[str, float]:
-        """``metrics`` and, as ``NAME/low`` and ``NAME/high``, the ends of their 95 % intervals over shots."""
+        """``metrics`` and, as ``NAME/low`` and ``NAME/high``, the ends of their 95 % intervals over shots.
+
+        Those of shares of shots are at least the exact ones: no resample of 20 correct alarms has a miss, and yet the
+        next shot may be one. So is that of an AUC of 0 or 1, of as many pairs as have no shot in common. For precision,
+        F1 and F2 there is none (NaN) where all resamples are alike.
+        """
         # the sum of rows of the unit matrix says how often each shot was drawn
         shots = {"times": torch.eye(len(self.numbers), dtype=torch.float64)}
-        return with_intervals(lambda sums: self.metrics(sums["times"].long().numpy()), shots, seed, resamples)
+        found = with_intervals(lambda sums: self.metrics(sums["times"].long().numpy()), shots, seed, resamples)
+        for name, units in self._shares(found).items():
+            if not math.isnan(found[name]):
+                low, high = exact(round(found[name] * units), units)
+                found[f"{name}/low"] = float(np.nanmin([found[f"{name}/low"], low]))
+                found[f"{name}/high"] = float(np.nanmax([found[f"{name}/high"], high]))
+        for name in ("precision", "f1", "f2"):
+            if found[f"{name}/low"] == found[f"{name}/high"]:
+                found |= {f"{name}/low": math.nan, f"{name}/high": math.nan}
+        return found
+
+    def _shares(self, found: dict[str, float]) -> dict[str, int]:
+        """Metrics that are shares, and of how many."""
+        disruptive = int(self.disruptive.sum())
+        clear = len(self.disruptive) - disruptive
+        of_disruptive = ["tpr", *MISSES, *(f"warned/{ms}ms" for ms in AHEAD_MS)]
+        of_disruptive += [f"tpr_at_fpr_{percent}" for percent in FALSE_POSITIVE_RATES]
+        units = dict.fromkeys(of_disruptive, disruptive)
+        units |= dict.fromkeys(("fpr", f"fpr_at_tpr_{TRUE_POSITIVE_RATE}"), clear)
+        return units | {name: min(disruptive, clear) for name in ("auc", "auc_zhu") if found[name] in (0.0, 1.0)}
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
         """False and true positive rate of the sweep, float64 [K], as ``tpr_at_fpr_N`` has them."""

@@ -60,7 +60,7 @@ def choose_rule(shots: Sequence[ShotScores], useful: Useful = USEFUL) -> AlarmRu
     """The alarm rule of the highest F2 over shots: a miss costs more than a false alarm.
 
     Of rules that are equally good, one of the shortest hold time, since it warns first; then the narrowest gap; then
-    the middle threshold, which is farthest from being worse.
+    the middle of the widest range of thresholds, which is farthest from being worse.
 
     Args:
         shots: of the validation split; gone through several times.
@@ -81,19 +81,28 @@ def choose_rule(shots: Sequence[ShotScores], useful: Useful = USEFUL) -> AlarmRu
     disruptive = sum(shot.disruptive for shot in shots)
     f2 = 5 * correct / (correct + false + 4 * disruptive)
     hold, gap, _ = np.argwhere(f2 == f2.max())[0]
-    best = np.flatnonzero(f2[hold, gap] == f2.max())
-    hi = float(his[best[len(best) // 2]])
+    hi = _middle(his, f2[hold, gap] == f2.max())
     return AlarmRule(hi - GAPS[gap], hi, HOLDS_MS[hold])
 
 
+def _middle(his: np.ndarray, best: np.ndarray) -> float:
+    """The one nearest to the middle of the widest range without another that is worse."""
+    edges = np.flatnonzero(np.diff(best, prepend=False, append=False)).reshape(-1, 2)
+    first, end = max(edges, key=lambda run: his[run[1] - 1] - his[run[0]])
+    run = his[first:end]
+    return float(run[np.argmin(abs(run - (run[0] + run[-1]) / 2))])
+
+
 def _levels(shots: Sequence[ShotScores]) -> np.ndarray:
-    """Between the highest levels of the shots, at any hold time: where the outcome of a shot may change."""
+    """Between the highest levels of the shots, at any hold time, where the outcome of a shot may change; and as many
+    that are evenly spaced, where no shot has its own but all may be told apart."""
     tops = {float(levels[-1]) for shot in shots for hold in HOLDS_MS if len(levels := rises(shot, hold)[1])}
     if not tops:
         raise UserError("no validation shot is long enough for a score; see the receptive field")
     levels = np.sort(np.array([*tops]))
     between = np.append(levels[0], (levels[1:] + levels[:-1]) / 2)
-    return between[np.unique(np.linspace(0, len(between) - 1, LEVELS).round().astype(np.int64))]
+    some = between[np.linspace(0, len(between) - 1, LEVELS // 2).round().astype(np.int64)]
+    return np.unique([*some, *np.linspace(between[0], between[-1], LEVELS // 2)])
 
 
 def _alarms(shot: ShotScores, lo: float, hi: float) -> list[int | None]:

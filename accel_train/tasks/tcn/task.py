@@ -87,6 +87,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
             kernel_size, dilations(levels, kernel_size, dilation_base, nrecept_target)
         )
         self._store: Store | None = None
+        self._windows: dict[tuple[str, int | None], Windows | Prebuilt | None] = {}
         self.evaluated: Windows | Prebuilt | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
@@ -101,7 +102,12 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         return self._store
 
     def windows(self, split: str, stride: int | None = None) -> Windows | Prebuilt | None:
-        """The windows of a split; None if it has none."""
+        """The windows of a split, cut and labelled once; None if it has none."""
+        if (split, stride) not in self._windows:
+            self._windows[split, stride] = self._cut(split, stride)
+        return self._windows[split, stride]
+
+    def _cut(self, split: str, stride: int | None) -> Windows | Prebuilt | None:
         from accel_train.tasks.tcn import prebuilt
         from accel_train.tasks.tcn.windows import Windows
 
@@ -228,7 +234,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         return {"logits": self._logits(models, batch)}
 
     def describe_predictions(self, split: str) -> dict[str, Any]:
-        """Which steps of which shots the rows are, and what is known of the shots, for ``accel-train tcn report``."""
+        """Which steps of which shots the rows are, and what is known of the shots."""
         import numpy as np
 
         from accel_train.tasks.tcn.store import as_json

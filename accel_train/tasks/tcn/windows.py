@@ -92,9 +92,7 @@ class Windows:
             "x": np.empty((*shape, self.nsub), data.dtype),
             "scale": np.empty(shape, np.float32),
             "offset": np.empty(shape, np.float32),
-            "target": np.empty((len(indices), self.outputs), bool),
-            "counts": np.empty((len(indices), self.outputs), bool),
-            "to_onset_ms": np.empty((len(indices), self.outputs), np.float32),
+            **self.labels(indices),
         }
         for row, item in enumerate(np.asarray(indices).tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
@@ -102,10 +100,17 @@ class Windows:
             batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
             batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
-            batch["target"][row], batch["counts"][row] = self._label(item)
-            batch["to_onset_ms"][row] = self._to_onset_ms(item)
         batch["shot"], batch["first"] = self.place(indices)
         return batch
+
+    def labels(self, indices: np.ndarray) -> Arrays:
+        """target, counts and to_onset_ms of a batch, as ``read`` has them; no signal is read."""
+        target, counts = np.empty((2, len(indices), self.outputs), bool)
+        to_onset_ms = np.empty((len(indices), self.outputs), np.float32)
+        for row, item in enumerate(np.asarray(indices).tolist()):
+            target[row], counts[row] = self._label(item)
+            to_onset_ms[row] = self._to_onset_ms(item)
+        return {"target": target, "counts": counts, "to_onset_ms": to_onset_ms}
 
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.data.fingerprint()}

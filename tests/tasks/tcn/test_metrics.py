@@ -131,6 +131,19 @@ def test_intervals_are_those_of_binomials_and_repeatable():
     assert 0 < width == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 100), rel=0.25)
 
 
+def test_no_miss_among_twelve_is_not_certainty():
+    """No resample of shots that are all right has one that is wrong."""
+    tracks = [np.full(20, 5.0 if i % 2 else -5.0, np.float32) for i in range(24)]
+    shots = [ShotScores(i, x, 0.0, 10.0, bool(i % 2), 200.0 if i % 2 else math.nan) for i, x in enumerate(tracks)]
+    found = ShotTable.of(shots, AlarmRule(0, 0)).intervals(seed=0, resamples=20)
+    lowest = 0.025 ** (1 / 12)
+    for name in ("tpr", "tpr_at_fpr_1", "auc", "auc_zhu"):
+        assert (found[name], found[f"{name}/low"], found[f"{name}/high"]) == pytest.approx((1, lowest, 1))
+    for name in ("fpr", "fpr_at_tpr_95", "missed"):
+        assert (found[name], found[f"{name}/low"], found[f"{name}/high"]) == pytest.approx((0, 0, 1 - lowest))
+    assert found["f2"] == 1 and math.isnan(found["f2/low"])
+
+
 def test_a_shot_without_scores_is_counted_and_quiet():
     shots = [*both_kinds(4, 0), ShotScores(9, np.zeros(5, np.float32), 0, 5.0, True, 25.0, first=5)]
     table = ShotTable.of(shots, AlarmRule(-9, -9))
@@ -162,6 +175,17 @@ def test_the_rule_is_the_best_of_the_grid(monkeypatch: pytest.MonkeyPatch):
     assert f2(shots, chosen) == pytest.approx(max(f2(shots, rule) for rule in grid))
     shortest = [rule for rule in grid if rule.hold_ms == 0 and f2(shots, rule) == pytest.approx(f2(shots, chosen))]
     assert (chosen.hold_ms == 0) == bool(shortest)
+
+
+def test_the_threshold_lies_between_the_classes():
+    """Not just below the disruption that is found last, whose neighbour in the test would be missed."""
+    heights = [*np.linspace(8, 9, 10), *np.linspace(-1, 0, 10)]
+    shots = [
+        ShotScores(i, np.linspace(-4, top, 40).astype(np.float32), 0.0, 5.0, top > 4, 260.0 if top > 4 else math.nan)
+        for i, top in enumerate(heights)
+    ]
+    rule = choose_rule(shots)
+    assert rule.hold_ms == 0 and rule.lo == rule.hi == pytest.approx(4, abs=0.5)
 
 
 def test_shots_that_can_be_told_apart_are_and_others_too():
