@@ -40,6 +40,7 @@ class Store:
             if self.manifest["version"] != VERSION:
                 raise ValueError(f"made by version {self.manifest['version']} of preprocess, this reads {VERSION}")
             self.shots = [_shot(each) for each in self.manifest["shots"]]
+            self.bad, self.left_out = list(self.manifest["bad"]), list(self.manifest["left_out"])
             self.channels = int(self.manifest["channels"])
             self.dtype: np.dtype[Any] = np.dtype(self.manifest["options"]["dtype"])
             self._scale, self._offset = (self.per_shot(name).astype(np.float32) for name in ("scale", "offset"))
