@@ -17,8 +17,9 @@ import numpy as np
 from accel_train import keyed
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
-from accel_train.task import Event
+from accel_train.task import Batch, Event
 from accel_train.tasks.tcn.labels import LabelSettings, label
+from accel_train.tasks.tcn.lent import lend
 from accel_train.tasks.tcn.shots import SPLITS, Shot, Shots
 
 Arrays = dict[str, np.ndarray]
@@ -98,7 +99,7 @@ class Windows:
         """
         data, shape = self.data, (len(indices), self.data.channels)
         batch = {
-            "x": np.empty((*shape, self.nsub), data.dtype),
+            "x": lend((*shape, self.nsub), data.dtype),
             "scale": np.empty(shape, np.float32),
             "offset": np.empty(shape, np.float32),
             "target": np.empty((len(indices), self.outputs), bool),
@@ -118,6 +119,14 @@ class Windows:
             batch["dt_ms"][row] = shot.dt_ms
         batch["shot"], batch["first"] = self.place(indices)
         return batch
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """These windows will be read soon. Costs nothing where data are in memory or in the cache of the system."""
+        tell = getattr(self.data, "ahead", None)
+        if tell is not None:
+            for item in np.asarray(indices).tolist():
+                shot, start = self.shots[self._shot[item]], int(self._start[item])
+                tell(shot.number, start, min(start + self.nsub, shot.samples))
 
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.data.fingerprint()}
@@ -148,11 +157,17 @@ class Windows:
 
 class WindowSource(IndexedSource):
     """Batches of windows: of ``Windows``, or of any data that know their fingerprint. What they warn of are the first
-    events."""
+    events. While a batch is read, the system may fetch what the next one needs."""
 
     def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__(data, batch_size, seed, shuffle)
         self._events = [Event("warning", text) for text in getattr(data, "warnings", ())]
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        ahead, steps = getattr(self.data, "ahead", None), self.steps(epoch)
+        if ahead is not None and steps is not None and step + 1 < steps:
+            ahead(self.share(epoch, step + 1, rank, world_size))
+        return super().batch(epoch, step, rank, world_size)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint()

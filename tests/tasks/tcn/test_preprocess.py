@@ -340,3 +340,29 @@ def test_a_store_goes_to_another_process_by_name(store):
     sent = pickle.dumps(opened)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent).read(100, 3, 9), opened.read(100, 3, 9))
+
+
+def test_ranges_that_are_fetched_ahead(store, monkeypatch):
+    """Those bytes of the file that ``read`` gives; nothing if they are there, and no error without the file."""
+    opened, told = Store(store), []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, kind: told.append((start, size)), raising=False)
+    monkeypatch.setattr(store_module, "_cached", lambda *place: False)
+    opened.ahead(101, 30, 70)
+    data = (store / "shots" / "101.npy").read_bytes()
+    found = np.array([np.frombuffer(data[start : start + size], np.int16) for start, size in told])
+    np.testing.assert_array_equal(found, opened.read(101, 30, 70))
+    told.clear()
+    monkeypatch.setattr(store_module, "_cached", lambda *place: True)
+    opened.ahead(101, 30, 70)
+    (store / "shots" / "102.npy").unlink()
+    opened.ahead(102, 30, 70)
+    monkeypatch.delattr(os, "posix_fadvise")
+    opened.ahead(101, 30, 70)
+    assert told == []
+
+
+def test_what_was_just_read_is_in_the_cache(store):
+    with open(store / "shots" / "101.npy", "rb") as file:
+        file.read()
+        assert store_module._cached(file.fileno(), 200) or not hasattr(os, "RWF_NOWAIT")
+        assert not store_module._cached(file.fileno(), 10**9), "behind the end"
