@@ -29,24 +29,20 @@ class RawFiles(Checked):
     clear: str = setting("clear", "the same of shots that did not disrupt.")
     disrupt_list: str | None = setting(None, "9-column shot list of ``disrupt``; below ``data``, too.")
     clear_list: str | None = setting(None, "9-column shot list of ``clear``.")
-    flattop_only: bool = setting(False, "segments are the flattop of the shot lists.", identity=True)
-    step: int = setting(1, "keep every so many samples, without a filter.", Range(1), identity=True)
+    flattop_only: bool = setting(False, "segments are the flattop of the shot lists.")
+    step: int = setting(1, "keep every so many samples, without a filter.", Range(1))
     baseline_ms: float = setting(
-        40.0,
-        "the mean of so much at the beginning is subtracted, unless the file says it was.",
-        Range(0),
-        identity=True,
+        40.0, "the mean of so much at the beginning is subtracted, unless the file says it was.", Range(0)
     )
-    t0_ms: float | None = setting(None, "time of the first sample, whatever file and list say.", identity=True)
+    t0_ms: float | None = setting(None, "time of the first sample, whatever file and list say.")
     dt_ms: float | None = setting(
-        None, "from one sample of a file to the next, whatever file and list say; of a table: of its even grid.",
-        Range(1e-9), identity=True,
-    )  # fmt: skip
+        None, "from one sample of a file to the next, whatever file and list say; of a table: of its grid.", Range(1e-9)
+    )
     max_bad: int = setting(0, "shots that may be unreadable.", Range(0))
     norm_stats: str | None = setting(
         None, "an .npz with mean and std; made if it is not there yet. null: they are computed at every start."
     )
-    signals: list[str] | None = setting(None, "columns of a table; null: all numbers besides the key.", identity=True)
+    signals: list[str] | None = setting(None, "columns of a table; null: all numbers besides the key.")
 
 
 MEANT_FOR: dict[Layout, set[str]] = {

@@ -58,7 +58,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         "warmup_start_factor": 0.125, "eval_steps": "1ep", "metric_for_best_model": "step_pr_auc",
         "greater_is_better": True,
     }  # fmt: skip
-    movable = ("data", "checkpointing")
+    movable = ("data", "raw", "checkpointing")  # other data are refused by their fingerprint
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class Windows:
         self.counted, self.positive = np.zeros((2, len(self)), np.int64)
         for item in range(len(self)):
             target, counts = self._label(item)
-            self.counted[item], self.positive[item] = counts.sum(), target.sum()
+            self.counted[item], self.positive[item] = np.count_nonzero(counts), np.count_nonzero(target)
 
     def __len__(self) -> int:
         return len(self._shot)

@@ -149,7 +149,10 @@ def test_a_changed_list_is_another_data_set(copied):
     before = task(copied, RAW).store.fingerprint()
     meta = copied / "disrupt" / "meta.csv"
     meta.write_text(meta.read_text().replace("104,train,340", "104,train,330"))
-    assert task(copied, RAW).store.fingerprint() != before
+    changed = task(copied, RAW).store.fingerprint()
+    assert changed != before != task(copied, RAW | {"step": 2}).store.fingerprint()
+    moved = copied.rename(copied.with_name("moved"))
+    assert task(moved, RAW).store.fingerprint() == changed
 
 
 # -- what is wrong ---------------------------------------------------------------------------------------------------
