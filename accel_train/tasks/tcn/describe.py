@@ -49,12 +49,14 @@ def describe(files: Sequence[str], task: type[Any], options: Mapping[str, Any]) 
     if not splits:
         raise UserError(f"{files[0]}: has no shots")
     any_ = next(iter(splits.values()))
+    labels = "as they were made" if layout == "prebuilt" else f"the last {made.labels.twarn_ms:g} ms"
     lines = [
         f"{Path(files[0])}: {layout}, {any_.channels:,} channels",
         f"  windows of {any_.nsub:,} samples, of which {any_.outputs:,} are scored (receptive field "
-        f"{made.receptive_field:,}); positive: the last {made.labels.twarn_ms:g} ms",
-        HEAD, *(_row(split, windows) for split, windows in splits.items()),
-    ]  # fmt: skip
+        f"{made.receptive_field:,}); positive: {labels}",
+        HEAD,
+        *(_row(split, windows) for split, windows in splits.items()),
+    ]
     shown: Sequence[str] = ()
     if layout != "prebuilt":
         lines += _shots(made.store)

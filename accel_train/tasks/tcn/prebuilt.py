@@ -51,20 +51,20 @@ class Prebuilt:
         self.folder = Path(folder) / FOLDERS[split]
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; prebuilt windows are in {', '.join(FOLDERS.values())}")
-        self._files = _Ninja(self.folder) if (self.folder / "X").is_dir() else _Npz(self.folder)
+        self._files = _open(self.folder)
         labels = _load(self.folder / "labels.npy")
         if len(labels) != len(self._files):
             raise DataError(
                 f"{self.folder}: {len(self._files):,} windows and {len(labels):,} labels; was it cut off while it was "
                 "made? Make it again"
             )
-        if not len(labels):
-            raise DataError(f"{self.folder}: has no windows")
-        x, target = self._files.get(0, "X"), self._files.get(0, "target")
-        self.nsub, self.channels, self.dtype = target.size, x.size // max(1, target.size), x.dtype
+        self.channels, self.nsub, self.dtype = _first(self._files)
         self.receptive_field, self.outputs = receptive_field, self.nsub - receptive_field + 1
         if receptive_field < 1 or self.outputs < 1:
-            raise UserError(f"{self.folder}: windows of {self.nsub} samples, receptive field {receptive_field}")
+            raise UserError(
+                f"{self.folder}: windows of {self.nsub} samples are shorter than the receptive field "
+                f"{receptive_field}, which levels, kernel_size, dilation_base and nrecept_target set"
+            )
         self.mean, self.std = np.zeros(self.channels), np.ones(self.channels)
         self.counted, self.positive = np.zeros((2, len(labels)), np.int64)
         class_weights = np.zeros(0)
@@ -156,6 +156,25 @@ class Prebuilt:
             f"{path}: its windows are {stride:,} steps apart and each has {self.outputs:,} outputs, so {share:.0%} of "
             "the steps are never scored: they were made for a shorter receptive field"
         ]
+
+
+def channels_of(folder: str | Path) -> int:
+    """By the first window that there is. Raises ``DataError``."""
+    there = next(path for name in FOLDERS.values() if (path := Path(folder) / name).is_dir())
+    return _first(_open(there))[0]
+
+
+def _open(folder: Path) -> _Ninja | _Npz:
+    files = _Ninja(folder) if (folder / "X").is_dir() else _Npz(folder)
+    if not len(files):
+        raise DataError(f"{folder}: has no windows: neither X/ of mmap_ninja nor NUMBER.npz")
+    return files
+
+
+def _first(files: _Ninja | _Npz) -> tuple[int, int, np.dtype[Any]]:
+    """Channels and samples of the first window, and of which type it is."""
+    x, target = files.get(0, "X"), files.get(0, "target")
+    return x.size // max(1, target.size), target.size, x.dtype
 
 
 class _Ragged:

@@ -147,8 +147,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         from accel_train.tasks.tcn.model import TCN
 
         windows: Any = train.data if isinstance(train, IndexedSource) else None
-        channels = self.store.channels if windows is None else windows.channels
-        model = TCN(channels, **self.sizes)
+        model = TCN(self._channels() if windows is None else windows.channels, **self.sizes)
         share = 0.5
         if windows is not None:
             model.set_statistics(torch.from_numpy(windows.mean), torch.from_numpy(windows.std))
@@ -161,6 +160,11 @@ class TCNTask(Task, Predicts, Exports, DataTools):
             share = positive / counted
         model.register_buffer("positive_share", torch.tensor(share, dtype=torch.float64))
         return model
+
+    def _channels(self) -> int:
+        from accel_train.tasks.tcn import prebuilt
+
+        return prebuilt.channels_of(self.folder) if prebuilt.is_prebuilt(self.folder) else self.store.channels
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Any]:
         """Steps that count in the global batch, and those of them that are positive."""

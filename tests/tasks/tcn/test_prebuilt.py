@@ -13,7 +13,7 @@ from support.runs import config
 from accel_train import TrainConfig, Trainer
 from accel_train.commands.inspect import inspect
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.tcn.prebuilt import Prebuilt
+from accel_train.tasks.tcn.prebuilt import Prebuilt, channels_of
 from accel_train.tasks.tcn.task import TCNTask
 from accel_train.tasks.tcn.windows import Stratified, WindowSource
 
@@ -82,7 +82,7 @@ def test_sources(prebuilt):
 def test_what_is_not_whole(prebuilt):
     with pytest.raises(DataError, match="val: no such folder"):
         Prebuilt(prebuilt, "validation", 7)
-    with pytest.raises(UserError, match="windows of 20 samples, receptive field 21"):
+    with pytest.raises(UserError, match="windows of 20 samples are shorter than the receptive field 21"):
         Prebuilt(prebuilt, "train", 21)
     (prebuilt / "meta.json").write_text('{"T_sub": 99}')
     with pytest.raises(DataError, match="says windows of 99 samples, they have 20"):
@@ -93,6 +93,13 @@ def test_what_is_not_whole(prebuilt):
     (prebuilt / "train" / "labels.npy").unlink()
     with pytest.raises(DataError, match="labels.npy: cannot be read"):
         Prebuilt(prebuilt, "train", 7)
+
+
+def test_a_folder_without_windows(tmp_path):
+    (tmp_path / "train").mkdir()
+    for read in (lambda: Prebuilt(tmp_path, "train", 7), lambda: channels_of(tmp_path)):
+        with pytest.raises(DataError, match="train: has no windows: neither X/ of mmap_ninja nor NUMBER.npz"):
+            read()
 
 
 def test_data_that_are_cut_off(tmp_path):
@@ -182,6 +189,7 @@ def test_a_run_and_no_distances(heavy):
     with torch.no_grad():
         found = task.eval_metrics(task.eval_step(models, batch))
     assert not [name for name in found if name.startswith("step_fpr/")]
+    assert TCNTask(str(heavy), **SMALL).build_model(None).mean.shape[0] == 6, "as whoever loads weights asks for it"
 
 
 def test_inspect(heavy):
