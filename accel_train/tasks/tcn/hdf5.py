@@ -187,7 +187,7 @@ class Hdf5Shots:
             raise DataError(
                 f"{policy.left_out['shots']} shots cannot be used, {max_bad} may (raw.max_bad): {self.bad[0]}"
             )
-        self._entries = {entry.number: entry for entry in entries}
+        self._entries, self._max_bad = {entry.number: entry for entry in entries}, max_bad
         self._offsets: dict[int, np.ndarray] = {}
         self._norm_stats, self._norm, self._lock = norm_stats, None, threading.Lock()
 
@@ -227,6 +227,10 @@ class Hdf5Shots:
         files = [{"name": path.name, "rows": shot.samples, "size": path.stat().st_size} for path, shot in self._files()]
         made = manifest_hash([[as_json(shot) for shot in self.shots], asdict(self.reading)])
         return {"files": [*files, {"name": "lists and options", "rows": len(files), "tag": made}]}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process opens the files again
+        entries = list(self._entries.values())
+        return Hdf5Shots, (entries, self.reading, self._norm_stats, self._max_bad, self.left_out)
 
     def _files(self, split: str | None = None) -> list[tuple[Path, Shot]]:
         return [(self._entries[shot.number].path, shot) for shot in self.shots if split in (None, shot.split)]

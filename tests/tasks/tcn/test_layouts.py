@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.runs import config
+from support.runs import config, weights_files
 from support.shots import write_file, write_shots
 
 from accel_train import TrainConfig, Trainer
@@ -108,6 +108,26 @@ def test_a_run(raw, tmp_path, layout):
     settings = config(tmp_path / "run", max_steps=3, eval_steps=3, global_batch_size=4)
     result = Trainer(made, TrainConfig(**settings)).fit()
     assert np.isfinite(result.metrics["loss"]) and "step_fpr/clear" in result.metrics
+
+
+READERS = [pytest.param((2, "thread")), pytest.param((1, "process"), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("readers", READERS)
+@pytest.mark.parametrize("stored", [True, False])
+def test_readers_change_nothing(raw, tmp_path, stored, readers):
+    """Neither threads, which take the memory of batches that are gone, nor processes."""
+    data, options = raw, RAW
+    if stored:
+        data, options = tmp_path / "out", None
+        PREPROCESS.run([f"--disrupt={raw / 'disrupt'}", f"--clear={raw / 'clear'}", f"--out={data}", "--dt_ms=1"])
+    weights = []
+    for number, kind in ((0, "thread"), readers):
+        settings = config(tmp_path / f"{kind}-{number}", max_steps=12, eval_steps=6, global_batch_size=6)
+        settings |= {"num_workers": number, "worker_type": kind, "micro_batch_size": 4}
+        Trainer(task(data, options), TrainConfig(**settings)).fit()
+        weights.append(weights_files(settings["output_dir"]))
+    assert weights[0] == weights[1]
 
 
 # -- statistics ------------------------------------------------------------------------------------------------------
