@@ -102,10 +102,7 @@ class Windows:
             "x": lend((*shape, self.nsub), data.dtype),
             "scale": np.empty(shape, np.float32),
             "offset": np.empty(shape, np.float32),
-            "target": np.empty((len(indices), self.outputs), bool),
-            "counts": np.empty((len(indices), self.outputs), bool),
-            "onset_ms": np.empty(len(indices)),
-            "dt_ms": np.empty(len(indices)),
+            **self.labels(indices),
         }
         for row, item in enumerate(np.asarray(indices).tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
@@ -113,12 +110,19 @@ class Windows:
             batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
             batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
-            batch["target"][row], batch["counts"][row] = self._label(item)
-            onset = shot.t_disruption_ms - self.settings.twarn_ms
-            batch["onset_ms"][row] = onset - (shot.t0_ms + (start + self.receptive_field - 1) * shot.dt_ms)
-            batch["dt_ms"][row] = shot.dt_ms
         batch["shot"], batch["first"] = self.place(indices)
         return batch
+
+    def labels(self, indices: np.ndarray) -> Arrays:
+        """target, counts, onset_ms and dt_ms of a batch, as ``read`` has them; no signal is read."""
+        target, counts = np.empty((2, len(indices), self.outputs), bool)
+        onset_ms, dt_ms = np.empty((2, len(indices)))
+        for row, item in enumerate(np.asarray(indices).tolist()):
+            shot, first = self.shots[self._shot[item]], int(self._start[item]) + self.receptive_field - 1
+            target[row], counts[row] = self._label(item)
+            onset_ms[row] = shot.t_disruption_ms - self.settings.twarn_ms - (shot.t0_ms + first * shot.dt_ms)
+            dt_ms[row] = shot.dt_ms
+        return {"target": target, "counts": counts, "onset_ms": onset_ms, "dt_ms": dt_ms}
 
     def ahead(self, indices: np.ndarray) -> None:
         """These windows will be read soon. Costs nothing where data are in memory or in the cache of the system."""

@@ -85,6 +85,9 @@ def test_a_batch_holds_what_the_shots_hold(samples, t, receptive_field):
         np.testing.assert_array_equal(batch["target"][row], target & batch["counts"][row])
     assert batch["x"].dtype == np.int16 and batch["target"].dtype == batch["counts"].dtype == bool
     assert batch["shot"].dtype == batch["first"].dtype == np.int64
+    onsets = t - SETTINGS.twarn_ms - (-50.0 + batch["first"][batch["shot"] == 3])
+    np.testing.assert_allclose(batch["onset_ms"][batch["shot"] == 3], onsets)
+    assert np.isnan(batch["onset_ms"][batch["shot"] == 9]).all() and (batch["dt_ms"] == 1.0).all()
     np.testing.assert_array_equal(made.counted, batch["counts"].sum(1))
     np.testing.assert_array_equal(made.positive, batch["target"].sum(1))
 
