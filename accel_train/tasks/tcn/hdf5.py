@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ import numpy as np
 from accel_train.data.bad import BadDataPolicy
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.lists import Entry
-from accel_train.tasks.tcn.norm import moments, norm, together
+from accel_train.tasks.tcn.norm import Moments, kept_norm, moments, norm, together
+from accel_train.tasks.tcn.quantise import refuse_not_finite
 from accel_train.tasks.tcn.shots import ON_GRID, Shot
+from accel_train.tasks.tcn.store import as_json, manifest_hash
 
 if TYPE_CHECKING:
     import h5py
@@ -151,21 +153,29 @@ def refuse_channels(record: Record, channels: int) -> None:
 class Hdf5Shots:
     """``Shots`` that are read from their files each time. Preprocessed ones are many times faster.
 
+    Mean and deviation are asked for when a model is made, which keeps them with its weights. They are then computed
+    from the training split, which is read once for that; with ``norm_stats`` they are kept for the next run, too.
+
     Args:
         entries: as ``lists.find`` gives them.
         reading: how; decimation is plain slicing here.
-        norm_stats: .npz with ``mean`` and ``std``, or ``mean_flat`` and ``std_flat``, of (rows, columns) or (C,).
-            Without it, they are computed from the training split when they are first asked for, which reads it all.
+        norm_stats: as ``kept_norm`` has it.
         max_bad: so many files may be unreadable; ``bad`` has a line for each.
+        left_out: what ``lists.find`` left out.
 
     Raises:
         DataError: more files than that cannot be read.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], reading: Reading, norm_stats: Path | None = None, max_bad: int = 0
+        self,
+        entries: Sequence[Entry],
+        reading: Reading,
+        norm_stats: Path | None = None,
+        max_bad: int = 0,
+        left_out: Sequence[str] = (),
     ) -> None:
-        self.reading, self.dtype = reading, np.dtype(np.float32)
+        self.reading, self.dtype, self.left_out = reading, np.dtype(np.float32), list(left_out)
         policy, self.shots, self.channels = BadDataPolicy("skip"), list[Shot](), 0
         for entry in entries:
             with policy.at_stake("shots", entry.path), open_record(entry, reading) as record:
@@ -174,26 +184,33 @@ class Hdf5Shots:
                 self.shots.append(describe(entry, record, reading))
         self.bad = [event.title for event in policy.events()]
         if policy.left_out["shots"] > max_bad:
-            raise DataError(f"{policy.left_out['shots']} shots cannot be used, {max_bad} may (max_bad): {self.bad[0]}")
-        self._entries = {entry.number: entry for entry in entries}
+            raise DataError(
+                f"{policy.left_out['shots']} shots cannot be used, {max_bad} may (raw.max_bad): {self.bad[0]}"
+            )
+        self._entries, self._max_bad = {entry.number: entry for entry in entries}, max_bad
         self._offsets: dict[int, np.ndarray] = {}
-        self._norm = None if norm_stats is None else read_norm(norm_stats, self.channels)
-        self._lock = threading.Lock()
+        self._norm_stats, self._norm, self._lock = norm_stats, None, threading.Lock()
+
+    @property
+    def warnings(self) -> list[str]:
+        said = ((self.bad, "cannot be used"), (self.left_out, "are left out"))
+        return [f"{len(lines):,} shots {text}, the first: {lines[0]} (accel-train inspect shows more)"
+                for lines, text in said if lines]  # fmt: skip
 
     def split(self, name: str) -> list[Shot]:
         return [shot for shot in self.shots if shot.split == name]
 
     def read(self, number: int, first: int, last: int) -> np.ndarray:
-        step = self.reading.step
-        with open_record(self._entries[number], self.reading) as record:
-            return record.read(0, self.channels, first * step, max(first, last - 1) * step + (last > first))[:, ::step]
+        """Raises ``DataError`` for values that are not finite, and for a file that cannot be read any more."""
+        with self._open(number) as record:
+            return self._kept(record, first, last, 0, self.channels)
 
     def scale(self, number: int) -> np.ndarray:
         return np.ones(self.channels, np.float32)
 
     def offset(self, number: int) -> np.ndarray:
         if number not in self._offsets:
-            with open_record(self._entries[number], self.reading) as record:
+            with self._open(number) as record:
                 self._offsets[number] = -record.baseline(0, self.channels).astype(np.float32)
         return self._offsets[number]
 
@@ -206,36 +223,58 @@ class Hdf5Shots:
         return self._norms()[1]
 
     def fingerprint(self) -> dict[str, Any]:
-        paths = [self._entries[shot.number].path for shot in self.shots]
-        return {
-            "files": [
-                {"name": path.name, "rows": shot.samples, "size": path.stat().st_size}
-                for path, shot in zip(paths, self.shots, strict=True)
-            ]
-        }
+        """Of files by their size, and of what lists and options make of them."""
+        files = [{"name": path.name, "rows": shot.samples, "size": path.stat().st_size} for path, shot in self._files()]
+        made = manifest_hash([[as_json(shot) for shot in self.shots], asdict(self.reading)])
+        return {"files": [*files, {"name": "lists and options", "rows": len(files), "tag": made}]}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process opens the files again
+        entries = list(self._entries.values())
+        return Hdf5Shots, (entries, self.reading, self._norm_stats, self._max_bad, self.left_out)
+
+    def _files(self, split: str | None = None) -> list[tuple[Path, Shot]]:
+        return [(self._entries[shot.number].path, shot) for shot in self.shots if split in (None, shot.split)]
+
+    @contextmanager
+    def _open(self, number: int) -> Generator[Record]:
+        entry = self._entries[number]
+        policy = BadDataPolicy("skip")
+        with policy.at_stake("shots", entry.path), open_record(entry, self.reading) as record:
+            yield record
+            return
+        raise DataError(f"{policy.events()[0].title}; mend it, or move it away, or let tcn preprocess leave it out")
+
+    def _kept(self, record: Record, first: int, last: int, begin: int, end: int) -> np.ndarray:
+        """float32 [end - begin, last - first]: stored samples of channels ``begin`` to ``end - 1``."""
+        step = self.reading.step
+        kept = record.read(begin, end, first * step, max(first, last - 1) * step + (last > first))[:, ::step]
+        refuse_not_finite(kept, begin)
+        return kept
 
     def _norms(self) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             if self._norm is None:
-                if not (train := self.split("train")):
-                    raise DataError("no shots for training, of which mean and deviation are taken; give norm_stats")
-                self._norm = norm(
-                    together(
-                        moments(self.read(shot.number, shot.start, shot.stop) + self.offset(shot.number)[:, None])
-                        for shot in train
-                    )
-                )
+                self._norm = kept_norm(self._norm_stats, self.channels, self._identity(), self._compute_norm)
             return self._norm
 
+    def _identity(self) -> str:
+        """Of all that the statistics depend on; a file that was written again is another one."""
+        files = [[shot.number, shot.start, shot.stop, path.stat().st_size, path.stat().st_mtime_ns]
+                 for path, shot in self._files("train")]  # fmt: skip
+        return manifest_hash([files, asdict(self.reading)])
 
-def read_norm(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of an .npz, float64 [C]. Raises ``DataError``."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            kind = next(kind for kind in ("", "_flat") if f"mean{kind}" in file)
-            mean, std = (np.asarray(file[f"{name}{kind}"], np.float64).ravel() for name in ("mean", "std"))
-    except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise DataError(f"{path}: not an .npz with mean and std: {error}") from None
-    if len(mean) != channels or len(std) != channels or not (std > 0).all() or not np.isfinite(mean).all():
-        raise DataError(f"{path}: mean {len(mean)} and std {len(std)} must be of {channels} channels, std above 0")
-    return mean, std
+    def _compute_norm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Some channels at a time, so that memory is that of these."""
+        if not (train := self.split("train")):
+            raise DataError("no shots for training, of which mean and deviation are taken; look at the splits")
+        return norm(together(self._moments(shot) for shot in train))
+
+    def _moments(self, shot: Shot) -> Moments:
+        with self._open(shot.number) as record:
+            parts: list[Moments] = []
+            for begin in range(0, self.channels, record.group):
+                end = min(begin + record.group, self.channels)
+                baseline = record.baseline(begin, end).astype(np.float32)
+                parts.append(moments(self._kept(record, shot.start, shot.stop, begin, end) - baseline[:, None]))
+        mean, squares = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "squares"))
+        return Moments(parts[0].count, mean, squares)

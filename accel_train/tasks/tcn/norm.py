@@ -5,10 +5,15 @@ So they are the same, bit for bit, whoever did which shot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from accel_train.errors import DataError
+from accel_train.system.writing import replacing, writing
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,46 @@ def norm(of: Moments) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, float64 [C]; 1 for a channel that never changes, whose z is then 0."""
     std = np.sqrt(of.squares / max(1, of.count))
     return of.mean, np.where(std > 1e-9 * np.maximum(1e-300, np.abs(of.mean)), std, 1.0)
+
+
+Norm = tuple[np.ndarray, np.ndarray]
+
+
+def kept_norm(path: Path | None, channels: int, identity: str, compute: Callable[[], Norm]) -> Norm:
+    """Mean and deviation of an .npz, or computed and written there for the next time. Never those of other data.
+
+    Args:
+        path: with ``mean`` and ``std``, or ``mean_flat`` and ``std_flat``, of (rows, columns) or (C,). None: computed
+            each time. Several ranks write the same file, one whole one over another.
+        identity: of the data and all options; written down, and compared if the file says its own. A file of another
+            tool does not, and is taken as it is.
+
+    Returns:
+        float64 [C] each.
+
+    Raises:
+        DataError: it is of other data, or cannot be used.
+    """
+    if path is None:
+        return compute()
+    if path.is_file():
+        return _read_norm(path, channels, identity)
+    mean, std = compute()
+    with writing("raw.norm_stats", path.parent), replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, mean=mean, std=std, identity=np.array(identity))
+    return mean, std
+
+
+def _read_norm(path: Path, channels: int, identity: str) -> Norm:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kind = next(kind for kind in ("", "_flat") if f"mean{kind}" in file)
+            mean, std = (np.asarray(file[f"{name}{kind}"], np.float64).ravel() for name in ("mean", "std"))
+            said = str(file["identity"]) if "identity" in file else identity
+    except (OSError, ValueError, KeyError, StopIteration, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not an .npz with mean and std: {error}") from None
+    if said != identity:
+        raise DataError(f"{path}: is of other files or options than these; delete it, and it is made anew")
+    if len(mean) != channels or len(std) != channels or not (std > 0).all() or not np.isfinite(mean).all():
+        raise DataError(f"{path}: mean {len(mean)} and std {len(std)} must be of {channels} channels, std above 0")
+    return mean, std

@@ -44,9 +44,7 @@ class Stored(NamedTuple):
 def store(x: np.ndarray, dtype: str, first_channel: int = 0) -> Stored:
     """float32 [c, n] as one of ``DTYPES``. Raises ``DataError``, which names the channel, for what is not finite, or
     too large for float16."""
-    for channel, row in enumerate(x, first_channel):
-        if bad := len(row) - int(np.isfinite(row).sum()):
-            raise DataError(f"channel {channel}: {bad:,} of {len(row):,} values are not finite")
+    refuse_not_finite(x, first_channel)
     if dtype == "int16":
         parts = [_as_int16(row) for row in x]
         values, scale, offset, counts = (np.array(each) for each in zip(*parts, strict=True))
@@ -61,6 +59,13 @@ def store(x: np.ndarray, dtype: str, first_channel: int = 0) -> Stored:
         for i, row in enumerate(values.astype(np.float64))
     ]
     return Stored(values, scale, offset, np.array(error), counts)
+
+
+def refuse_not_finite(x: np.ndarray, first_channel: int = 0) -> None:
+    """A ``DataError`` that names the channel."""
+    for channel, row in enumerate(x, first_channel):
+        if bad := len(row) - int(np.isfinite(row).sum()):
+            raise DataError(f"channel {channel}: {bad:,} of {len(row):,} values are not finite")
 
 
 def _as_int16(x: np.ndarray) -> tuple[np.ndarray, float, float, bool]:

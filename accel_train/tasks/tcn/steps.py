@@ -30,6 +30,12 @@ POSITIONS = ("0-20%", "20-40%", "40-60%", "60-80%", "80-100%")
 RELIABILITY_EDGES = np.arange(-9.0, 10.0)  # of bins of the corrected logit; what is outside is in the first or last one
 
 
+def to_onset_ms(onset_ms: Tensor, dt_ms: Tensor, outputs: int) -> Tensor:
+    """From each step to the onset of the label, float64 [B, outputs], by that of output 0 and the time between outputs,
+    [B] each."""
+    return onset_ms[:, None] - dt_ms[:, None] * torch.arange(outputs, device=dt_ms.device)
+
+
 def step_sums(logits: Tensor, target: Tensor, counts: Tensor, to_onset_ms: Tensor) -> dict[str, Tensor]:
     """Sums over windows (or whole shots), for ``eval_step``.
 
@@ -122,16 +128,17 @@ def with_intervals(
     return found
 
 
-def diagnostics(by_distance: Tensor, by_position: Tensor, threshold: float) -> dict[str, float]:
+def diagnostics(by_distance: Tensor | None, by_position: Tensor, threshold: float) -> dict[str, float]:
     """``step_fpr/D``: false positive rate by distance to the onset, and in clear shots; ``step_f1/onset_P``: F1 of the
     windows with the onset at this place.
 
     Args:
-        by_distance, by_position: as ``step_sums``, added up.
+        by_distance, by_position: as ``step_sums``, added up. None where nobody knows of which shots the windows are.
     """
-    false = [BinaryScores(total, EDGES).at(threshold).false_positive_rate for total in by_distance]
+    groups = [] if by_distance is None else zip(DISTANCES, by_distance, strict=True)
+    false = {name: BinaryScores(total, EDGES).at(threshold).false_positive_rate for name, total in groups}
     f1 = [BinaryScores(total, EDGES).at(threshold).f_score() for total in by_position]
-    found = {f"step_fpr/{name}": rate for name, rate in zip(DISTANCES, false, strict=True) if name != "from_onset"}
+    found = {f"step_fpr/{name}": rate for name, rate in false.items() if name != "from_onset"}
     return found | {f"step_f1/onset_{name}": value for name, value in zip(POSITIONS, f1, strict=True)}
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Store:
             if self.manifest["version"] != VERSION:
                 raise ValueError(f"made by version {self.manifest['version']} of preprocess, this reads {VERSION}")
             self.shots = [_shot(each) for each in self.manifest["shots"]]
+            self.bad, self.left_out = list(self.manifest["bad"]), list(self.manifest["left_out"])
             self.channels = int(self.manifest["channels"])
             self.dtype: np.dtype[Any] = np.dtype(self.manifest["options"]["dtype"])
             self._scale, self._offset = (self.per_shot(name).astype(np.float32) for name in ("scale", "offset"))
@@ -66,6 +68,19 @@ class Store:
             with self._lock:
                 mapped = self._mapped[number] = self._map(number)
         return mapped[:, first:last]
+
+    def ahead(self, number: int, first: int, last: int) -> None:
+        """Ask the system to fetch what ``read`` would give, and do not wait for it. A window is a range in each
+        channel, and page faults would wait for one after the other. It is a hint: nothing depends on it."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        shot, size = self.shots[self._row[number]], self.dtype.itemsize
+        with suppress(OSError), open(self._path(number), "rb") as file:
+            place = os.fstat(file.fileno()).st_size - self.channels * shot.samples * size  # behind the header
+            starts = range(place + first * size, place + self.channels * shot.samples * size, shot.samples * size)
+            if not _cached(file.fileno(), starts[len(starts) // 2]):
+                for start in starts:
+                    os.posix_fadvise(file.fileno(), start, (last - first) * size, os.POSIX_FADV_WILLNEED)
 
     def scale(self, number: int) -> np.ndarray:
         return self._scale[self._row[number]]
@@ -105,6 +120,16 @@ class Store:
             expected = f"{self.dtype} {(self.channels, shot.samples)}"
             raise DataError(f"{path}: is {array.dtype} {array.shape}, the manifest says {expected}; preprocess again")
         return np.asarray(array)  # a plain view of the same pages: slices of a memmap take several times as long
+
+
+def _cached(file: int, place: int) -> bool:
+    """Whether a byte could be read without waiting; False where the file system cannot tell."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT) > 0
+    except OSError:
+        return False
 
 
 def as_json(shot: Shot) -> dict[str, Any]:

@@ -8,6 +8,7 @@ constants, and what is true of each shot.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 
 from accel_train import keyed
 from accel_train.arguments import Range
-from accel_train.data.synthetic import write_data_set
+from accel_train.data.synthetic import training_line, write_data_set
 from accel_train.errors import UserError
 from accel_train.tasks.tcn import discharge as discharges
 from accel_train.tasks.tcn.discharge import DT_MS, RECIPES, T0_MS, TWARN_MS, Discharge, Recipe, draw, signals, trapped
@@ -173,9 +174,14 @@ def _report(out: Path, about: dict[str, Any]) -> str:
     positive = sum(TWARN_MS for each in truths if each["disruptive"])
     sizes = ", ".join(f"{split} {number}" for split, number in about["shots"].items())
     traps = f"; traps: {', '.join(about['traps'])}" if about["traps"] else ""
+    shots = out.with_name(f"{out.name}_shots")
+    options = [f"--{name}={shlex.quote(str(path))}" for name, path in
+               (("disrupt", out / "disrupt"), ("clear", out / "clear"), ("out", shots))]  # fmt: skip
     return "\n".join([
         f"{out}: {about['kind']}, shots: {sizes}; {sum(each['disruptive'] for each in truths)} disrupt{traps}",
         f"  {plasma / 1000:.1f} s of plasma, of which {positive / plasma:.1%} are the last {TWARN_MS:g} ms before one",
         f"  samples every {DT_MS:g} ms from {T0_MS:g} ms; every fifth of them, windows of 768 steps and a receptive "
         "field of 253 go with it",
+        f"  accel-train tcn preprocess {' '.join(options)} --dt_ms={DT_MS:g} --step=5 --antialias",
+        f"  {training_line('examples/tcn_small.yaml', {'data': str(shots)})}",
     ])  # fmt: skip

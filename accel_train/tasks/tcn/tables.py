@@ -13,6 +13,7 @@ import numpy as np
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.norm import Moments, norm, together
 from accel_train.tasks.tcn.shots import SPLITS, Shot, index, split_of
+from accel_train.tasks.tcn.store import as_json, manifest_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +81,9 @@ class Table:
         return np.zeros(self.channels, np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": [{"name": self.path.name, "rows": len(self.shots), "size": self.path.stat().st_size}]}
+        made = manifest_hash([[as_json(shot) for shot in self.shots], self.signals])
+        size = self.path.stat().st_size
+        return {"files": [{"name": self.path.name, "rows": len(self.shots), "size": size, "tag": made}]}
 
     def _norm(self, train: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Of the values that are there, signal by signal."""
@@ -128,9 +131,12 @@ def _column(path: Path, table: pa.Table, name: str) -> np.ndarray:
     import pyarrow as pa
 
     try:
-        return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException:
         raise DataError(f"{path}: column {name} is {table[name].type}, must be numbers") from None
+    if infinite := int(np.isinf(values).sum()):
+        raise DataError(f"{path}: column {name} has {infinite:,} values that are infinite; leave them empty")
+    return values
 
 
 def _split(path: Path, number: int, said: set[Any]) -> str:

@@ -12,13 +12,14 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, DataTools, Exports, Loss, Objective, Predicts, Task
 from accel_train.tasks.tcn.labels import LabelSettings
+from accel_train.tasks.tcn.layouts import RawFiles, open_shots, refuse_meaningless
 from accel_train.tasks.tcn.synth import synth
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.tasks.tcn.prebuilt import Prebuilt
-    from accel_train.tasks.tcn.store import Store
+    from accel_train.tasks.tcn.shots import Shots
     from accel_train.tasks.tcn.windows import Windows
 
 
@@ -26,7 +27,9 @@ class TCNTask(Task, Predicts, Exports, DataTools):
     """A causal dilated network on the imaging signals of a tokamak: log odds that a disruption is near, step by step.
 
     Args:
-        data: a folder that ``accel-train tcn preprocess`` has made, or one with prebuilt windows (train/, test/).
+        data: a folder that ``accel-train tcn preprocess`` has made; one with the folders disrupt/ and clear/ of HDF5
+            files; a table (.csv, .parquet) with shot, time, time_until_disrupt and signals; or a folder with prebuilt
+            windows (train/, test/). Its content tells which.
         nsub: samples of a window, at the stored rate; prebuilt windows are as long as they are.
         stride: samples from one window to the next; null scores each step once.
         twarn_ms: a step is positive from so long before the disruption on.
@@ -35,7 +38,8 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         ignore_band_ms: steps that are nearer than this to the beginning of the positive ones do not count.
         negatives: windows without a positive step for each one with, in every batch; null takes them as they come.
         balance: weigh the classes equally in every global ``batch``, as they are in the training ``dataset``, or not at
-            all (``none``). One of them, never two: see docs/tasks/tcn.md.
+            all (``none``), which takes the weights of prebuilt windows as they are. One of them, never two: see
+            docs/tasks/tcn.md.
         levels: blocks of two convolutions.
         nhid: channels of every block.
         kernel_size: taps of a convolution.
@@ -44,6 +48,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         dropout: of features.
         norm: ``weight`` of each kernel, ``channel`` over the channels of a step, or ``none``. Others see the future.
         checkpointing: compute a block again in the backward pass instead of keeping it.
+        raw: how HDF5 files and tables are read.
     """
 
     name = "tcn"
@@ -53,7 +58,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         "warmup_start_factor": 0.125, "eval_steps": "1ep", "metric_for_best_model": "step_pr_auc",
         "greater_is_better": True,
     }  # fmt: skip
-    movable = ("data", "checkpointing")
+    movable = ("data", "raw", "checkpointing")  # other data are refused by their fingerprint
 
     def __init__(
         self,
@@ -74,10 +79,12 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         dropout: Annotated[float, Range(0, below=1)] = 0.1,
         norm: Literal["weight", "channel", "none"] = "weight",
         checkpointing: bool = False,
+        raw: RawFiles = RawFiles(),  # noqa: B008 - never changed
     ) -> None:
         from accel_train.tasks.tcn.architecture import dilations, receptive_field
 
         self.folder, self.nsub, self.stride, self.negatives, self.balance = data, nsub, stride, negatives, balance
+        self.raw = raw
         self.labels = LabelSettings(twarn_ms, ignore_twarn, exclude_last_ms, ignore_band_ms)
         self.sizes: dict[str, Any] = dict(
             levels=levels, nhid=nhid, kernel_size=kernel_size, dilation_base=dilation_base,
@@ -86,19 +93,17 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         self.receptive_field = receptive_field(
             kernel_size, dilations(levels, kernel_size, dilation_base, nrecept_target)
         )
-        self._store: Store | None = None
+        self._store: Shots | None = None
         self._windows: dict[tuple[str, int | None], Windows | Prebuilt | None] = {}
         self.evaluated: Windows | Prebuilt | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Shots:
         """Opened when it is asked for: a constructor reads nothing."""
-        from accel_train.tasks.tcn.store import Store
-
         if self._store is None:
-            self._store = Store(self.folder)
+            self._store = open_shots(self.folder, self.raw)
         return self._store
 
     def windows(self, split: str, stride: int | None = None) -> Windows | Prebuilt | None:
@@ -112,8 +117,9 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         from accel_train.tasks.tcn.windows import Windows
 
         if prebuilt.is_prebuilt(self.folder):
+            refuse_meaningless("prebuilt", self.raw)
             there = (Path(self.folder) / prebuilt.FOLDERS[split]).is_dir()
-            return prebuilt.Prebuilt(self.folder, split, self.receptive_field) if there else None
+            return prebuilt.Prebuilt(self.folder, split, self.receptive_field, self.balance) if there else None
         shots = self.store.split(split)
         if not shots:
             return None
@@ -147,8 +153,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         from accel_train.tasks.tcn.model import TCN
 
         windows: Any = train.data if isinstance(train, IndexedSource) else None
-        channels = self.store.channels if windows is None else windows.channels
-        model = TCN(channels, **self.sizes)
+        model = TCN(self._channels() if windows is None else windows.channels, **self.sizes)
         share = 0.5
         if windows is not None:
             model.set_statistics(torch.from_numpy(windows.mean), torch.from_numpy(windows.std))
@@ -161,6 +166,11 @@ class TCNTask(Task, Predicts, Exports, DataTools):
             share = positive / counted
         model.register_buffer("positive_share", torch.tensor(share, dtype=torch.float64))
         return model
+
+    def _channels(self) -> int:
+        from accel_train.tasks.tcn import prebuilt
+
+        return prebuilt.channels_of(self.folder) if prebuilt.is_prebuilt(self.folder) else self.store.channels
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Any]:
         """Steps that count in the global batch, and those of them that are positive."""
@@ -182,6 +192,8 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         elif self.balance == "dataset":
             share: Any = models["model"].positive_share
             value = (0.5 * positive / share + 0.5 * negative / (1 - share)).to(logits.dtype) / steps.clamp(min=1)
+        elif (weight := batch.get("weight")) is not None:
+            value = (each * weight * counts).sum() / steps.clamp(min=1)
         else:
             value = mean
         return Loss(value, {"bce": mean.detach(), "positive": target.sum() / steps.clamp(min=1)})
@@ -195,22 +207,25 @@ class TCNTask(Task, Predicts, Exports, DataTools):
     def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         from torch.nn import functional
 
-        from accel_train.tasks.tcn.steps import step_sums
+        from accel_train.tasks.tcn.steps import step_sums, to_onset_ms
 
         logits, target, counts = self._logits(models, batch).float(), batch["target"], batch["counts"]
+        to_onset = to_onset_ms(batch["onset_ms"], batch["dt_ms"], logits.shape[1])
         each = functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").double()
         return {
             "positive_bce": (each * (target & counts)).sum(),
             "negative_bce": (each * (~target & counts)).sum(),
-            **step_sums(logits, target, counts, batch["to_onset_ms"]),
+            **step_sums(logits, target, counts, to_onset),
         }
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """``loss``: cross-entropy with both classes weighed alike, of the whole split. Numbers over steps at the
         threshold that is best on this very split (``threshold``, a logit); ``accel-train tcn report`` chooses on one
         and judges on another."""
+        from accel_train.tasks.tcn.prebuilt import Prebuilt
         from accel_train.tasks.tcn.steps import best_threshold, diagnostics, step_metrics
 
+        timed = not isinstance(self.evaluated, Prebuilt)  # of whose windows nobody knows where in a shot they are
         steps = sums["by_distance"].sum(0)
         negatives, positives = steps.sum(1).clamp(min=1).tolist()
         threshold = best_threshold(steps)
@@ -218,7 +233,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
             "loss": 0.5 * float(sums["positive_bce"]) / positives + 0.5 * float(sums["negative_bce"]) / negatives,
             "threshold": threshold,
             **step_metrics(steps, threshold),
-            **diagnostics(sums["by_distance"], sums["by_position"], threshold),
+            **diagnostics(sums["by_distance"] if timed else None, sums["by_position"], threshold),
         }
 
     def baselines(self) -> dict[str, float]:
@@ -248,3 +263,10 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         return {"rows": rows, "shots": [as_json(shot) for shot in windows.shots], "labels": asdict(self.labels)}
 
     synth = staticmethod(synth)
+    file_types = ("norm.npz", "labels.npy", "meta.csv", ".csv")
+
+    @staticmethod
+    def describe_files(files: list[str], **options: Any) -> str:
+        from accel_train.tasks.tcn.describe import describe
+
+        return describe(files, TCNTask, options)

@@ -17,8 +17,10 @@ import numpy as np
 from accel_train import keyed
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
+from accel_train.task import Batch, Event
 from accel_train.tasks.tcn.labels import LabelSettings, label
-from accel_train.tasks.tcn.shots import Shot, Shots
+from accel_train.tasks.tcn.lent import lend
+from accel_train.tasks.tcn.shots import SPLITS, Shot, Shots
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,8 +61,7 @@ class Windows:
                 f"stride: {stride} samples; must be 1 to {outputs} (nsub {nsub} - receptive field {receptive_field} "
                 "+ 1), or steps would never be scored"
             )
-        self.data, self.shots, self.settings = data, list(shots), settings
-        self.channels, self.mean, self.std = data.channels, data.mean, data.std
+        self.data, self.shots, self.settings, self.channels = data, list(shots), settings, data.channels
         self.nsub, self.receptive_field, self.outputs = nsub, receptive_field, outputs
         self.too_short = [shot for shot in self.shots if shot.stop - shot.start < receptive_field]
         cuts = [_cut(shot, nsub, receptive_field, stride or outputs) for shot in self.shots]
@@ -69,10 +70,19 @@ class Windows:
         self.counted, self.positive = np.zeros((2, len(self)), np.int64)
         for item in range(len(self)):
             target, counts = self._label(item)
-            self.counted[item], self.positive[item] = counts.sum(), target.sum()
+            self.counted[item], self.positive[item] = np.count_nonzero(counts), np.count_nonzero(target)
 
     def __len__(self) -> int:
         return len(self._shot)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float64 [C]. To find it may take a pass over all data."""
+        return self.data.mean
+
+    @property
+    def std(self) -> np.ndarray:
+        return self.data.std
 
     def place(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of the shot and stored sample of output 0 (the last one of its receptive field), int64 each."""
@@ -84,12 +94,12 @@ class Windows:
 
         Returns:
             x [B, C, nsub] as stored; scale, offset float32 [B, C]; target, counts bool [B, V]; shot int64 [B], its
-            number; first int64 [B], the stored sample of output 0; to_onset_ms float32 [B, V], from each step to the
-            first that is positive by its time, negative behind it, NaN in clear shots.
+            number; first int64 [B], the stored sample of output 0; onset_ms float64 [B], from output 0 to the time from
+            which on steps are positive, negative behind it, NaN in clear shots; dt_ms float64 [B], between outputs.
         """
         data, shape = self.data, (len(indices), self.data.channels)
         batch = {
-            "x": np.empty((*shape, self.nsub), data.dtype),
+            "x": lend((*shape, self.nsub), data.dtype),
             "scale": np.empty(shape, np.float32),
             "offset": np.empty(shape, np.float32),
             **self.labels(indices),
@@ -104,21 +114,43 @@ class Windows:
         return batch
 
     def labels(self, indices: np.ndarray) -> Arrays:
-        """target, counts and to_onset_ms of a batch, as ``read`` has them; no signal is read."""
+        """target, counts, onset_ms and dt_ms of a batch, as ``read`` has them; no signal is read."""
         target, counts = np.empty((2, len(indices), self.outputs), bool)
-        to_onset_ms = np.empty((len(indices), self.outputs), np.float32)
+        onset_ms, dt_ms = np.empty((2, len(indices)))
         for row, item in enumerate(np.asarray(indices).tolist()):
+            shot, first = self.shots[self._shot[item]], int(self._start[item]) + self.receptive_field - 1
             target[row], counts[row] = self._label(item)
-            to_onset_ms[row] = self._to_onset_ms(item)
-        return {"target": target, "counts": counts, "to_onset_ms": to_onset_ms}
+            onset_ms[row] = shot.t_disruption_ms - self.settings.twarn_ms - (shot.t0_ms + first * shot.dt_ms)
+            dt_ms[row] = shot.dt_ms
+        return {"target": target, "counts": counts, "onset_ms": onset_ms, "dt_ms": dt_ms}
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """These windows will be read soon. Costs nothing where data are in memory or in the cache of the system."""
+        tell = getattr(self.data, "ahead", None)
+        if tell is not None:
+            for item in np.asarray(indices).tolist():
+                shot, start = self.shots[self._shot[item]], int(self._start[item])
+                tell(shot.number, start, min(start + self.nsub, shot.samples))
 
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.data.fingerprint()}
 
-    def _to_onset_ms(self, item: int) -> np.ndarray:
-        shot = self.shots[self._shot[item]]
-        steps = int(self._start[item]) + self.receptive_field - 1 + np.arange(self.outputs)
-        return shot.t_disruption_ms - self.settings.twarn_ms - (shot.t0_ms + steps * shot.dt_ms)
+    @property
+    def warnings(self) -> list[str]:
+        """What is left out, in lines; of the shots of all splits with those of training."""
+        if not self.too_short:
+            return self._of_all
+        return [
+            *self._of_all,
+            f"{self.shots[0].split}: {len(self.too_short):,} of {len(self.shots):,} shots, the first "
+            f"{self.too_short[0].number}, are shorter than the receptive field of {self.receptive_field:,} samples and "
+            "have no window",
+        ]
+
+    @property
+    def _of_all(self) -> list[str]:
+        training = any(shot.split == SPLITS[0] for shot in self.shots)
+        return list(getattr(self.data, "warnings", ())) if training else []
 
     def _label(self, item: int) -> tuple[np.ndarray, np.ndarray]:
         first = int(self._start[item]) + self.receptive_field - 1
@@ -128,10 +160,25 @@ class Windows:
 
 
 class WindowSource(IndexedSource):
-    """Batches of windows: of ``Windows``, or of any data that know their fingerprint."""
+    """Batches of windows: of ``Windows``, or of any data that know their fingerprint. What they warn of are the first
+    events. While a batch is read, the system may fetch what the next one needs."""
+
+    def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
+        super().__init__(data, batch_size, seed, shuffle)
+        self._events = [Event("warning", text) for text in getattr(data, "warnings", ())]
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        ahead, steps = getattr(self.data, "ahead", None), self.steps(epoch)
+        if ahead is not None and steps is not None and step + 1 < steps:
+            ahead(self.share(epoch, step + 1, rank, world_size))
+        return super().batch(epoch, step, rank, world_size)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint()
+
+    def events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
 
 class Stratified(WindowSource):

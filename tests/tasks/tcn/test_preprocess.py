@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support.shots import write_file, write_shots
 
 from accel_train.command import Command
+from accel_train.data import work_folder
 from accel_train.errors import UserError
+from accel_train.tasks.tcn import store as store_module
 from accel_train.tasks.tcn.hdf5 import Hdf5Shots, Reading
 from accel_train.tasks.tcn.labels import LabelSettings
 from accel_train.tasks.tcn.lists import find
+from accel_train.tasks.tcn.preprocess import job
 from accel_train.tasks.tcn.store import Store
 from accel_train.tasks.tcn.windows import Windows
 
 PREPROCESS = Command("preprocess", "", "accel_train.tasks.tcn.preprocess.command")
+KILLED_IN: dict[str, tuple[Any, str, int]] = {
+    "a shot": (store_module.Array, "append", 6),  # two for each shot
+    "its record": (work_folder, "write_atomic", 5),
+    "the statistics": (np, "savez", 1),
+    "the rename": (os, "rename", 2),  # the first is that of the work folder
+}
+"""What is called, and at which call the process dies."""
 
 
 def preprocess(root: Path, out: Path, *options: str) -> int:
@@ -93,6 +106,33 @@ def test_the_bytes_do_not_depend_on_who_did_the_work(raw, tmp_path, monkeypatch,
     for other in ("workers", "parts"):
         assert content(tmp_path / other) == one, other
     assert preprocess(raw, tmp_path / "one") == 0 and "is already there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", KILLED_IN)
+def test_killed_in_the_middle_and_repeated(raw, tmp_path, where, monkeypatch):
+    """With SIGKILL: within a shot, before its record, in the statistics of all, before the folder gets its name."""
+    preprocess(raw, tmp_path / "whole")
+    owner, name, call = KILLED_IN[where]
+    if (pid := os.fork()) == 0:
+        calls, real = iter(range(1, 99)), getattr(owner, name)
+
+        def die(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        setattr(owner, name, die)
+        try:
+            preprocess(raw, tmp_path / "out")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.preprocess").is_dir()
+    done, real_do = [], job.Job.do
+    monkeypatch.setattr(job.Job, "do", lambda self, piece: (done.append(piece), real_do(self, piece))[1])
+    assert preprocess(raw, tmp_path / "out") == 0
+    assert len(done) == {"a shot": 6, "its record": 5}.get(where, 0), "what was done is not done again"
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_a_file_that_was_decimated_gives_the_windows_of_the_raw_one(tmp_path):
@@ -300,3 +340,29 @@ def test_a_store_goes_to_another_process_by_name(store):
     sent = pickle.dumps(opened)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent).read(100, 3, 9), opened.read(100, 3, 9))
+
+
+def test_ranges_that_are_fetched_ahead(store, monkeypatch):
+    """Those bytes of the file that ``read`` gives; nothing if they are there, and no error without the file."""
+    opened, told = Store(store), []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, kind: told.append((start, size)), raising=False)
+    monkeypatch.setattr(store_module, "_cached", lambda *place: False)
+    opened.ahead(101, 30, 70)
+    data = (store / "shots" / "101.npy").read_bytes()
+    found = np.array([np.frombuffer(data[start : start + size], np.int16) for start, size in told])
+    np.testing.assert_array_equal(found, opened.read(101, 30, 70))
+    told.clear()
+    monkeypatch.setattr(store_module, "_cached", lambda *place: True)
+    opened.ahead(101, 30, 70)
+    (store / "shots" / "102.npy").unlink()
+    opened.ahead(102, 30, 70)
+    monkeypatch.delattr(os, "posix_fadvise")
+    opened.ahead(101, 30, 70)
+    assert told == []
+
+
+def test_what_was_just_read_is_in_the_cache(store):
+    with open(store / "shots" / "101.npy", "rb") as file:
+        file.read()
+        assert store_module._cached(file.fileno(), 200) or not hasattr(os, "RWF_NOWAIT")
+        assert not store_module._cached(file.fileno(), 10**9), "behind the end"

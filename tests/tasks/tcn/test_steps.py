@@ -25,6 +25,7 @@ from accel_train.tasks.tcn.steps import (
     step_intervals,
     step_metrics,
     step_sums,
+    to_onset_ms,
 )
 
 
@@ -41,6 +42,11 @@ def windows(n: int, steps: int, seed: int, shift: float = 0.0) -> dict[str, torc
 
 def steps_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return step_sums(**batch)["by_distance"].sum(0)
+
+
+def test_times_to_the_onset():
+    found = to_onset_ms(torch.tensor([10.0, math.nan]).double(), torch.tensor([4.0, 1.0]).double(), 4)
+    assert found[0].tolist() == [10, 6, 2, -2] and found[1].isnan().all()
 
 
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 1000))

@@ -57,6 +57,11 @@ def test_parquet_and_chosen_signals(path, tmp_path):
         np.testing.assert_array_equal(made.read(7, 2, 9)[0], [5, 5, 6, 6, 7, 8, 9])
 
 
+def test_another_grid_and_other_signals_are_other_data(path):
+    made = [Table(path, 5.0).fingerprint(), Table(path, 4.0).fingerprint(), Table(path, 5.0, ["ip"]).fingerprint()]
+    assert made[0] == Table(path, 5.0).fingerprint() and made[1] != made[0] != made[2]
+
+
 def test_windows_of_a_table(path):
     data = Table(path, 2.0)
     made = Windows(data, data.split("train"), 6, 3, LabelSettings(twarn_ms=10))
@@ -73,6 +78,7 @@ def test_windows_of_a_table(path):
         ("8,0.000,,1,1,val\n8,0.010,,2,1,val", "8,0.000,,1,1,x", "shot 8 has split x"),
         ("time_until_disrupt", "until", "has no column time_until_disrupt; there are shot, time, until"),
         ("7,0.010,0.030,2,5", "7,0.010,0.030,two,5", "column ip is string, must be numbers"),
+        ("7,0.010,0.030,2,5", "7,0.010,0.030,2,inf", "column beta has 1 values that are infinite"),
         (",train\n", ",test\n", "no shot is for training"),
         ("shot,", "shot;", "cannot be read|has no column shot"),
     ],

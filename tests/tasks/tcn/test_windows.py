@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.shots import InMemory, shot
 
 from accel_train.errors import UserError
+from accel_train.tasks.tcn import lent
 from accel_train.tasks.tcn.labels import LabelSettings, label
 from accel_train.tasks.tcn.windows import Stratified, Windows
 
@@ -84,6 +85,9 @@ def test_a_batch_holds_what_the_shots_hold(samples, t, receptive_field):
         np.testing.assert_array_equal(batch["target"][row], target & batch["counts"][row])
     assert batch["x"].dtype == np.int16 and batch["target"].dtype == batch["counts"].dtype == bool
     assert batch["shot"].dtype == batch["first"].dtype == np.int64
+    onsets = t - SETTINGS.twarn_ms - (-50.0 + batch["first"][batch["shot"] == 3])
+    np.testing.assert_allclose(batch["onset_ms"][batch["shot"] == 3], onsets)
+    assert np.isnan(batch["onset_ms"][batch["shot"] == 9]).all() and (batch["dt_ms"] == 1.0).all()
     np.testing.assert_array_equal(made.counted, batch["counts"].sum(1))
     np.testing.assert_array_equal(made.positive, batch["target"].sum(1))
 
@@ -106,6 +110,40 @@ def test_a_stride_that_leaves_steps_out(stride):
 
 def test_no_shots_no_windows():
     assert len(windows([])) == 0 and len(windows([shot(samples=3)])) == 0
+
+
+def test_memory_is_used_again_when_nobody_has_it():
+    """A batch stays as it was as long as a view or a tensor of it is there."""
+    import torch
+
+    lent._SPARE.clear()
+    made = windows([shot(samples=200)])
+    first = made.read(np.array([0]))["x"]
+    place, tensor, expected = first.ctypes.data, torch.from_numpy(first)[0, 1:], first.copy()
+    del first
+    other = made.read(np.array([3]))["x"]
+    assert other.ctypes.data != place
+    np.testing.assert_array_equal(tensor.numpy(), expected[0, 1:])
+    del tensor
+    assert made.read(np.array([3]))["x"].ctypes.data == place
+    batches = [made.read(np.arange(n))["x"] for n in (1, 5, 3, 8, 2)]
+    for batch in batches:
+        np.testing.assert_array_equal(batch, made.read(np.arange(len(batch)))["x"])
+    del batches, batch, other
+    assert len(lent._SPARE) == 2, "no more is kept"
+
+
+def test_the_next_batch_is_announced():
+    made = windows([shot(3, 40.0, samples=90), shot(4, samples=90)])
+    told: list[tuple[int, int, int]] = []
+    made.data.ahead = lambda *what: told.append(what)
+    source = Stratified(made, 4, seed=1)
+    for step in range(source.steps(0)):
+        told.clear()
+        source.batch(0, step, 1, 2)
+        following = source.share(0, step + 1, 1, 2) if step + 1 < source.steps(0) else []
+        assert [first for _, first, _ in told] == [int(made._start[item]) for item in following]
+        assert all(last - first == 12 or last == 90 for _, first, last in told)
 
 
 # -- stratified batches ----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _load(saved: Saved, data: Data) -> nn.Module:
     try:
         return saved.load_models()["model"]
     except UserError as error:
-        more = f"{data.store.folder} has {data.store.channels} channels; are these the data it was trained on?"
+        more = f"{data.folder} has {data.store.channels} channels; are these the data it was trained on?"
         raise UserError(f"{error}. {more}") from None
 
 
@@ -100,4 +100,4 @@ def read(task: TCNTask) -> Data:
                 f"report: {task.folder} has no {split} {what}; it takes shots to train on, to choose on and to judge on"
             )
         splits[split] = windows
-    return Data(task.store, **splits, balance=task.balance, negatives=task.negatives)
+    return Data(task.folder, task.store, **splits, balance=task.balance, negatives=task.negatives)

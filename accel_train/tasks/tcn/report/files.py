@@ -42,8 +42,8 @@ def as_json(found: Found) -> dict[str, Any]:
     columns = (table.numbers, table.disruptive, table.outcomes, warning)
     alarms = zip(*(column.tolist() for column in columns), strict=True)
     return {
-        "data": str(data.store.folder),
-        "data_hash": data.store.manifest["hash"],
+        "data": data.folder,
+        "data_fingerprint": data.store.fingerprint(),
         "shots": {split: len(getattr(data, split).shots) for split in SPLITS} | table.sizes(),
         "labels": asdict(data.labels),
         "seed": found.seed,

@@ -15,7 +15,7 @@ from accel_train.tasks.tcn.operating import OperatingPoint
 from accel_train.tasks.tcn.report.scores import Logits, Scores, moment_spacing, moments, of_network, of_trivial
 from accel_train.tasks.tcn.robustness import FAILURES
 from accel_train.tasks.tcn.steps import diagnostics, prior_shift, reliability, step_intervals
-from accel_train.tasks.tcn.store import Store
+from accel_train.tasks.tcn.shots import Shots
 from accel_train.tasks.tcn.windows import Windows
 
 RESAMPLES = 2000  # of the shots, for intervals
@@ -27,7 +27,8 @@ SPLITS = ("train", "validation", "test")
 class Data:
     """The three splits of a folder, cut as the network is trained."""
 
-    store: Store
+    folder: str
+    store: Shots
     train: Windows
     validation: Windows
     test: Windows
@@ -167,7 +168,7 @@ def _cautions(data: Data, model: TCN, rows: dict[str, Row]) -> list[str]:
     found: list[str] = []
     if not np.array_equal(model.mean.cpu().numpy(), data.store.mean.astype(np.float32)):
         found.append(
-            f"the network was trained on other data than those of {data.store.folder} (other means of channels): make "
+            f"the network was trained on other data than those of {data.folder} (other means of channels): make "
             "sure that it has not seen these test shots"
         )
     for kind, what in (("disruptive", "a disruption: nothing is known of true alarms"),

@@ -17,7 +17,7 @@ from accel_train.tasks.tcn.labels import LabelSettings, label
 from accel_train.tasks.tcn.model import TCN
 from accel_train.tasks.tcn.robustness import Failure, failed, stored_zero
 from accel_train.tasks.tcn.shots import Shot, Shots
-from accel_train.tasks.tcn.steps import step_sums
+from accel_train.tasks.tcn.steps import step_sums, to_onset_ms
 from accel_train.tasks.tcn.streaming import overlap_save
 from accel_train.tasks.tcn.windows import Windows
 
@@ -70,7 +70,8 @@ def _sums(windows: Windows, items: np.ndarray, scores: np.ndarray, first: np.nda
     padded = np.append(scores, np.zeros(windows.outputs, np.float32))  # steps behind the segment do not count
     cut = padded[first[:, None] + np.arange(windows.outputs)]
     known = {name: torch.from_numpy(values) for name, values in windows.labels(items).items()}
-    return step_sums(torch.from_numpy(cut), known["target"], known["counts"], known["to_onset_ms"])
+    to_onset = to_onset_ms(known["onset_ms"], known["dt_ms"], windows.outputs)
+    return step_sums(torch.from_numpy(cut), known["target"], known["counts"], to_onset)
 
 
 # -- the network -----------------------------------------------------------------------------------------------------
