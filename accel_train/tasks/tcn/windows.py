@@ -15,9 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train import keyed
-from accel_train.data.source import IndexedSource
+from accel_train.data.source import IndexedSource, part
 from accel_train.errors import UserError
+from accel_train.task import Batch
 from accel_train.tasks.tcn.labels import LabelSettings, label
+from accel_train.tasks.tcn.robustness import kept_channels
 from accel_train.tasks.tcn.shots import Shot, Shots
 
 Arrays = dict[str, np.ndarray]
@@ -123,7 +125,23 @@ class Windows:
 
 
 class WindowSource(IndexedSource):
-    """Batches of windows: of ``Windows``, or of any data that know their fingerprint."""
+    """Batches of windows: of ``Windows``, or of any data that know their fingerprint.
+
+    Attributes:
+        channel_dropout: if it is set, batches have ``kept`` bool [B, C] too: ``kept_channels`` of that rate, by the
+            place of a window in its epoch.
+    """
+
+    channel_dropout: float = 0.0
+
+    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
+        batch = super().batch(epoch, step, rank, world_size)
+        if batch is None or not self.channel_dropout:
+            return batch
+        items = len(self.indices(epoch, step))
+        places = step * self.batch_size + np.arange(items)[part(items, rank, world_size)]
+        kept = kept_channels(self.seed, epoch, places, self.data.channels, self.channel_dropout)
+        return {**batch, "kept": kept}
 
     def fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint()
