@@ -31,6 +31,7 @@ from accel_train.tasks.tcn import baselines
 from accel_train.tasks.tcn.alarms import ShotScores
 from accel_train.tasks.tcn.labels import label
 from accel_train.tasks.tcn.metrics import ShotTable
+from accel_train.tasks.tcn.model import TCN
 from accel_train.tasks.tcn.operating import OperatingPoint
 from accel_train.tasks.tcn.shots import Shot
 from accel_train.tasks.tcn.steps import step_intervals, step_sums
@@ -61,14 +62,16 @@ def prepared(folder: Path, kind: str, train: int, test: int) -> Path:
     return stored
 
 
-def learn(folder: Path, data: Path, steps: int) -> tuple[TCNTask, torch.nn.Module]:
+def learn(folder: Path, data: Path, steps: int) -> tuple[TCNTask, TCN]:
     """The best network by its validation."""
     options = [f"--task.init_args.{name}={value}" for name, value in (NETWORK | {"data": data}).items()]
     options += [f"--{name}={value}" for name, value in RUN.items()]
     options += [f"--max_steps={steps}", f"--eval_steps={max(1, steps // 10)}", f"--output_dir={folder}"]
     task, config = parse(["--task=tcn", *options, "--report_to=[]", "--resume_from_checkpoint=never"])
     Trainer(task, config).fit()
-    return task, find_saved(folder).load_models()["model"].eval()
+    model = find_saved(folder).load_models()["model"].eval()
+    assert isinstance(model, TCN)
+    return task, model
 
 
 def judged(task: TCNTask, score: Scorer) -> dict[str, float]:
@@ -99,7 +102,7 @@ def steps(task: TCNTask, shot: Shot, scores: ShotScores) -> torch.Tensor:
     return step_sums(torch.from_numpy(scores.scored)[None], target, counts, unknown)["by_distance"].sum(0)
 
 
-def by_network(task: TCNTask, model: torch.nn.Module, shot: Shot) -> NDArray[np.floating]:
+def by_network(task: TCNTask, model: TCN, shot: Shot) -> NDArray[np.floating]:
     store = task.store
     scale, offset = (torch.from_numpy(of(shot.number)) for of in (store.scale, store.offset))
     return overlap_save(model, partial(store.read, shot.number), shot.start, shot.stop, task.nsub, scale, offset)
@@ -125,12 +128,17 @@ def trivial(task: TCNTask) -> dict[str, Scorer]:
 
     def score(name: str) -> Scorer:
         model = baselines.fit(name, train)
-        found = {}
+        found: dict[int, tuple[NDArray[np.int64], NDArray[np.floating]]] = {}
         for each in held_out:
             logits = model.logit(each)
             for number in np.unique(each.shot):
                 found[number] = each.sample[each.shot == number], logits[each.shot == number]
-        return lambda shot: baselines.track(*found[shot.number], shot.start + task.receptive_field - 1, shot.stop)
+
+        def scores(shot: Shot) -> NDArray[np.floating]:
+            sample, logit = found[shot.number]
+            return baselines.track(sample, logit, shot.start + task.receptive_field - 1, shot.stop)
+
+        return scores
 
     return {name: score(name) for name in baselines.names()} | {"all ones": lambda shot: np.zeros(1)}
 
