@@ -235,7 +235,6 @@ def test_checkpointing_changes_no_gradient(norm):
     ("options", "lengths"),
     [
         ({"checkpointing": True, "levels": 2, "kernel_size": 5, "nrecept_target": 73}, (100,)),
-        pytest.param({"checkpointing": True}, (257,), marks=pytest.mark.slow),
         pytest.param({"checkpointing": False}, (240, 257, 300), marks=pytest.mark.slow),
     ],
 )
