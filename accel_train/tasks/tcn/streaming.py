@@ -235,7 +235,8 @@ def overlap_save(
     found = np.empty(total, np.float32)
     for start in range(0, total, max(valid, 1)):
         start = min(start, total - valid)
-        stored = np.array(read(first + start, first + start + window))  # of its own: what is mapped is not for writing
-        x = torch.from_numpy(stored)[None].to(model.mean.device)
+        x = torch.tensor(read(first + start, first + start + window))[None].to(
+            model.mean.device
+        )  # a copy: it may be mapped
         found[start : start + valid] = model(x, scale, offset)[0].float().cpu().numpy()
     return found
