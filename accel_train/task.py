@@ -115,7 +115,8 @@ class Task:
     """Constructor arguments that may differ on resume without making it another run (a data folder that moved)."""
 
     recommended: ClassVar[dict[str, Any]] = {}
-    """Settings of the run (fields of ``TrainConfig``) where the task does better with others than the defaults."""
+    """Settings of the run (fields of ``TrainConfig``) where the task does better with others than the defaults. A
+    learning rate here is for the optimiser here: whoever chooses another one must give a rate, too."""
 
     init_args: dict[str, Any]
     """The arguments this task was constructed with, defaults included; recorded so that the config can rebuild it."""

@@ -1,12 +1,12 @@
 """What the tcn task gains by its form of a dilated convolution, and whether its stream keeps up with a plasma.
 
-    python benchmarks/dilated_convolution.py [--steps 15626] [--rounds 5] [--chunks 100] [--device cpu]
+    python benchmarks/dilated_convolution.py [--steps 15626] [--rounds 5] [--chunks 300] [--device cpu]
 
 First, forward and backward of one layer (80 channels, 15 taps), as ``conv1d`` and as a dense ``conv2d`` over a table of
 its columns, in turn; medians, and the median of the ratios. On a GPU with cuDNN free to choose, and held to
-deterministic kernels. Then chunks of 100 samples, 1 ms at 100 kHz, through the network at its defaults (160 channels,
-878,241 parameters): as a ``Stream``, and as the exported program. On the CPU one thread, and CPU time, which other
-programs disturb less; of chunks the shortest wall time too.
+deterministic kernels. On the CPU one thread, and CPU time, which other programs disturb less. Then, on the CPU with one
+thread and with two, chunks of 100 samples, 1 ms at 100 kHz, of 160 channels: as a ``Stream``, by the exported program,
+and the matrix products of its layers alone, which no form of it can do without.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel_train.tasks.tcn.model import TCN, dense_conv1d
-from accel_train.tasks.tcn.streaming import LONGEST, Stream, write_program
+from accel_train.tasks.tcn.streaming import LONGEST, Linear, Stream, write_program
 
 CHANNELS, TAPS = 80, 15
 
@@ -65,41 +65,52 @@ def layer(dilation: int, steps: int, rounds: int, device: str) -> str:
     )
 
 
-def latencies(chunks: int) -> Iterator[str]:
-    """Milliseconds per chunk, without those of the first tenth."""
-    model = TCN().eval()
-    with tempfile.TemporaryDirectory() as folder:
-        write_program(model, Path(folder))
-        program = torch.export.load(Path(folder) / "stream.pt2").module()
-    for shots in (1, 8):
+def latencies(chunks: int, threads: int) -> Iterator[str]:
+    """Of chunks of 1 ms, through the network at its defaults and a narrower one."""
+    torch.set_num_threads(threads)
+    for nhid, shots in ((80, 1), (80, 8), (48, 1)):
+        model = TCN(nhid=nhid).eval()
         stream = Stream(model, shots)
-        state = list(stream.program.beginning(shots))
+        chunk = torch.randn(shots, model.channels, LONGEST)
+        layers = [layer.weight for layer in stream.program.modules() if isinstance(layer, Linear)]
+        taps = [torch.randn(shots * LONGEST, len(weight)) for weight in layers]
+        with tempfile.TemporaryDirectory() as folder:
+            write_program(model, Path(folder))
+            program = torch.export.load(Path(folder) / "stream.pt2").module()
+        state: list[object] = list(stream.program.beginning(shots))
 
-        def by_program(chunk: Tensor, state: list[object] = state) -> None:
-            _, *state[:] = program(chunk, *state)
+        def by_program(program: Callable[..., list[object]] = program, state: list[object] = state) -> None:
+            _, *state[:] = program(chunk, *state)  # noqa: B023 - called before the next round
 
-        ways: dict[str, Callable[[Tensor], object]] = {"Stream": stream.step, "program": by_program}
+        ways: dict[str, Callable[[], object]] = {
+            "Stream": lambda: stream.step(chunk),  # noqa: B023
+            "program": by_program,
+            "products": lambda: [torch.mm(*each) for each in zip(taps, layers, strict=True)],  # noqa: B023
+        }
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         for name, way in ways.items():
-            cpu: list[float] = []
-            wall: list[float] = []
-            with torch.no_grad():
-                for _ in range(chunks):
-                    chunk = torch.randn(shots, model.channels, LONGEST)
-                    start = time.perf_counter()
-                    cpu.append(1e3 * seconds(lambda way=way, chunk=chunk: way(chunk), "cpu"))
-                    wall.append(1e3 * (time.perf_counter() - start))
-            cpu, wall = sorted(cpu[chunks // 10 :]), sorted(wall[chunks // 10 :])
-            yield (
-                f"{name:8} {shots} shots   1 ms takes {statistics.median(cpu):6.2f} ms CPU (median), 95 % within "
-                f"{cpu[int(0.95 * len(cpu))]:.2f}   shortest wall time {wall[0]:.2f}"
-            )
+            yield f"{threads} threads  {parameters:,} parameters  {shots} shots  {name:8}  {timed(way, chunks)}"
+
+
+@torch.no_grad()
+def timed(way: Callable[[], object], chunks: int) -> str:
+    """Milliseconds by the clock on the wall, without those of the first tenth."""
+    taken: list[float] = []
+    for _ in range(chunks):
+        start = time.perf_counter()
+        way()
+        taken.append(1e3 * (time.perf_counter() - start))
+    taken = sorted(taken[chunks // 10 :])
+    return (
+        f"{statistics.median(taken):5.2f} ms, at least {taken[0]:.2f}, 95 % within {taken[int(0.95 * len(taken))]:.2f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15_626)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunks", type=int, default=100)
+    parser.add_argument("--chunks", type=int, default=300)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,8 +119,9 @@ def main() -> None:
         print(f"{options.steps} steps on {options.device}{', deterministic' if deterministic else ''}")
         for dilation in (1, 10, 100, 961):
             print("  " + layer(dilation, options.steps, options.rounds, options.device), flush=True)
-    for line in latencies(options.chunks):
-        print(line, flush=True)
+    for threads in (1, 2):
+        for line in latencies(options.chunks, threads):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

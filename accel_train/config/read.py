@@ -35,8 +35,22 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
 
 
 def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
-    """What was given, and for the rest what the task recommends."""
-    return build(TrainConfig, expand(merged(task.recommended, given)))
+    """What was given, and for the rest what the task recommends.
+
+    A learning rate is recommended for an optimiser. Another one needs another rate (SGD may need a thousand times that
+    of Adam), so it is not taken over in silence.
+
+    Raises:
+        UserError: as for ``build``, or another optimiser without a learning rate.
+    """
+    config = build(TrainConfig, expand(merged(task.recommended, given)))
+    rate = task.recommended.get("learning_rate")
+    if rate is not None and "learning_rate" not in given and config.optimizer.learning_rate is None:
+        meant, found = build(TrainConfig, task.recommended).optimizer.class_path, config.optimizer.class_path
+        if meant.rpartition(".")[2].lower() != found.rpartition(".")[2].lower():
+            raise UserError(f"learning_rate: {rate:g} is what {task.task_name()} recommends for {meant}; with {found}, "
+                            "give one (--learning_rate=...)")  # fmt: skip
+    return config
 
 
 def load(folder: Path, given: Sequence[str] = ()) -> tuple[Any, TrainConfig]:

@@ -51,7 +51,7 @@ class IndexedSource(BatchSource):
     def share(self, epoch: int, step: int, rank: int, world_size: int) -> np.ndarray:
         """This rank's items of one global batch, in order."""
         indices = self.indices(epoch, step)
-        return indices[len(indices) * rank // world_size : len(indices) * (rank + 1) // world_size]
+        return indices[part(len(indices), rank, world_size)]
 
     def fingerprint(self) -> dict[str, Any]:
         return {} if self.endless else {"items": len(self.data)}
@@ -67,6 +67,11 @@ class IndexedSource(BatchSource):
         indices = self.indices(epoch, step)
         shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         return f"epoch {epoch}, batch {step}, {len(indices)} items: {shown}"
+
+
+def part(items: int, rank: int, world_size: int) -> slice:
+    """Which of the items of a global batch are this rank's."""
+    return slice(items * rank // world_size, items * (rank + 1) // world_size)
 
 
 def described(value: Any) -> str:

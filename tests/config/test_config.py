@@ -22,7 +22,7 @@ from accel_train import Task, Trainer
 from accel_train.config.convert import Typed, build
 from accel_train.config.help import help_text
 from accel_train.config.plain import differences, to_dict
-from accel_train.config.read import load, parse, read
+from accel_train.config.read import load, parse, read, settings_for
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig, WebhookConfig
 from accel_train.config.setting import about
 from accel_train.config.yaml_text import dumps, loads
@@ -346,6 +346,24 @@ def test_the_same_task_keeps_its_arguments_and_another_drops_them(collatz):
     assert read(["--optimizer.init_args.momentum=0.9", "--optimizer.class_path=SGD"])["optimizer"] == {
         "init_args": {"momentum": "0.9"}, "class_path": "SGD"
     }  # fmt: skip
+
+
+def test_a_rate_is_recommended_for_an_optimiser():
+    """With another one it must be given, anywhere that counts."""
+
+    class RatedTask(Task):
+        recommended = {"learning_rate": 5e-4, "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}}
+
+    for same in ({}, {"class_path": "adamw"}, {"class_path": "torch.optim.AdamW"}):
+        assert settings_for(RatedTask, {"optimizer": same}).learning_rate == 5e-4
+    with pytest.raises(UserError, match="learning_rate: 0.0005 is what rated recommends for AdamW; with SGD, give one"):
+        settings_for(RatedTask, {"optimizer": {"class_path": "SGD"}})
+    found = settings_for(RatedTask, {"optimizer": {"class_path": "SGD"}, "learning_rate": 0.5})
+    assert found.learning_rate == 0.5 and found.optimizer.init_args == {}
+    assert settings_for(RatedTask, {"optimizer": {"class_path": "SGD", "learning_rate": 0.5}}).learning_rate == 5e-4
+    assert settings_for(PlainTask, {"optimizer": {"class_path": "SGD"}}) == TrainConfig(
+        optimizer=OptimizerConfig("SGD")
+    )
 
 
 def test_load_says_where_there_is_no_run(tmp_path):

@@ -18,6 +18,9 @@ from accel_train.system import process
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 
+GROUPS = {"class_path": "AdamW", "init_args": {"weight_decay": 5.0}, "no_weight_decay": ["*.bias"]}
+"""Of parameters: a decay of 5 % a step for one, and none for the other."""
+
 
 class Points:
     def __init__(self, n):
@@ -103,7 +106,7 @@ def train(folder, steps, sharded, batch=16):
             Product(), observers=[Eyes()],
             output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
             save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
-            monitor_steps=8, histogram_steps=12,
+            monitor_steps=8, histogram_steps=12, optimizer=GROUPS,
         ).fit()  # fmt: skip
     except UserError as error:
         with open(f"{folder}-error", "a") as file:

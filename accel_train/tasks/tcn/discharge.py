@@ -54,6 +54,9 @@ class Recipe:
         onset_ms: the precursor begins between so many ms before the disruption.
         amplitude: with which it begins, over the temperature in the middle.
         cooling: by which part the edge has cooled in the end, at least and at most.
+        strength: lowest and highest factor of both, drawn anew for each precursor and impostor, small ones as often as
+            large ones (its logarithm is uniform). The weakest are lost in noise and sawteeth, so that no model sees
+            every disruption.
         snr: lowest and highest ratio of signal to noise.
         tone: is there a pick-up that plain slicing folds into the band?
         dead_channels, frozen_channels: so many, others in each discharge, see nothing, or stick from some moment on.
@@ -65,6 +68,7 @@ class Recipe:
     onset_ms: tuple[float, float] = (180.0, 260.0)
     amplitude: float = 0.02
     cooling: tuple[float, float] = (0.05, 0.35)
+    strength: tuple[float, float] = (0.2, 1.0)
     snr: tuple[float, float] = (3.0, 20.0)
     tone: bool = False
     dead_channels: int = 0
@@ -74,7 +78,13 @@ class Recipe:
 
 RECIPES = {
     "easy": Recipe(
-        bursts=0.0, impostors=0.0, onset_ms=(150.0, 165.0), amplitude=0.06, cooling=(0.35, 0.35), snr=(8.0, 20.0)
+        bursts=0.0,
+        impostors=0.0,
+        onset_ms=(150.0, 165.0),
+        amplitude=0.06,
+        cooling=(0.35, 0.35),
+        strength=(1.0, 1.0),
+        snr=(8.0, 20.0),
     ),
     "hard": Recipe(),
 }
@@ -243,14 +253,22 @@ def _precursor(
     Args:
         onset, end, gone: in ms; from ``end`` on it falls by a factor e in each ``gone``.
     """
-    growth, most = random.uniform(*GROWTH_MS), random.uniform(*SATURATION)
+    growth, most, strength = (
+        random.uniform(*GROWTH_MS),
+        random.uniform(*SATURATION),
+        _log_uniform(recipe.strength, random),
+    )
     grown = np.exp(np.clip((t - onset) / growth, 0, 20))
-    amplitude = recipe.amplitude * grown / (1 + grown / most) * (t >= onset)
+    amplitude = strength * recipe.amplitude * grown / (1 + grown / most) * (t >= onset)
     first, locked = random.uniform(*MODE_HZ), random.uniform(*LOCKED_HZ)
     hz = first * (locked / first) ** np.clip((t - onset) / (end - onset), 0, 1)
-    cooled = random.uniform(*recipe.cooling) * np.clip((t - end + TWARN_MS) / TWARN_MS, 0, 1)
+    cooled = strength * random.uniform(*recipe.cooling) * np.clip((t - end + TWARN_MS) / TWARN_MS, 0, 1)
     decay = _decay(t, end, gone)
     return [*_mode(amplitude * decay, hz, random), (_PROFILE * (RHO > EDGE_RHO), -current * cooled * decay)]
+
+
+def _log_uniform(limits: tuple[float, float], random: np.random.Generator) -> float:
+    return float(np.exp(random.uniform(*np.log(limits))))
 
 
 def _impostors(

@@ -101,10 +101,12 @@ class Record:
         return np.asarray(rows, np.float32).reshape(-1, end - begin)[first - row * columns : last - row * columns]
 
     def baseline(self, first: int, last: int) -> np.ndarray:
-        """float64 [last - first], the mean that is subtracted; 0 where that has been done."""
+        """float64 [last - first], the mean of what is not NaN, which is subtracted; 0 where that has been done."""
         if not self._baseline_samples:
             return np.zeros(last - first)
-        return self.read(first, last, 0, self._baseline_samples).astype(np.float64).mean(1)
+        values = self.read(first, last, 0, self._baseline_samples).astype(np.float64)
+        known = ~np.isnan(values)
+        return np.where(known, values, 0.0).sum(1) / np.maximum(known.sum(1), 1)
 
 
 def _first(*values: Any) -> float:

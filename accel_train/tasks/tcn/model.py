@@ -32,7 +32,8 @@ class CausalConv1d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, dilation: int, weight_norm: bool) -> None:
         super().__init__()
-        self.dilation, self.reach, self.weight_norm = dilation, (kernel_size - 1) * dilation, weight_norm
+        self.inputs, self.dilation, self.weight_norm = inputs, dilation, weight_norm
+        self.reach = (kernel_size - 1) * dilation
         bound = 1 / math.sqrt(inputs * kernel_size)
         weight = torch.empty(outputs, inputs, kernel_size).uniform_(-bound, bound)
         if weight_norm:
@@ -170,19 +171,23 @@ class TCN(nn.Module):
             raise UserError(f"tcn: {x.shape[1]} channels in the data, and {self.channels} in the model")
         return (physical(x.to(self.mean.dtype), scale, offset) - self.mean[:, None]) / self.std[:, None]
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, offset: Tensor | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         """Logits float [B, T - R + 1] of the steps from R - 1 on, which see R = ``receptive_field`` signals each.
 
         Args:
             x: signals as stored [B, C, T], T >= R, of any type.
             scale, offset: float [B, C], as in ``standardise``.
+            kept: bool [B, C]; the others are at their mean in the whole window.
         """
         if x.shape[-1] < self.receptive_field:
             raise UserError(
                 f"tcn: windows of {x.shape[-1]} steps are shorter than the receptive field of {self.receptive_field}; "
                 "choose longer windows (nsub) or a smaller nrecept_target"
             )
-        return self._logits(self.standardise(x, scale, offset), pad=False)
+        x = self.standardise(x, scale, offset)
+        return self._logits(x if kept is None else x.masked_fill(~kept[..., None], 0.0), pad=False)
 
     def forward_all(self, x: Tensor, scale: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
         """Logits float [B, T] of all steps, as ``forward`` from R - 1 on. Those before see zeros where a layer would

@@ -95,11 +95,10 @@ def kept_channels(seed: int, epoch: int, items: np.ndarray, channels: int, rate:
     """Channel drop-out for training: bool [B, channels], False where a channel is to be set to its mean (0 once it is
     normalised) in the whole window.
 
-    A function of (seed, epoch, item), so that neither ranks, workers, micro-batches nor interruptions change it. Where
-    a window is repeated in an epoch, number the repetitions as items of their own.
+    A function of (seed, epoch, item), so that neither ranks, workers, micro-batches nor interruptions change it.
 
     Args:
-        items: int64 [B], at least 0.
+        items: int64 [B], at least 0; each once in an epoch, such as the places of windows in it.
         rate: the largest share that is dropped. Each window has its own, uniform up to it, so that the model sees whole
             arrays as well as broken ones; nothing is scaled up for it, since nothing is where sensors are dead.
     """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.tcn.model import TCN, Block, CausalConv1d, physical
+from accel_train.tasks.tcn.model import TCN, Block, CausalConv1d, ChannelNorm, physical
 
 LONGEST = 100
 """Samples of a chunk that are computed at once: 1 ms at 100 kHz."""
@@ -64,7 +64,8 @@ class StreamStep(nn.Module):
     """From new samples, and what each layer remembers, to logits: a frozen copy of a ``TCN``, without dropout.
 
     A layer remembers its latest inputs in a ring, time before channels. Each tap of each new output is then a row to be
-    copied, and the convolution one matrix product. Nothing else of a ring is touched, however long it is.
+    copied, and the convolution one matrix product, in which nearly all the time is spent. Nothing else of a ring is
+    touched, however long it is.
     """
 
     mean: Tensor
@@ -74,23 +75,17 @@ class StreamStep(nn.Module):
         super().__init__()
         self.longest, self.channels = longest, model.channels
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        pairs = [((block.conv1, block.norm1), (block.conv2, block.norm2)) for block in blocks]
-        self.convs = nn.ModuleList(_StreamConv(conv, norm) for pair in pairs for conv, norm in pair)
-        self.skips = nn.ModuleList(
-            _Linear(block.skip.weight.squeeze(2), block.skip.bias)
-            if isinstance(block.skip, nn.Conv1d) else nn.Identity() for block in blocks
-        )  # fmt: skip
-        self.out = _Linear(model.out.weight.squeeze(2), model.out.bias)
+        self.blocks = nn.ModuleList(_StreamBlock(block, longest) for block in blocks)
+        self.rings = [(block.conv1.reach + longest, inputs)
+                      for block in blocks for inputs in (block.conv1.inputs, block.conv2.inputs)]  # fmt: skip
+        self.out = Linear(model.out.weight.squeeze(2), model.out.bias)
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
 
     def beginning(self, shots: int) -> tuple[Tensor, list[Tensor]]:
         """Nothing seen yet: number of samples so far, int64 scalar, and float rings [shots, length, inputs], all 0."""
-        rings: list[Tensor] = []
-        for conv in self.convs:
-            assert isinstance(conv, _StreamConv)
-            rings.append(self.mean.new_zeros(shots, conv.reach + self.longest, conv.inputs))
-        return torch.zeros((), dtype=torch.int64, device=self.mean.device), rings
+        seen = torch.zeros((), dtype=torch.int64, device=self.mean.device)
+        return seen, [self.mean.new_zeros(shots, *ring) for ring in self.rings]
 
     def forward(self, chunk: Tensor, seen: Tensor, rings: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits float [B, n], the number of samples after these, and the rings, which have been written into.
@@ -99,48 +94,64 @@ class StreamStep(nn.Module):
             chunk: physical signals, float [B, C, n], n from 1 to ``longest``.
             seen, rings: what the last call has returned, or ``beginning``.
         """
-        h = (chunk.transpose(1, 2) - self.mean) / self.std
+        h = ((chunk - self.mean[:, None]) / self.std[:, None]).transpose(1, 2).contiguous()
         now = seen + torch.arange(chunk.shape[2], device=chunk.device)
-        for i, skip in enumerate(self.skips):
-            inner = self.convs[2 * i](h, now, rings[2 * i])
-            h = F.relu(self.convs[2 * i + 1](inner, now, rings[2 * i + 1]) + skip(h))
+        for i, block in enumerate(self.blocks):
+            h = block(h, now, rings[2 * i], rings[2 * i + 1])
         return self.out(h).squeeze(2), seen + chunk.shape[2], rings
 
 
-class _Linear(nn.Module):
-    """A linear map that is not trained, made without a random draw."""
+class _StreamBlock(nn.Module):
+    """A ``Block``; both of its rings have the same length, so a row is found once for both."""
 
-    weight: Tensor
-    bias: Tensor | None
+    back: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, block: Block, longest: int) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        conv, device = block.conv1, block.conv1.bias.device
+        self.length = conv.reach + longest
+        self.register_buffer("back", torch.arange(conv.reach, -1, -conv.dilation, device=device))
+        self.conv1, self.conv2 = _StreamConv(block.conv1, block.norm1), _StreamConv(block.conv2, block.norm2)
+        skip = block.skip
+        self.skip = Linear(skip.weight.squeeze(2), skip.bias) if isinstance(skip, nn.Conv1d) else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, now: Tensor, ring1: Tensor, ring2: Tensor) -> Tensor:
+        """Samples number ``now`` (int64 [n]) of what goes into the block, [B, n, inputs], to [B, n, outputs]."""
+        at, rows = now % self.length, ((now[:, None] - self.back) % self.length).flatten()
+        inner = self.conv1(x, at, rows, ring1)
+        return F.relu(self.conv2(inner, at, rows, ring2) + self.skip(x))
 
 
 class _StreamConv(nn.Module):
     """A ``CausalConv1d``, its normalisation and the ReLU."""
 
-    back: Tensor
-
     def __init__(self, conv: CausalConv1d, norm: nn.Module) -> None:
         super().__init__()
-        kernel = conv.kernel()
-        self.reach, self.inputs = conv.reach, kernel.shape[1]
-        self.register_buffer("back", torch.arange(conv.reach, -1, -conv.dilation, device=kernel.device))
-        self.linear = _Linear(kernel.transpose(1, 2).flatten(1), conv.bias)
+        self.linear = Linear(conv.kernel().transpose(1, 2).flatten(1), conv.bias)
         self.norm = deepcopy(norm)
 
-    def forward(self, x: Tensor, now: Tensor, ring: Tensor) -> Tensor:
-        """Samples number ``now`` (int64 [n]) of what goes into the layer, [B, n, inputs], to [B, n, outputs]."""
-        ring.index_copy_(1, now % ring.shape[1], x)
-        rows = (now[:, None] - self.back) % ring.shape[1]
-        taps = ring.index_select(1, rows.flatten()).reshape(x.shape[0], x.shape[1], -1)
-        return F.relu(self.norm(self.linear(taps).transpose(1, 2)).transpose(1, 2))
+    def forward(self, x: Tensor, at: Tensor, rows: Tensor, ring: Tensor) -> Tensor:
+        """[B, n, inputs] to [B, n, outputs]: x goes into the rows ``at`` of the ring, taps come from ``rows``."""
+        ring.index_copy_(1, at, x)
+        h = self.linear(ring.index_select(1, rows).reshape(x.shape[0], x.shape[1], -1))
+        return F.relu(nn.LayerNorm.forward(self.norm, h) if isinstance(self.norm, ChannelNorm) else h)
+
+
+class Linear(nn.Module):
+    """A linear map [B, n, inputs] to [B, n, outputs] that is not trained, made without a random draw. Its weight lies
+    as the product reads it, [inputs, outputs], which is a tenth faster."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        assert bias is not None
+        self.register_buffer("weight", weight.detach().t().clone(memory_format=torch.contiguous_format))
+        self.register_buffer("bias", bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, 1), self.weight).unflatten(0, x.shape[:2])
 
 
 def write_program(model: TCN, folder: Path, longest: int = LONGEST) -> None:

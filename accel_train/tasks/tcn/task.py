@@ -46,6 +46,8 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         dilation_base: dilations are its powers; null: the smallest base without gaps.
         nrecept_target: receptive field to reach, in samples.
         dropout: of features.
+        channel_dropout: each training window loses a share of its channels, uniform up to this one, so that the model
+            gets used to sensors that fail.
         norm: ``weight`` of each kernel, ``channel`` over the channels of a step, or ``none``. Others see the future.
         checkpointing: compute a block again in the backward pass instead of keeping it.
         raw: how HDF5 files and tables are read.
@@ -77,6 +79,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         dilation_base: Annotated[int, Range(1)] | None = 10,
         nrecept_target: Count = 30_000,
         dropout: Annotated[float, Range(0, below=1)] = 0.1,
+        channel_dropout: Annotated[float, Range(0, below=1)] = 0.0,
         norm: Literal["weight", "channel", "none"] = "weight",
         checkpointing: bool = False,
         raw: RawFiles = RawFiles(),  # noqa: B008 - never changed
@@ -84,7 +87,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         from accel_train.tasks.tcn.architecture import dilations, receptive_field
 
         self.folder, self.nsub, self.stride, self.negatives, self.balance = data, nsub, stride, negatives, balance
-        self.raw = raw
+        self.raw, self.channel_dropout = raw, channel_dropout
         self.labels = LabelSettings(twarn_ms, ignore_twarn, exclude_last_ms, ignore_band_ms)
         self.sizes: dict[str, Any] = dict(
             levels=levels, nhid=nhid, kernel_size=kernel_size, dilation_base=dilation_base,
@@ -135,8 +138,11 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         if not training:
             self.evaluated = windows
         if training and self.negatives is not None:
-            return Stratified(windows, batch_size, seed, self.negatives, split)
-        return WindowSource(windows, batch_size, seed, shuffle=training)
+            source = Stratified(windows, batch_size, seed, self.negatives, split)
+        else:
+            source = WindowSource(windows, batch_size, seed, shuffle=training)
+        source.channel_dropout = self.channel_dropout if training else 0.0
+        return source
 
     def predict_data(self, split: str, batch_size: int) -> BatchSource | None:
         from accel_train.tasks.tcn.windows import WindowSource
@@ -200,7 +206,7 @@ class TCNTask(Task, Predicts, Exports, DataTools):
 
     @staticmethod
     def _logits(models: dict[str, nn.Module], batch: Batch) -> Tensor:
-        return models["model"](batch["x"], batch["scale"], batch["offset"])
+        return models["model"](batch["x"], batch["scale"], batch["offset"], batch.get("kept"))
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

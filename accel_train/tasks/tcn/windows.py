@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train import keyed
-from accel_train.data.source import IndexedSource
+from accel_train.data.source import IndexedSource, part
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event
 from accel_train.tasks.tcn.labels import LabelSettings, label
 from accel_train.tasks.tcn.lent import lend
+from accel_train.tasks.tcn.robustness import kept_channels
 from accel_train.tasks.tcn.shots import SPLITS, Shot, Shots
 
 Arrays = dict[str, np.ndarray]
@@ -161,7 +162,14 @@ class Windows:
 
 class WindowSource(IndexedSource):
     """Batches of windows: of ``Windows``, or of any data that know their fingerprint. What they warn of are the first
-    events. While a batch is read, the system may fetch what the next one needs."""
+    events. While a batch is read, the system may fetch what the next one needs.
+
+    Attributes:
+        channel_dropout: if it is set, batches have ``kept`` bool [B, C] too: ``kept_channels`` of that rate, by the
+            place of a window in its epoch.
+    """
+
+    channel_dropout: float = 0.0
 
     def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__(data, batch_size, seed, shuffle)
@@ -171,7 +179,13 @@ class WindowSource(IndexedSource):
         ahead, steps = getattr(self.data, "ahead", None), self.steps(epoch)
         if ahead is not None and steps is not None and step + 1 < steps:
             ahead(self.share(epoch, step + 1, rank, world_size))
-        return super().batch(epoch, step, rank, world_size)
+        batch = super().batch(epoch, step, rank, world_size)
+        if batch is None or not self.channel_dropout:
+            return batch
+        items = len(self.indices(epoch, step))
+        places = step * self.batch_size + np.arange(items)[part(items, rank, world_size)]
+        kept = kept_channels(self.seed, epoch, places, self.data.channels, self.channel_dropout)
+        return {**batch, "kept": kept}
 
     def fingerprint(self) -> dict[str, Any]:
         return self.data.fingerprint()

@@ -224,10 +224,11 @@ def test_a_track_holds_the_last_score(start, length, samples):
 
 def test_the_easy_set_is_foreseen():
     recipe = RECIPES["easy"]
-    sets = {split: list(segments(split, size, recipe)) for split, size in (("train", 10), ("test", 10))}
+    sizes = {"train": 16, "test": 24}
+    sets = {split: list(segments(split, size, recipe)) for split, size in sizes.items()}
     data = {}
     for split in sets:
-        for shot in plan(1, split, 10, recipe):
+        for shot in plan(1, split, sizes[split], recipe):
             random = partial(_generator, 1, split, shot.number - FIRST[split])
             x = signals(shot.truth, random, recipe)
             data[shot.number] = (x - x[:, :400].mean(1, keepdims=True))[:, ::STEP]

@@ -231,10 +231,17 @@ def test_checkpointing_changes_no_gradient(norm):
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize(("checkpointing", "lengths"), [(False, (240, 257, 300)), (True, (257,))])
-def test_compiled_it_is_the_same(checkpointing, lengths):
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({"checkpointing": True, "levels": 2, "kernel_size": 5, "nrecept_target": 73}, (100,)),
+        pytest.param({"checkpointing": False}, (240, 257, 300), marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_it_is_the_same(options, lengths):
     """Outputs and gradients, for windows of one length and of several."""
-    model, copy = (network(checkpointing=checkpointing) for _ in range(2))
+    model, copy = (network(**options) for _ in range(2))
+    assert model.dilations[-1] >= DENSE_FROM, "both forms of the convolution"
     copy.compile(backend="aot_eager")
     for steps in lengths:
         logits, theirs = (network(record(steps)) for network in (model, copy))

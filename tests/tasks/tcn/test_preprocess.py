@@ -9,13 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from support.shots import write_file, write_shots
 
 from accel_train.command import Command
 from accel_train.data import work_folder
-from accel_train.errors import UserError
+from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn import store as store_module
 from accel_train.tasks.tcn.hdf5 import Hdf5Shots, Reading
 from accel_train.tasks.tcn.labels import LabelSettings
@@ -174,6 +175,32 @@ def test_pca_files_either_way_around(tmp_path):
         np.testing.assert_array_equal(made.read(number, 0, 300), values)
         direct = Hdf5Shots(find(None, tmp_path / "clear").entries, Reading(baseline_ms=0.0, dt_ms=1.0))
         np.testing.assert_array_equal(direct.read(number, 3, 9), values[:, 3:9])
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_missing_values_may_be_filled_from_the_past(raw, tmp_path, dtype, capsys):
+    """As if the file had held the last value; and it is said. What was never there cannot be filled."""
+    gaps, held, never = (shutil.copytree(raw, tmp_path / name) for name in ("gaps", "held", "never"))
+    for root in (gaps, held, never):
+        with h5py.File(root / "disrupt" / "100.h5", "r+") as file:
+            data = file["LFS"]
+            data[0, 1, 50:70] = data[0, 1, 49] if root == held else np.nan
+            data[1, 2, -5:] = data[1, 2, -6] if root == held else np.nan
+            if root == never:
+                data[0, 0, :3] = np.nan
+    with pytest.raises(DataError, match="channel 1: 20 of 400 values are not finite"):
+        preprocess(gaps, tmp_path / "refused", f"--dtype={dtype}")
+    capsys.readouterr()
+    for root in (gaps, held):
+        assert preprocess(root, tmp_path / f"{root.name}-out", f"--dtype={dtype}", "--forward_fill") == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "warning: 25 values were missing in 1 shots and are filled (meta.json has each)"
+    )
+    made, same = Store(tmp_path / "gaps-out"), Store(tmp_path / "held-out")
+    for shot in made.shots:
+        np.testing.assert_array_equal(physical(made, shot), physical(same, shot))
+    with pytest.raises(DataError, match="channel 0: 3 of 400 values are not finite"):
+        preprocess(never, tmp_path / "never-out", f"--dtype={dtype}", "--forward_fill")
 
 
 def test_antialiasing_is_an_option(raw, tmp_path):

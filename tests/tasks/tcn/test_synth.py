@@ -196,7 +196,7 @@ def test_classes_are_separable_by_the_power_of_the_precursor():
 
 
 def test_the_power_of_the_precursor_does_not_do_if_it_is_hard():
-    disruptive, clear = ([growth(i, kind, HARD) for i in range(12)] for kind in (True, False))
+    disruptive, clear = ([growth(i, kind, HARD) for i in range(24)] for kind in (True, False))
     assert np.median(disruptive) > 2 * np.median(clear)
     assert min(disruptive) < max(clear)
 

@@ -39,6 +39,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--antialias", action="store_true", help="with --step, filter before: causal, 60 dB")
     parser.add_argument("--baseline_ms", type=float, default=40.0, help="the mean of so much at the beginning is "
                         "subtracted, unless the file says it was (default 40)")  # fmt: skip
+    parser.add_argument("--forward_fill", action="store_true", help="a value that is missing (NaN) is the last one of "
+                        "its channel; without this, such a shot cannot be used")  # fmt: skip
     parser.add_argument("--t0_ms", type=float, help="time of the first sample, whatever file and list say")
     parser.add_argument("--dt_ms", type=float, help="from one sample of a file to the next, whatever file and list say")
     parser.add_argument("--max_bad", type=int, default=0, help="shots that may be unreadable (default 0)")
@@ -81,6 +83,7 @@ def _plan(options: argparse.Namespace, entries: list[lists.Entry]) -> dict[str, 
         "shots": manifest_hash([entry.as_json() for entry in entries]),
         **{name: getattr(options, name) for name in ("dtype", "step", "antialias", "baseline_ms", "t0_ms", "dt_ms")},
         "flattop_only": options.flattop_only,
+        "forward_fill": options.forward_fill,
     }
 
 
@@ -99,6 +102,10 @@ def _warnings(meta: dict[str, Any]) -> list[str]:
     texts = [f"{len(meta[kind]):,} {what}, the first: {meta[kind][0]} (all are in meta.json)"
              for kind, what in (("bad", "shots cannot be used"), ("left_out", "shots are left out"))
              if meta[kind]]  # fmt: skip
+    if filled := [shot["filled"] for shot in meta["shots"] if shot["filled"]]:
+        texts.append(
+            f"{sum(filled):,} values were missing in {len(filled):,} shots and are filled (meta.json has each)"
+        )
     if constant := meta["norm"]["constant"]:
         texts.append(f"channels {', '.join(map(str, constant))} never change in the training split: dead?")
     there = {(shot["split"], shot["disruptive"]) for shot in meta["shots"]}

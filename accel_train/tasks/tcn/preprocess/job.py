@@ -16,6 +16,7 @@ from accel_train.tasks.tcn.hdf5 import Reading, Record, describe, open_record, r
 from accel_train.tasks.tcn.lists import Entry
 from accel_train.tasks.tcn.norm import Moments, moments, norm, together
 from accel_train.tasks.tcn.quantise import store
+from accel_train.tasks.tcn.robustness import forward_fill
 from accel_train.tasks.tcn.store import VERSION, Array, as_json, manifest_hash
 
 PER_SHOT = ("scale", "offset", "baseline")
@@ -46,12 +47,16 @@ class Job:
         """Read and write some channels at a time, so that memory is that of these."""
         shot, integers = describe(entry, record, self.reading), self.plan["dtype"] == "int16"
         columns: dict[str, list[float]] = {name: [] for name in (*PER_SHOT, "error", "mean", "squares")}
-        exact = 0
+        exact = filled = 0
         with Array(self._path(entry.number), self.plan["dtype"], (record.channels, shot.samples)) as array:
             for first in range(0, record.channels, record.group):
                 last = min(first + record.group, record.channels)
                 baseline = record.baseline(first, last)
-                kept = decimate(record.read(first, last), self.reading.step, self.plan["antialias"])
+                values = record.read(first, last)
+                if self.plan["forward_fill"]:
+                    filled += int(np.isnan(values).sum())
+                    values = forward_fill(values)
+                kept = decimate(values, self.reading.step, self.plan["antialias"])
                 if not integers:  # their offset takes it up, and nothing is rounded
                     kept -= baseline[:, None].astype(np.float32)
                 stored = store(kept, self.plan["dtype"], first)
@@ -59,12 +64,12 @@ class Job:
                 offset = stored.offset - baseline if integers else stored.offset
                 segment = stored.values[:, shot.start : shot.stop].astype(np.float64)
                 of = moments(segment * stored.scale[:, None] + offset[:, None])
-                values = (stored.scale, offset, baseline, stored.error, of.mean, of.squares)
-                for name, value in zip(columns, values, strict=True):
+                found = (stored.scale, offset, baseline, stored.error, of.mean, of.squares)
+                for name, value in zip(columns, found, strict=True):
                     columns[name] += value.tolist()
                 exact += int(stored.counts.sum())
-        return {**as_json(shot), "exact": exact, "bytes": entry.path.stat().st_size, "hash": array.hash,
-                "columns": columns}  # fmt: skip
+        return {**as_json(shot), "exact": exact, "filled": filled, "bytes": entry.path.stat().st_size,
+                "hash": array.hash, "columns": columns}  # fmt: skip
 
     def _path(self, number: int) -> Path:
         return self.content / "shots" / f"{number}.npy"

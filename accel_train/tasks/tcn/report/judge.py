@@ -14,8 +14,8 @@ from accel_train.tasks.tcn.model import TCN
 from accel_train.tasks.tcn.operating import OperatingPoint
 from accel_train.tasks.tcn.report.scores import Logits, Scores, moment_spacing, moments, of_network, of_trivial
 from accel_train.tasks.tcn.robustness import FAILURES
-from accel_train.tasks.tcn.steps import diagnostics, prior_shift, reliability, step_intervals
 from accel_train.tasks.tcn.shots import Shots
+from accel_train.tasks.tcn.steps import diagnostics, prior_shift, reliability, step_intervals
 from accel_train.tasks.tcn.windows import Windows
 
 RESAMPLES = 2000  # of the shots, for intervals
