@@ -45,10 +45,12 @@ class RawFiles(Checked):
     signals: list[str] | None = setting(None, "columns of a table; null: all numbers besides the key.")
 
 
+MADE_WITH = ("step", "baseline_ms", "t0_ms", "dt_ms", "flattop_only")
+"""What preprocessed shots were made with, too: one config is for both, as long as they agree."""
 MEANT_FOR: dict[Layout, set[str]] = {
     "hdf5": {field.name for field in fields(RawFiles)} - {"signals"},
     "table": {"dt_ms", "signals"},
-    "preprocessed": set(),
+    "preprocessed": set(MADE_WITH),
     "prebuilt": set(),
 }
 
@@ -91,7 +93,14 @@ def open_shots(data: str | Path, raw: RawFiles) -> Shots:
         return _hdf5(path, raw)
     from accel_train.tasks.tcn.store import Store
 
-    return Store(path)
+    store, default = Store(path), RawFiles()
+    for name in MADE_WITH:
+        given, made = getattr(raw, name), store.manifest["options"][name]
+        if given not in (getattr(default, name), made):
+            raise UserError(
+                f"raw.{name}: {given}, but {path} was preprocessed with {made}; leave it out, or make it anew"
+            )
+    return store
 
 
 def refuse_meaningless(layout: Layout, raw: RawFiles) -> None:

@@ -53,7 +53,9 @@ def test_windows_of_files_are_those_of_the_preprocessed_folder(raw, tmp_path, dt
     folders = [f"--disrupt={raw / 'disrupt'}", f"--clear={raw / 'clear'}"]
     PREPROCESS.run([*folders, f"--out={tmp_path / 'out'}", f"--dtype={dtype}", f"--step={step}", "--dt_ms=1"])
     sizes = {"nsub": 24} if step > 1 else {}
-    stored, direct = task(tmp_path / "out", **sizes), task(raw, RAW | {"step": step}, **sizes)
+    with pytest.raises(UserError, match=f"raw.step: 3, but .*out was preprocessed with {step}; leave it out"):
+        task(tmp_path / "out", RAW | {"step": 3}).store  # noqa: B018
+    stored, direct = (task(data, RAW | {"step": step}, **sizes) for data in (tmp_path / "out", raw))
     assert layout_of(tmp_path / "out", RawFiles()) == "preprocessed" and layout_of(raw, RawFiles()) == "hdf5"
     for split in ("train", "validation", "test"):
         one, other = every_batch(stored, split), every_batch(direct, split)

@@ -15,6 +15,7 @@ from accel_train.tasks.tcn import operating
 from accel_train.tasks.tcn.alarms import AlarmRule, ShotScores, Useful, alarm_step, alarm_warning_ms, outcome_of
 from accel_train.tasks.tcn.metrics import ShotTable
 from accel_train.tasks.tcn.operating import OperatingPoint, choose_rule
+from accel_train.tasks.tcn.steps import EDGES
 
 USEFUL = Useful(10, 60)  # steps of 5 ms
 
@@ -196,7 +197,7 @@ def test_shots_that_can_be_told_apart_are_and_others_too():
 
 
 def test_validation_data_without_a_disruption_choose_nothing():
-    steps = torch.zeros(2, 2049, dtype=torch.int64)
+    steps = torch.zeros(2, len(EDGES), dtype=torch.int64)
     with pytest.raises(UserError, match="no positive step"):
         OperatingPoint.choose(both_kinds(4, 0), steps)
     with pytest.raises(UserError, match="no disruption"):

@@ -170,7 +170,7 @@ def test_probabilities_are_those_of_the_training_split(negatives: float | None):
     expected = {"batch": logit(share), "none": logit(share) - logit(seen), "dataset": 2 * logit(share) - logit(seen)}
     for balance, shift in expected.items():
         empty: Any = None
-        data = Data(empty, train, empty, empty, balance, negatives)
+        data = Data("", empty, train, empty, empty, balance, negatives)
         assert data.shift(share) == pytest.approx(shift)
 
 

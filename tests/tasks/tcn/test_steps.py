@@ -166,4 +166,12 @@ def test_nothing_to_count_is_nan_and_not_a_number_of_it_is_too():
 
 
 def test_probabilities_have_an_edge_at_a_half():
-    assert 0.0 in EDGES and np.allclose(np.diff(EDGES), 1 / 64)
+    assert 0.0 in EDGES and set(np.diff(EDGES)) == {1 / 64, 1 / 4}
+
+
+def test_a_network_that_is_very_sure_has_a_threshold_where_it_is_best():
+    """And not at the end of the histogram: here 20, which no probability in single precision tells from 1."""
+    logits = torch.linspace(10, 30, 2001)[None]
+    sums = step_sums(logits, logits > 20, torch.ones_like(logits, dtype=torch.bool), torch.zeros_like(logits))
+    threshold = best_threshold(sums["by_distance"].sum(0))
+    assert 20 <= threshold <= 20.25 and step_metrics(sums["by_distance"].sum(0), threshold)["step_f1"] > 0.98
