@@ -204,4 +204,4 @@ def test_validation_data_without_a_disruption_choose_nothing():
         choose_rule(both_kinds(1, 0))
     steps[1, 1025] = steps[0, 1000] = 3
     point = OperatingPoint.choose(both_kinds(4, 0), steps, USEFUL)
-    assert (1000 - 1024) / 64 < point.threshold <= (1025 - 1024) / 64
+    assert EDGES[1000] < point.threshold <= EDGES[1025]
