@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.processes import run
+from support.processes import kill_at_checkpoints, run
 from support.runs import assert_same_run, config
 from support.toys import Disruptions
 
@@ -52,6 +52,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, workers):
         run(job(tmp_path / "run", arguments, **settings) | {"stop_at": {"step": step}})
     run(job(tmp_path / "run", arguments, **settings))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_killed(tmp_path):
+    """Wherever SIGKILL strikes, with readers ahead, in the middle of an epoch."""
+    arguments, settings = {"channel_dropout": 0.8}, {"num_workers": 2, "max_steps": 25, "save_steps": 2}
+    run(job(tmp_path / "whole", arguments, **settings))
+    kill_at_checkpoints(job(tmp_path / "killed", arguments, **settings))
+    run(job(tmp_path / "killed", arguments, **settings))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_channel_drop_out_is_of_training_alone():
