@@ -123,22 +123,27 @@ class Autoencoder(nn.Module):
 
         Returns:
             latent [B, L + W, latent], which is not lagged; fmri [B, W, V]; for each modality what ``Decoder`` gives of
-            the TRs of the volumes [B, W, ...]; and with ``bottleneck: voxels``, or a lag per voxel, neural [B, W, V].
+            the TRs of the volumes [B, W, ...], and as ``target/NAME`` what it should give: standardised [B, W,
+            features], or codes [B, W, codebooks, frames]; and with ``bottleneck: voxels``, or a lag per voxel, neural
+            [B, W, V].
         """
-        latent = self.encode(batch, keep_modality)
+        stimulus = {name: self.standardise(name, batch[f"stimulus/{name}"]) for name in self.modalities}
+        latent = self.encode(stimulus, batch, keep_modality)
         made = self.to_brain(latent, batch["subject"], keep_subject, lesion)
         read = made["neural"] if self.through_voxels else latent[:, self.lags :]
-        return {"latent": latent, **made, **self._run(self.decoder, read)}
+        targets = {f"target/{name}": values[:, self.lags :] for name, values in stimulus.items()}
+        return {"latent": latent, **made, **self._run(self.decoder, read), **targets}
 
-    def encode(self, batch: Mapping[str, Tensor], keep_modality: Tensor | None = None) -> Tensor:
-        """The latent [B, L + W, latent]."""
+    def encode(
+        self, stimulus: Mapping[str, Tensor], batch: Mapping[str, Tensor], keep_modality: Tensor | None = None
+    ) -> Tensor:
+        """The latent [B, L + W, latent] of what ``standardise`` gives of each modality."""
         available, present = batch["available"], batch["present"]
         keep = torch.ones_like(available) if keep_modality is None else keep_modality
         seen = [
-            self._run(self.encoders[name], self.standardise(name, batch[f"stimulus/{name}"]),
-                      available[:, m, None] & present, keep[:, m, None])
+            self._run(self.encoders[name], stimulus[name], available[:, m, None] & present, keep[:, m, None])
             for m, name in enumerate(self.modalities)
-        ]  # fmt: skip
+        ]
         latent = self.fusion(torch.cat(seen, -1))
         return latent if self.over_time is None else self.over_time(latent)
 
@@ -178,11 +183,6 @@ class Autoencoder(nn.Module):
         if tuple(x.shape[2:]) != shape:
             raise UserError(f"{name}: TRs of shape {tuple(x.shape[2:])} in the data, and {shape} in the model")
         return self.scales[name](x) if name in self.scales else x
-
-    def targets(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the decoder should give: of each modality standardised [B, W, features], or codes [B, W, codebooks,
-        frames]."""
-        return {name: self.standardise(name, batch[f"stimulus/{name}"][:, self.lags :]) for name in self.modalities}
 
     def in_units(self, name: str, made: Tensor) -> Tensor:
         """What the decoder gave, in the unit of the stimulus, [B, W, *shape]; of codes, the likeliest."""

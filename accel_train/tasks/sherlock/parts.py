@@ -59,7 +59,7 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As stored [B, T, *shape], of any type, to standardised [B, T, features] in the type of the statistics."""
-        return (x.flatten(2).to(self.mean.dtype) - self.mean) / self.deviation
+        return (x.flatten(2) - self.mean).div_(self.deviation)
 
     def back(self, z: Tensor) -> Tensor:
         """Standardised [..., features] in the unit of the stimulus."""
