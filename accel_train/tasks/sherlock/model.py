@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.architecture import Modality, Sizes
 from accel_train.tasks.sherlock.lag import Lag, LagKind
-from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Encoder, Fusion, OverTime, Scale, VoxelHead
+from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Encoder, Fusion, OverTime, Scale, VoxelHead, dense
 
 Bottleneck = Literal["latent", "voxels"]
 
@@ -77,7 +77,9 @@ class Autoencoder(nn.Module):
         self.fusion = Fusion(width, sizes, dropout)
         self.over_time = OverTime(sizes.latent, time_layers, heads, causal, dropout) if time_layers else None
         self.register_buffer("fmri_variance", torch.ones(()))
-        self.head = VoxelHead(sizes, voxels, subjects, subject_rank, dropout)
+        self.features = dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
+        self.head = VoxelHead(sizes.voxels[-1] if sizes.voxels else sizes.latent, voxels, subjects, subject_rank)
+        self.baseline = nn.Parameter(torch.zeros(voxels))  # of BOLD, behind the lag
         self.lag = Lag(lag, voxels, tr_s, lags, preshift_trs)
         self.decoder = Decoder(modalities, voxels if self.through_voxels else sizes.latent, sizes, dropout)
 
@@ -152,15 +154,15 @@ class Autoencoder(nn.Module):
     ) -> dict[str, Tensor]:
         """fmri [B, W, V] of a latent [B, L + W, latent]; and neural [B, W, V] where the decoder reads it, or each voxel
         has a lag of its own."""
-        hidden, lag, own = self.head.hidden(latent), self.lag, slice(self.lags, None)
+        features, lag, own = self.features(latent), self.lag, slice(self.lags, None)
         if lag.per_voxel:
-            activity = self.head(hidden, subject, keep)
+            activity = self.head(features, subject, keep)
             made = {"fmri": lag(activity), "neural": activity[:, own]}
         else:  # a filter that all voxels share may come before the widest layer, which then sees W volumes, not L + W
-            made = {"fmri": self.head(lag(hidden), subject, keep)}
+            made = {"fmri": self.head(lag(features), subject, keep)}
             if self.through_voxels:
-                made["neural"] = self.head(hidden[:, own], subject, keep)
-        made["fmri"] = made["fmri"] + self.head.bias
+                made["neural"] = self.head(features[:, own], subject, keep)
+        made["fmri"] = made["fmri"] + self.baseline
         return made if lesion is None else {name: values * ~lesion for name, values in made.items()}
 
     def decode_bold(self, bold: Tensor, lesion: Tensor | None = None) -> dict[str, Tensor]:
@@ -174,7 +176,7 @@ class Autoencoder(nn.Module):
             raise UserError(
                 "sherlock: this model decodes its latent; to decode the brain, train with bottleneck=voxels"
             )
-        neural = self.lag.back(bold - self.head.bias)
+        neural = self.lag.back(bold - self.baseline)
         return self.decoder(neural if lesion is None else neural * ~lesion)
 
     def standardise(self, name: str, x: Tensor) -> Tensor:

@@ -101,6 +101,16 @@ def test_checkpointing_changes_nothing():
     assert same(*gradients)
 
 
+def test_half_precision_changes_little():
+    model, batch = network(bottleneck="voxels", lag="fir").float(), batch_of()
+    with torch.no_grad():
+        whole = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(batch)
+    for name, values in whole.items():
+        assert (half[name] - values).abs().max() <= 0.1 * values.abs().max(), name
+
+
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
