@@ -1,0 +1,70 @@
+"""Brains of people who saw one film, as arrays, with all that a metric should find in them known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gamma
+
+import numpy as np
+
+C = 0.6
+"""Correlation of a voxel of one person with what the stimulus makes of it."""
+TR_S = 1.5
+ROIS = {"null": np.arange(0, 20), "visual": np.arange(20, 40), "auditory": np.arange(40, 60)}
+BANDS = {"video": (0, 1), "audio": (2, 3)}
+
+
+@dataclass(frozen=True, eq=False)
+class Movie:
+    """features: [T, 2] of each modality. signal: [T, V], variance 1 in each run, 0 in the null region. people: [T, V]
+    of each. runs: int [T]. train: bool [T], the first run."""
+
+    features: dict[str, np.ndarray]
+    signal: np.ndarray
+    people: list[np.ndarray]
+    runs: np.ndarray
+
+    @property
+    def train(self) -> np.ndarray:
+        return self.runs == 0
+
+
+def response(tr_s: float = TR_S) -> np.ndarray:
+    """Two gamma densities, of 6 and 16 s, as a scanner samples them over 32 s; sum 1."""
+    t = np.arange(0, 32, tr_s)
+    found = t**5 * np.exp(-t) / gamma(6) - t**15 * np.exp(-t) / gamma(16) / 6
+    return found / found.sum()
+
+
+def movie(seed: int = 0, people: int = 3, trs: tuple[int, ...] = (240, 260), preshift: int = 0, c: float = C) -> Movie:
+    """The volumes stand ``preshift`` rows earlier than a scanner would have put them."""
+    draw = np.random.default_rng(seed)
+    weights = np.zeros((4, 60))
+    for latents, roi in zip(BANDS.values(), ("visual", "auditory"), strict=True):
+        weights[latents[0] : latents[1] + 1, ROIS[roi]] = draw.normal(size=(2, 20))
+    latents, signal, noise = [], [], [[] for _ in range(people)]
+    for length in trs:
+        z = _ar1(draw, length + preshift, 4, 0.5)
+        after = np.stack([np.convolve(each, response())[: len(each)] for each in z.T], 1)[preshift:] @ weights
+        std = after.std(0)
+        latents.append(z[:length])
+        signal.append(np.divide(after - after.mean(0), std, out=np.zeros_like(after), where=std > 0))
+        for each in noise:
+            each.append(_ar1(draw, length, 60, 0.3))
+    s = np.concatenate(signal)
+    share = np.where(s.std(0) > 0, c, 0.0)
+    z = np.concatenate(latents)
+    return Movie(
+        {name: z[:, columns] for name, columns in BANDS.items()},
+        s,
+        [(share * s + np.sqrt(1 - share**2) * np.concatenate(each)).astype(np.float32) for each in noise],
+        np.repeat(np.arange(len(trs)), trs),
+    )
+
+
+def _ar1(draw: np.random.Generator, length: int, columns: int, phi: float) -> np.ndarray:
+    """Variance 1 in the long run."""
+    x = draw.normal(size=(length + 20, columns)) * np.sqrt(1 - phi**2)
+    for t in range(1, len(x)):
+        x[t] += phi * x[t - 1]
+    return x[20:]
