@@ -45,6 +45,11 @@ class Isc:
         """float64 [V]: the best correlation for the mean of so many people."""
         return of_average(self.c, averaged)
 
+    def within(self, columns: np.ndarray, averaged: int = 1) -> float:
+        """That of a region, from its mean correlation between people."""
+        mean = np.atleast_1d(fisher_mean(self.leave_one_out[:, columns]))
+        return float(of_average(c_of_leave_one_out(mean, self.people), averaged)[0])
+
 
 def isc(people: Sequence[np.ndarray]) -> Isc:
     """Over the volumes that all have, each voxel of each person on one scale.

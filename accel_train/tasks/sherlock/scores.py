@@ -7,17 +7,21 @@ follow one another without a gap. A volume that was not measured is a row with a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from accel_train import keyed
 from accel_train.errors import DataError
-from accel_train.intervals import Interval, bootstrap
+from accel_train.intervals import bootstrap
 from accel_train.sums import Correlation
 
 VOXELS = 4096  # at once: the sums of a correlation take many times the memory of what they sum
+RESAMPLES = 1000
 NEARLY_ONE = 1 - 1e-12  # Fisher's z of 1 is infinite
 
 Rois = Mapping[str, np.ndarray]
@@ -31,6 +35,16 @@ def stretches(runs: np.ndarray) -> list[slice]:
     if len(found) != len(np.unique(runs)):
         raise DataError("runs: the rows of a run must stand together, in order of time")
     return found
+
+
+def numbered(rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """The stretch of each of some rows, int [n]: a new one begins where the run changes or rows are left out.
+
+    Args:
+        rows: int [n], in order. runs: int [T], of all rows.
+    """
+    breaks = (np.diff(rows) != 1) | (np.diff(runs[rows]) != 0)
+    return np.append(0, np.cumsum(breaks))[: len(rows)]
 
 
 def measured(*arrays: np.ndarray) -> np.ndarray:
@@ -87,7 +101,7 @@ def time_blocks(runs: np.ndarray, length: int) -> np.ndarray:
 def fisher_mean(r: np.ndarray, axis: int | None = None) -> np.ndarray:
     """The mean of correlations over an axis, by Fisher's z (Biometrika 10, 507, 1915); those that are NaN are left out,
     and without any other it is NaN."""
-    z = np.arctanh(np.clip(r, -NEARLY_ONE, NEARLY_ONE))
+    z = _z(r)
     defined = ~np.isnan(z)
     with np.errstate(invalid="ignore"):
         return np.tanh(np.where(defined, z, 0.0).sum(axis) / defined.sum(axis))
@@ -105,48 +119,65 @@ def by_roi(r: np.ndarray, rois: Rois) -> dict[str, float]:
 # -- intervals -------------------------------------------------------------------------------------------------------
 
 
-def over_time(
-    models: Mapping[str, Sequence[Tensor]], rois: Rois, reference: str, seed: int, resamples: int = 1000
-) -> dict[str, Interval]:
-    """95 % intervals of mean correlations by a bootstrap over blocks of time (Kuensch, Ann. Statist. 17, 1217, 1989),
-    the same blocks for all models and people, who saw the same film.
+class Estimate(NamedTuple):
+    """A number, and the ends of its 95 % interval; NaN where nothing can be said."""
+
+    value: float
+    low: float
+    high: float
+
+
+def draws_of_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> Tensor:
+    """How often each block of time comes: float64 [1 + resamples, blocks], each once in the first row, then as drawn
+    with replacement (Kuensch, Ann. Statist. 17, 1217, 1989). The same for all models and people, who saw one film.
+    Of one block alone nothing can be drawn: the first row is all."""
+    if blocks < 2:
+        return torch.ones(1, blocks, dtype=torch.float64)
+    draw = np.random.default_rng(keyed.key(seed, "blocks"))
+    drawn = draw.multinomial(blocks, np.full(blocks, 1 / blocks), resamples)
+    return torch.from_numpy(np.vstack([np.ones((1, blocks)), drawn]))
+
+
+def drawn_z(table: Tensor, draws: Tensor, rois: Rois) -> np.ndarray:
+    """float64 [draws, rois]: Fisher's z of each region, the mean over its voxels that have a correlation.
 
     Args:
-        models: for each, the ``block_sums`` of every person.
-        reference: the model that others are compared with.
-
-    Returns:
-        ``MODEL/ROI``, and for other models than the reference ``REFERENCE-MODEL/ROI``, how much better that is.
+        table: ``block_sums`` of one person and model.
+        draws: ``draws_of_blocks``.
     """
-    blocks = len(next(iter(models.values()))[0])
+    voxels, of_draws = table.shape[1], max(1, 8 * VOXELS // len(draws))
+    totals, counts = np.zeros((2, len(draws), len(rois)))
+    member = np.zeros((voxels, len(rois)))
+    for i, columns in enumerate(rois.values()):
+        member[columns, i] = 1
+    for first in range(0, voxels, of_draws):
+        part = table[:, first : first + of_draws]
+        r = Correlation((draws @ part.flatten(1)).unflatten(1, part.shape[1:])).pearson.numpy()
+        z, of_part = _z(r), member[first : first + of_draws]
+        totals += np.nan_to_num(z) @ of_part
+        counts += ~np.isnan(z) @ of_part
+    return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
 
-    def metrics(drawn: dict[str, Tensor]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name, people in models.items():
-            r = np.stack([_pearson(drawn["times"], table) for table in people])
-            found |= {f"{name}/{roi}": value for roi, value in by_roi(r, rois).items()}
-        for name in models.keys() - {reference}:
-            found |= {f"{reference}-{name}/{roi}": found[f"{reference}/{roi}"] - found[f"{name}/{roi}"] for roi in rois}
-        return found
 
-    # what is drawn is how often each block comes, so that the sums of all people need not be in memory twice
-    return bootstrap(metrics, {"times": torch.eye(blocks, dtype=torch.float64)}, seed, resamples)
+def estimate(r: np.ndarray) -> Estimate:
+    """Of a number in each draw, the first of which is the number itself."""
+    if len(r) < 2 or np.isnan(r).all():
+        return Estimate(float(r[0]), math.nan, math.nan)
+    low, high = np.nanquantile(r[1:], [0.025, 0.975])
+    return Estimate(float(r[0]), float(low), float(high))
 
 
-def over_people(r: np.ndarray, rois: Rois, seed: int, resamples: int = 1000) -> dict[str, Interval]:
-    """95 % intervals of the mean correlation of each region by a bootstrap over people; NaN for one alone.
+def over_people(z: np.ndarray, seed: int) -> Estimate:
+    """The mean correlation, and how it would move with other people: a bootstrap over them. No interval for one alone.
 
     Args:
-        r: [people, V].
+        z: [people], Fisher's z of each.
     """
-    of_each = np.array([list(by_roi(each, rois).values()) for each in r])
-    sums = {"z": torch.from_numpy(np.arctanh(np.clip(of_each, -NEARLY_ONE, NEARLY_ONE)))}
-
-    def metrics(drawn: dict[str, Tensor]) -> dict[str, float]:
-        return dict(zip(rois, torch.tanh(drawn["z"] / len(r)).tolist(), strict=True))
-
-    return bootstrap(metrics, sums, seed, resamples)
+    found = bootstrap(
+        lambda drawn: {"r": math.tanh(float(drawn["z"]) / len(z))}, {"z": torch.from_numpy(z)[:, None]}, seed, RESAMPLES
+    )
+    return Estimate(math.tanh(float(z.mean())), *found["r"][:2])
 
 
-def _pearson(times: Tensor, table: Tensor) -> np.ndarray:
-    return Correlation((times @ table.flatten(1)).view(table.shape[1:])).pearson.numpy()
+def _z(r: np.ndarray) -> np.ndarray:
+    return np.arctanh(np.clip(r, -NEARLY_ONE, NEARLY_ONE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.movie_brain import ROIS, C, movie
@@ -77,34 +76,35 @@ def test_what_a_perfect_model_scores_is_the_theory():
     assert np.isnan(one["null"])  # a prediction that is constant
 
 
-def test_intervals_over_time_hold_the_truth_and_tell_models_apart():
+def test_intervals_over_time_hold_the_truth_and_tell_models_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scores, "VOXELS", 500)  # several parts
     film = movie(3)
     block = scores.time_blocks(film.runs, 21)
     worse = film.signal + np.random.default_rng(0).normal(size=film.signal.shape)
-    models = {
-        name: [scores.block_sums(predicted, each, block) for each in film.people]
-        for name, predicted in {"good": film.signal, "worse": worse}.items()
+    draws = scores.draws_of_blocks(int(block.max()) + 1, seed=0, resamples=200)
+    r = {
+        name: np.tanh(
+            np.stack([scores.drawn_z(scores.block_sums(p, y, block), draws, ROIS) for y in film.people]).mean(0)
+        )
+        for name, p in {"good": film.signal, "worse": worse}.items()
     }
-    rois = {"visual": ROIS["visual"]}
-    found = scores.over_time(models, rois, "good", seed=0, resamples=200)
-    good, difference = found["good/visual"], found["good-worse/visual"]
-    assert good.low < C < good.high and good.high - good.low < 0.1
+    whole = scores.by_roi(np.stack([scores.temporal_r(worse, each) for each in film.people]), ROIS)
+    np.testing.assert_allclose(r["worse"][0], list(whole.values()), atol=1e-9)
+    good, difference = scores.estimate(r["good"][:, 1]), scores.estimate(r["good"][:, 1] - r["worse"][:, 1])
+    assert good.low < C < good.high and good.low < good.value < good.high < good.low + 0.1
     assert 0.1 < difference.low < C - C / np.sqrt(2) < difference.high
-    assert found == scores.over_time(models, rois, "good", seed=0, resamples=200)
+    assert np.isnan(r["good"][:, 0]).all() and np.isnan(scores.estimate(r["good"][:, 0]).low)  # nothing is predicted
 
 
 def test_intervals_over_people_need_several():
-    r = np.array([[0.5, 0.5, 0.1], [0.6, 0.6, 0.2], [0.4, 0.7, 0.3]])
-    rois = {"a": np.array([0, 1]), "b": np.array([2])}
-    found = scores.over_people(r, rois, seed=0)
-    assert found["a"].low < scores.by_roi(r, rois)["a"] < found["a"].high
-    assert (found["b"].low, found["b"].high) == pytest.approx((0.1, 0.3))
-    assert np.isnan(scores.over_people(r[:1], rois, seed=0)["a"].low)
+    found = scores.over_people(np.arctanh([0.5, 0.6, 0.4]), seed=0)
+    assert 0.4 <= found.low < found.value < found.high <= 0.6
+    assert found == scores.over_people(np.arctanh([0.5, 0.6, 0.4]), seed=0)
+    alone = scores.over_people(np.arctanh([0.5]), seed=0)
+    assert alone.value == pytest.approx(0.5) and np.isnan(alone.low)
 
 
-def test_a_mean_over_resamples_is_that_over_units():
-    """The draw of all units once gives the metric itself."""
-    predicted, true = series(4)
-    table = scores.block_sums(predicted, true, scores.time_blocks(RUNS, 10))
-    whole = scores._pearson(torch.ones(len(table), dtype=torch.float64), table)
-    np.testing.assert_allclose(whole, scores.temporal_r(predicted, true), atol=1e-12)
+def test_stretches_of_what_is_held_out():
+    runs = np.repeat([0, 1], [6, 4])
+    np.testing.assert_array_equal(scores.numbered(np.array([1, 2, 4, 5, 6, 7]), runs), [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(scores.numbered(np.array([3]), runs), [0])
