@@ -44,9 +44,10 @@ def slices_figure(
             axes.imshow(np.where(at >= 0, 1.0, np.nan), cmap="Greys", vmin=0, vmax=12, origin="lower")
             shown = np.where(at >= 0, values[at], np.nan)
             colours = axes.imshow(shown, cmap=cmap, vmin=limits[0], vmax=limits[1], origin="lower")
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             axes.set_title(f"z = {z}", fontsize="x-small", pad=2)
-        line[0].set_title(title, fontsize="medium", loc="left", pad=10)
+        line[0].set_ylabel(title)
         figure.colorbar(colours, ax=list(line), label=label, shrink=0.85)  # the same for all
     return figure
 
@@ -87,6 +88,7 @@ def lag_figure(scans: Mapping[str, tuple[LagScan, int]], rois: Rois) -> Figure:
         for i, (roi, curve) in enumerate(scan.curves(rois).items()):
             axes.plot(scan.shifts, curve, marker="o", ms=3, lw=1.4, color=_colour(i), label=roi)
         axes.set(xlabel="shift (TRs)", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         _bare(axes)
     panels[0].set_ylabel("r over time")
     _finish(figure, panels[0])

@@ -50,8 +50,8 @@ def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]
         maps = {name: found.maps[f"r/{name}"] for name in (NETWORK, RIDGE)}
         top = max(float(np.nanmax(values, initial=0.1)) for values in maps.values())
         made["r_slices"] = figures.slices_figure(maps, case.places, "r over time", (0.0, top), "magma")
-        lags = {f"lag scan of the {name}": found.maps[f"lag/{name}"] for name in found.lags}
-        made["lag_slices"] = figures.slices_figure(lags, case.places, "peak (TRs)", (-10.0, 10.0), "RdBu_r")
+        lags = {name: found.maps[f"lag/{name}"] for name in found.lags}
+        made["lag_slices"] = figures.slices_figure(lags, case.places, "lag scan peaks at (TRs)", (-10.0, 10.0), "viridis")
     return made | {f"made_{name}": figure for name, figure in _made(case, predicted)}
 
 

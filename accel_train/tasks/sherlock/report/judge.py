@@ -26,7 +26,7 @@ from accel_train.tasks.sherlock.scores import Estimate
 
 SEGMENTS = (1, 10)  # TRs, for identification
 RIDGE_S = 12.0  # delays of ridge: from one TR to so long after the stimulus
-ENOUGH_R = 0.1  # a voxel below it has no lag to speak of
+NOISE = 4.0  # a voxel whose r is below NOISE / sqrt(TRs) at its best shift has no lag to speak of
 PEAK_AT_MOST = 1  # TRs that a lag scan may peak from where it must
 
 Of = Callable[[str], np.ndarray]
@@ -208,7 +208,7 @@ def _lags(case: Case, predicted: Predictions, runs: np.ndarray, found: Found) ->
     found.lags[NETWORK] = lagscan.lag_scan(made, true[predicted.rows], runs)
     for name, scan in found.lags.items():
         best = np.nan_to_num(scan.r, nan=-1).max(0)
-        found.maps[f"lag/{name}"] = np.where(best > ENOUGH_R, scan.peak, np.nan)
+        found.maps[f"lag/{name}"] = np.where(best > NOISE / np.sqrt(len(predicted.rows)), scan.peak, np.nan)
 
 
 def _reconstructions(case: Case, predicted: Predictions, runs: np.ndarray, seed: int, found: Found) -> None:
