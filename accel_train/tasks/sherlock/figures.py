@@ -20,7 +20,7 @@ GREY = "0.55"
 SLICES = 6
 MOMENTS = 6  # of a film
 POINTS = 5000  # of a scatter plot
-BAND = 200  # TRs of a spectrogram
+BAND, NUMBERS = 200, 40  # TRs and rows of a picture of numbers over time
 
 
 def slices_figure(
@@ -140,24 +140,27 @@ def frames_figure(true: np.ndarray, made: np.ndarray, names: Sequence[str]) -> F
     return figure
 
 
-def bands_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -> Figure:
-    """Numbers over time, such as mels, above those that were made again.
+def numbers_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -> Figure:
+    """Numbers of a stimulus over time, such as mels, above those that were made again: the ones that vary most, in
+    deviations from their mean.
 
     Args:
         true, made: [T, numbers], of which the first minutes are shown.
     """
-    true, made = true[:BAND], made[:BAND]
+    true, made = true[:BAND].astype(np.float64), made[:BAND].astype(np.float64)
+    mean, std = true.mean(0), true.std(0)
+    most = np.sort(np.argsort(-std, kind="stable")[:NUMBERS])
+    most = most[std[most] > 0]
     figure = _figure(8, 4.2)
     panels = figure.subplots(2, 1, sharex=True)
-    low, high = np.quantile(true, [0.01, 0.99])
     colours: Any = None
     for axes, values, title in zip(panels, (true, made), ("presented", "made again"), strict=True):
-        ends = (0, len(values) * tr_s, 0, values.shape[1])
-        look: Any = {"aspect": "auto", "origin": "lower", "extent": ends, "vmin": low, "vmax": high, "cmap": "magma"}
-        colours = axes.imshow(values.T, **look)
-        axes.set(ylabel=f"{name}, {title}")
+        ends = (0, len(values) * tr_s, 0, len(most))
+        look: Any = {"aspect": "auto", "origin": "lower", "extent": ends, "vmin": -2.5, "vmax": 2.5, "cmap": "magma"}
+        colours = axes.imshow(((values[:, most] - mean[most]) / std[most]).T, interpolation="nearest", **look)
+        axes.set(ylabel=f"{name}, {title}", yticks=[])
     panels[1].set_xlabel("time (s)")
-    figure.colorbar(colours, ax=list(panels))
+    figure.colorbar(colours, ax=list(panels), label="deviations")
     return figure
 
 

@@ -51,7 +51,9 @@ def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]
         top = max(float(np.nanmax(values, initial=0.1)) for values in maps.values())
         made["r_slices"] = figures.slices_figure(maps, case.places, "r over time", (0.0, top), "magma")
         lags = {name: found.maps[f"lag/{name}"] for name in found.lags}
-        made["lag_slices"] = figures.slices_figure(lags, case.places, "lag scan peaks at (TRs)", (-10.0, 10.0), "viridis")
+        made["lag_slices"] = figures.slices_figure(
+            lags, case.places, "lag scan peaks at (TRs)", (-10.0, 10.0), "viridis"
+        )
     return made | {f"made_{name}": figure for name, figure in _made(case, predicted)}
 
 
@@ -65,5 +67,5 @@ def _made(case: Case, predicted: Predictions) -> list[tuple[str, Figure]]:
             found.append((name, figures.frames_figure(true[at, 0], made[at, 0], names)))
         elif true.dtype.kind == "f":
             flat = [each.mean(1) if each.ndim == 3 else each for each in (true, made)]
-            found.append((name, figures.bands_figure(flat[0], flat[1], name, case.tr_s)))
+            found.append((name, figures.numbers_figure(flat[0], flat[1], name, case.tr_s)))
     return found

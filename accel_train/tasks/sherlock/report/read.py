@@ -32,24 +32,26 @@ def case_of(prepared: Prepared, response: np.ndarray) -> Case:
     train = np.concatenate([np.zeros(trs, bool) for trs in prepared.runs.values()])
     train[rows_of(prepared, "train")] = True
     runs = np.repeat(np.arange(len(prepared.runs)), list(prepared.runs.values()))
-    seen = [person for person in prepared.subjects if person not in prepared.held_out]
-
-    def one(person: str) -> np.ndarray:
-        return np.concatenate([prepared.fmri(person, run) for run in prepared.runs])
-
-    def fmri(person: str) -> np.ndarray:
-        return average(map(one, seen)) if person == AVERAGE else one(person)
 
     def stimulus(name: str, rows: np.ndarray) -> np.ndarray:
         return _stimulus(prepared, name)[rows]
 
     statistics = prepared.statistics("stimulus_stats")
     return Case(
-        prepared.tr_s, prepared.preshift_trs, runs, train, list(prepared.subjects), list(prepared.held_out), fmri,
+        prepared.tr_s, prepared.preshift_trs, runs, train, list(prepared.subjects), list(prepared.held_out),
+        lambda person: case_fmri(prepared, person),
         {name: _features(prepared, name, statistics, train) for name in prepared.modalities}, stimulus,
         {name: _mean(name, statistics) for name in prepared.modalities},
         {EVERYWHERE: np.arange(prepared.voxels), **prepared.rois}, response, _places(prepared),
     )  # fmt: skip
+
+
+def case_fmri(prepared: Prepared, person: str) -> np.ndarray:
+    """[T, V] of a person, or of ``AVERAGE``: of all that are not held out."""
+    if person == AVERAGE:
+        seen = (each for each in prepared.subjects if each not in prepared.held_out)
+        return average(case_fmri(prepared, each) for each in seen)
+    return np.concatenate([prepared.fmri(person, run) for run in prepared.runs])
 
 
 def rows_of(prepared: Prepared, split: str) -> np.ndarray:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, Case, Predictions
-from accel_train.tasks.sherlock.report.judge import SEGMENTS, Found
+from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
 
@@ -26,7 +28,7 @@ def summary(case: Case, predicted: Predictions, found: Found) -> str:
         *_volumes(found),
         *_reconstructions(found),
         "",
-        *_lags(case, found),
+        *_lags(case, predicted, found),
         *_people(case, found),
         *(f"missing: {text}" for text in found.missing),
         *(f"warning: {text}" for text in found.warnings),
@@ -86,15 +88,14 @@ def _reconstructions(found: Found) -> list[str]:
     return ["", "error of the reconstruction over that of the training mean: below 1 is better", *aligned(lines)]
 
 
-def _lags(case: Case, found: Found) -> list[str]:
-    lines = []
+def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
+    lines, least = [], NOISE / math.sqrt(len(predicted.rows)) / 2  # half that of a voxel, since a region is a mean
+    shown = dict([*case.rois.items()][:COLUMNS])
     for name, scan in found.lags.items():
-        rois = {
-            roi: columns for roi, columns in [*case.rois.items()][:COLUMNS] if _known(scan.curves({roi: columns})[roi])
-        }
+        rois = {roi: shown[roi] for roi, curve in scan.curves(shown).items() if np.nan_to_num(curve).max() > least}
         peaks = ", ".join(f"{roi} {peak:+d}" for roi, peak in scan.peaks(rois).items())
         must = f"{case.preshift:+d}, as declared" if name == "stimulus" else "+0"
-        lines.append(f"lag scan of the {name} peaks at (TRs; must be {must}): {peaks}")
+        lines.append(f"lag scan of the {name} peaks at (TRs; must be {must}): {peaks or 'nowhere'}")
     return lines
 
 
@@ -129,7 +130,3 @@ def _number(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.3g} %"
-
-
-def _known(curve: list[float]) -> bool:
-    return not all(math.isnan(value) for value in curve) and max(value for value in curve if value == value) > 0.05
