@@ -27,6 +27,10 @@ TASKS = {
         "accel_train.tasks.tcn.task.TCNTask",
         "disruptions of a tokamak from its imaging signals: causal dilated convolutions on long records",
     ),
+    "sherlock": (
+        "accel_train.tasks.sherlock.task.SherlockTask",
+        "video, audio and text of a film to the BOLD of who watches it, and back: autoencoder through a brain",
+    ),
 }
 """Short name -> (class path, one line of what it is)."""
 

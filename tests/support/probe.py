@@ -81,7 +81,7 @@ class Watched(Loop):
                 if "first" in batch:  # windows of shots
                     names = batch["shot"] * 10_000 + batch["first"]
                 else:
-                    names = next(batch[name] for name in ("event", "pair", "index") if name in batch)
+                    names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
                 self.samples[step + 1] = names.tolist()
             return real(objective, batch, step, repeat, abandon)
 

@@ -19,9 +19,11 @@ from accel_train.errors import DataError
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
+from accel_train.tasks.sherlock.task import SherlockTask
 from accel_train.tasks.tcn.task import TCNTask
 from support.faults import FAULTS, fault, here, rank, spoil, unread
 from support.shots import InMemory, shot
+from support.stimuli import Film, FilmItems
 
 
 class Numbers:
@@ -463,6 +465,31 @@ class Disruptions(TCNTask):
     @property
     def store(self) -> Any:
         return self.memory
+
+    def build_model(self, train):
+        model = super().build_model(train)
+        return model.double() if self.float64 else model
+
+
+class Brains(SherlockTask):
+    """The sherlock task, small, on a film in memory, in either precision."""
+
+    def __init__(self, float64: bool = False, **options: Any) -> None:
+        small: dict[str, Any] = dict(
+            window_trs=3, lags=4, latent=6, encoder_widths=[6], fusion_widths=[8], decoder_widths=[8], subject_rank=2,
+            dropout=0.0,
+        )  # fmt: skip
+        super().__init__("in memory", **small | options)
+        self.float64, self.film = float64, Film()
+
+    @property
+    def prepared(self) -> Any:
+        return self.film
+
+    def items(self, split: str) -> Any:
+        names = [modality.name for modality in self.modalities]
+        items = FilmItems(self.film, split, self.window_trs, self.lags, names, self.target == "average")
+        return items if len(items) else None
 
     def build_model(self, train):
         model = super().build_model(train)
