@@ -13,6 +13,7 @@ from support.movie_brain import ROIS, Movie, movie, response
 
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import scores
+from accel_train.tasks.sherlock.reconstruction import errors
 from accel_train.tasks.sherlock.report import judge
 from accel_train.tasks.sherlock.report.case import AVERAGE, EVERYWHERE, NETWORK, RIDGE, SHUFFLED, Case, Predictions
 from accel_train.tasks.sherlock.report.files import write
@@ -33,7 +34,8 @@ def case_of(film: Movie, preshift: int = 0) -> Case:
         lambda person: np.mean(film.people[:2], 0) if person == AVERAGE else people[person],
         film.features, lambda name, rows: stimulus[name][rows],
         {name: each[film.train].mean(0) for name, each in stimulus.items()},
-        {EVERYWHERE: np.arange(60), **ROIS}, response(), PLACES,
+        {name: np.ones(len(film.runs), bool) for name in stimulus}, {EVERYWHERE: np.arange(60), **ROIS}, response(),
+        PLACES,
     )  # fmt: skip
 
 
@@ -47,7 +49,9 @@ def predictions_of(film: Movie, case: Case, noise: float = 0.3) -> Predictions:
     without = {"video": dict.fromkeys(people, blind), "audio": dict.fromkeys(people, deaf)}
     stimulus = {name: case.stimulus(name, rows).astype(np.float32) for name in film.features}
     good = {name: each + each.std() * 0.5 * draw.normal(size=each.shape) for name, each in stimulus.items()}
-    bad = {"visual": {"video": np.broadcast_to(case.mean["video"], good["video"].shape), "audio": good["audio"]}}
+    of_mean = np.broadcast_to(case.mean["video"], good["video"].shape)
+    guesses = {"video": of_mean, "audio": good["audio"]}
+    bad = {"visual": {n: errors(made, case.stimulus(n, rows), case.mean[n])[:, 0] for n, made in guesses.items()}}
     return Predictions(rows, people, without, good, bad, [], {"split": TEST})
 
 

@@ -21,7 +21,8 @@ class Case:
     people: all who were measured. held_out: those of them that no network has seen.
     fmri: [T, V] of one of them or of ``AVERAGE``, which is over all that are not held out; NaN where a volume is
         missing.
-    features: [T, D] of each modality, for ridge. stimulus: [T, ...] of each as stored; ``mean``: what its mean is.
+    features: [T, D] of each modality, for ridge. stimulus: [n, ...] of some rows of each, as stored; ``mean``: that of
+        the training; ``there``: bool [T], in which rows it exists.
     rois: columns of each region, ``EVERYWHERE`` among them.
     response: [K], hemodynamic, 0, 1, ... TRs after a stimulus; of volumes that were not moved.
     places: int [X, Y, Z], the column of each place in the brain, -1 for none; None where that is not known.
@@ -37,6 +38,7 @@ class Case:
     features: Mapping[str, np.ndarray]
     stimulus: Callable[[str, np.ndarray], np.ndarray]
     mean: Mapping[str, np.ndarray]
+    there: Mapping[str, np.ndarray]
     rois: Mapping[str, np.ndarray]
     response: np.ndarray
     places: np.ndarray | None = None
@@ -53,7 +55,8 @@ class Predictions:
 
     rows: int [n], of the case. fmri: [n, V] for each person, or for ``AVERAGE`` alone.
     without: the same by the modality that was withheld.
-    made: [n, ...] of each modality. lesioned: the same by the region whose voxels were silenced.
+    made: [n, ...] of each modality. lesioned: [n] the error of each TR (``reconstruction.errors``), by the region whose
+        voxels were silenced.
     missing: a line for each of these that is not there.
     about: split and weights.
     """

@@ -86,7 +86,7 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
     say("lag scans")
     _lags(case, predicted, runs, found)
     say("reconstructions")
-    _reconstructions(case, predicted, runs, seed, found)
+    _reconstructions(case, predicted, seed, found)
     found.warnings += _cautions(case, found)
     return found
 
@@ -211,22 +211,30 @@ def _lags(case: Case, predicted: Predictions, runs: np.ndarray, found: Found) ->
         found.maps[f"lag/{name}"] = np.where(best > NOISE / np.sqrt(len(predicted.rows)), scan.peak, np.nan)
 
 
-def _reconstructions(case: Case, predicted: Predictions, runs: np.ndarray, seed: int, found: Found) -> None:
-    block = scores.time_blocks(runs, case.hrf_trs)
-    for name, made in predicted.made.items():
-        true, mean = case.stimulus(name, predicted.rows), case.mean[name]
-        rows = {NETWORK: reconstruction.over_mean(reconstruction.errors(made, true, mean), block, seed)}
+def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found) -> None:
+    for name, all_made in predicted.made.items():
+        there = case.there[name][predicted.rows]
+        rows, made = predicted.rows[there], all_made[there]
+        if not len(rows):
+            found.missing.append(f"no reconstruction of {name}: no run of these TRs has it")
+            continue
+        runs = scores.numbered(rows, case.runs)
+        block, true, mean = scores.time_blocks(runs, case.hrf_trs), case.stimulus(name, rows), case.mean[name]
+        error = reconstruction.errors(made, true, mean)
         turned = [
             reconstruction.over_mean(reconstruction.errors(made[order], true, mean), block, seed).value
             for order in reconstruction.shuffles(runs, case.hrf_trs)
         ]
-        rows[SHUFFLED] = Estimate(float(np.mean(turned)), min(turned), max(turned))
-        rows[MEAN] = Estimate(1.0, 1.0, 1.0)
+        models = {
+            NETWORK: reconstruction.over_mean(error, block, seed),
+            SHUFFLED: Estimate(float(np.mean(turned)), min(turned), max(turned)),
+            MEAN: Estimate(1.0, 1.0, 1.0),
+        }
         for roi, of_roi in predicted.lesioned.items():
             if name in of_roi:
-                error = reconstruction.errors(of_roi[name], true, mean)
-                rows[f"lesion of {roi}"] = reconstruction.over_mean(error, block, seed)
-        found.reconstruction[name] = rows
+                lesioned = np.stack([of_roi[name][there], error[:, 1]], 1)
+                models[f"lesion of {roi}"] = reconstruction.over_mean(lesioned, block, seed)
+        found.reconstruction[name] = models
 
 
 def _cautions(case: Case, found: Found) -> list[str]:

@@ -42,6 +42,7 @@ def case_of(prepared: Prepared, response: np.ndarray) -> Case:
         lambda person: case_fmri(prepared, person),
         {name: _features(prepared, name, statistics, train) for name in prepared.modalities}, stimulus,
         {name: _mean(name, statistics) for name in prepared.modalities},
+        {name: _there(prepared, name) for name in prepared.modalities},
         {EVERYWHERE: np.arange(prepared.voxels), **prepared.rois}, response, _places(prepared),
     )  # fmt: skip
 
@@ -73,9 +74,13 @@ def _stimulus(prepared: Prepared, name: str) -> np.ndarray:
 def _features(prepared: Prepared, name: str, statistics: Mapping[str, np.ndarray], train: np.ndarray) -> np.ndarray:
     codes = statistics[f"{name}_counts"].shape[1] if f"{name}_counts" in statistics else 0
     found = linear_features(_stimulus(prepared, name), prepared.modalities[name]["kind"], codes)
-    there = np.concatenate([np.full(trs, prepared.has(run, name)) for run, trs in prepared.runs.items()])
+    there = _there(prepared, name)
     found[~there] = found[there & train].mean(0)  # of a run without it nothing is known
     return found
+
+
+def _there(prepared: Prepared, name: str) -> np.ndarray:
+    return np.concatenate([np.full(trs, prepared.has(run, name)) for run, trs in prepared.runs.items()])
 
 
 def _mean(name: str, statistics: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -126,8 +131,7 @@ class ByPerson(Mapping[str, np.ndarray]):
 
 
 def predictions_of(folder: Path, prepared: Prepared, split: str | None = None) -> Predictions:
-    """Of a folder of predictions: ``fmri.npy`` [items, W, V] and what else there is, ``fmri_without_MODALITY.npy``,
-    ``MODALITY.npy`` [items, W, ...] and ``MODALITY_lesion_REGION.npy``.
+    """Of a folder that has what ``outputs`` of the task gives, as far as it is there.
 
     Args:
         split: the one that it must be of.
@@ -152,17 +156,16 @@ def predictions_of(folder: Path, prepared: Prepared, split: str | None = None) -
     def people(name: str) -> ByPerson:
         return ByPerson(_open(files[name], (*shape, prepared.voxels)), items, len(rows))
 
-    def stimulus(file: str, name: str) -> np.ndarray:
-        array = _open(files[file], (*shape, *prepared.modalities[name]["shape"]))
-        return next(iter(ByPerson(array, items, len(rows)).values()))
+    def of_first(name: str, one: tuple[int, ...]) -> np.ndarray:
+        return next(iter(ByPerson(_open(files[name], (*shape, *one)), items, len(rows)).values()))
 
     if "fmri" not in files:
         raise UserError(f"report: no fmri.npy in {folder}; {EVALUATE} makes it")
     without = {name: people(f"fmri_without_{name}") for name in names if f"fmri_without_{name}" in files}
-    made = {name: stimulus(name, name) for name in names if name in files}
+    made = {name: of_first(name, tuple(prepared.modalities[name]["shape"])) for name in names if name in files}
     lesioned: dict[str, dict[str, np.ndarray]] = {}
     for roi in prepared.rois:
-        of_roi = {n: stimulus(f"{n}_lesion_{roi}", n) for n in names if f"{n}_lesion_{roi}" in files}
+        of_roi = {n: of_first(f"{n}_lesion_{roi}", ()) for n in names if f"{n}_lesion_{roi}" in files}
         lesioned |= {roi: of_roi} if of_roi else {}
     missing = [
         f"no {what}: there is no {file} among the predictions"
