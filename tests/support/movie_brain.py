@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from math import gamma
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,3 +71,57 @@ def _ar1(draw: np.random.Generator, length: int, columns: int, phi: float) -> np
     for t in range(1, len(x)):
         x[t] += phi * x[t - 1]
     return x[20:]
+
+
+def write_prepared(folder: Path, film: Movie, test: tuple[tuple[int, int], ...] = ((0, 260),)) -> Path:
+    """As preprocess leaves it: part1 for training, stretches of part2 for the test; s2 is held out, and part2 has no
+    text."""
+    trs = {"part1": 240, "part2": 260}
+    rows = {"part1": film.runs == 0, "part2": film.runs == 1}
+    z = film.features
+    halves = np.clip(128 + 30 * z["video"], 0, 255).repeat(2, 1)[:, None, None, :, None]  # of 4 pixels a row
+    stimulus = {
+        "video": halves.repeat(2, 1).repeat(2, 2).repeat(3, 4).astype(np.uint8),
+        "audio": z["audio"][:, None].repeat(3, 1).astype(np.float32),
+        "tokens": np.digitize(z["audio"], [-1.0, 0.0, 1.0])[:, :, None].repeat(2, 2).astype(np.int16),
+        "text": np.concatenate(list(z.values()), 1).astype(np.float32),
+    }
+    kinds = {"video": "frames", "audio": "mel", "tokens": "codes", "text": "vectors"}
+    there = {run: [name for name in kinds if (run, name) != ("part2", "text")] for run in trs}
+    labels = np.concatenate([np.full(len(columns), 1 + i) for i, columns in enumerate(ROIS.values())])
+    people = [f"s{i}" for i in range(len(film.people))]
+    stats: dict[str, Any] = {}
+    for name, values in stimulus.items():
+        train = values[film.train]
+        if name == "tokens":
+            stats["tokens_counts"] = np.stack([np.bincount(book.ravel(), minlength=4) for book in train.swapaxes(0, 1)])
+        else:
+            stats |= {f"{name}_mean": train.mean(0), f"{name}_var": train.var(0).mean()}
+    for run, at in rows.items():
+        for name in there[run]:
+            _save(folder / "stimulus" / run / f"{name}.npy", stimulus[name][at])
+        for person, y in zip(people, film.people, strict=True):
+            _save(folder / "fmri" / person / f"{run}.npy", y[at])
+    np.savez(folder / "stimulus_stats.npz", **stats)
+    about = {
+        "version": 1, "tr_s": TR_S, "preshift_trs": 0, "hash": "0", "voxels": 60, "targets": "voxels", "found": [],
+        "runs": [{"name": run, "trs": count, "modalities": there[run]} for run, count in trs.items()],
+        "modalities": {
+            name: {"kind": kind, "shape": list(stimulus[name].shape[1:]), "dtype": str(stimulus[name].dtype)}
+            for name, kind in kinds.items()
+        },
+        "subjects": people, "held_out_subjects": ["s2"],
+        "rois": {"columns": labels.tolist(), "names": {str(1 + i): name for i, name in enumerate(ROIS)}},
+        "split": {
+            "train": [{"run": "part1", "first": 0, "last": 150}],
+            "validation": [{"run": "part1", "first": 171, "last": 240}],
+            "test": [{"run": "part2", "first": first, "last": last} for first, last in test],
+        },
+    }  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(about))
+    return folder
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)

@@ -69,7 +69,7 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
         raise UserError("report: these are predictions of TRs that the network was trained on; evaluate --split=test")
     found = Found(missing=list(predicted.missing))
     if case.places is None:
-        found.missing.append("no slices of the brain: pip install 'accel_train[sherlock]' (nibabel)")
+        found.missing.append("no slices of the brain: it takes the images of the prepared folder, and nibabel")
     runs = scores.numbered(predicted.rows, case.runs)
     say("banded ridge")
     by_ridge = _ridge(case, predicted, seed, found)

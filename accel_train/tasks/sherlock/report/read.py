@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -91,20 +92,22 @@ def _mean(name: str, statistics: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _places(prepared: Prepared) -> np.ndarray | None:
-    """Where the columns are on the grid; None without nibabel."""
-    try:
-        import nibabel
-    except ModuleNotFoundError:
+    """int [X, Y, Z], the column of each place on the grid, -1 for none; None without an image, or without nibabel."""
+    parcels = prepared.manifest["targets"] == "parcels"
+    path = prepared.folder / ("rois.nii.gz" if parcels else "mask.nii.gz")
+    if not path.is_file() or importlib.util.find_spec("nibabel") is None:
         return None
-    parcels = prepared.manifest.get("targets") == "parcels"
-    image: Any = nibabel.load(prepared.folder / ("rois.nii.gz" if parcels else "mask.nii.gz"))
-    grid = np.asarray(image.dataobj)
-    found = np.full(grid.shape, -1)
+    from accel_train.tasks.sherlock.preprocess import nifti
+
+    labels = nifti.grid_of(path)
+    found = np.full(labels.shape, -1)
     if parcels:
         for column, label in enumerate(prepared.manifest["rois"]["columns"]):
-            found[grid == label] = column
+            found[labels == label] = column
+    elif (labels > 0).sum() != prepared.voxels:
+        raise DataError(f"{path}: has {(labels > 0).sum()} voxels, meta.json says {prepared.voxels}; preprocess again")
     else:
-        found[grid > 0] = np.arange(prepared.voxels)
+        found[labels > 0] = np.arange(prepared.voxels)
     return found
 
 
