@@ -43,6 +43,11 @@ class Case:
     response: np.ndarray
     places: np.ndarray | None = None
 
+    def regions(self, most: int) -> dict[str, np.ndarray]:
+        """Those to show, the first ``most``: none of a parcellation, whose regions are columns themselves."""
+        found = {roi: columns for roi, columns in self.rois.items() if len(columns) > 1 and roi != EVERYWHERE}
+        return dict([*found.items()][:most])
+
     @property
     def hrf_trs(self) -> int:
         """How long the response lasts, 32 s, in TRs; at least 20, which is what nulls are moved by."""

@@ -61,10 +61,11 @@ def folder_of(run: Path) -> Path:
 def data_of(run: Path) -> Path:
     """The prepared folder, by the config of a run. Raises a UserError if it does not say."""
     from accel_train.config.yaml_text import loads
+    from accel_train.system.expansion import expand
 
     path = run / "config.yaml"
     config: dict[str, Any] = loads(path.read_text()) if path.is_file() else {}
     data = ((config.get("task") or {}).get("init_args") or {}).get("data")
     if not isinstance(data, str):
         raise UserError(f"report: {run} is no run that says where its data are; give --data=FOLDER")
-    return Path(data)
+    return Path(expand(data))

@@ -21,7 +21,7 @@ from accel_train.tracking.records import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REGIONS = 7  # in a figure, the largest ones
+REGIONS = 7  # in a figure, as many as there are colours
 
 
 def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Mapping[str, Any]) -> list[str]:
@@ -37,9 +37,7 @@ def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Ma
 
 def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]:
     """By name; what there is no ground for is left out."""
-    sizes = {roi: columns for roi, columns in case.rois.items() if roi != EVERYWHERE}
-    largest = dict(sorted(sizes.items(), key=lambda each: -len(each[1]))[:REGIONS])
-    rois = {roi: columns for roi, columns in case.rois.items() if roi in largest} or dict(case.rois)
+    rois = case.regions(REGIONS) or {EVERYWHERE: case.rois[EVERYWHERE]}
     ceilings = {roi: found.ceiling[f"ceiling/{roi}"] for roi in rois if f"ceiling/{roi}" in found.ceiling}
     r = {name: {roi: of_roi[roi] for roi in rois} for name, of_roi in found.r.items()}
     scans = {name: (scan, case.preshift if name == "stimulus" else 0) for name, scan in found.lags.items()}

@@ -71,8 +71,7 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
     if case.places is None:
         found.missing.append("no slices of the brain: it takes the images of the prepared folder, and nibabel")
     runs = scores.numbered(predicted.rows, case.runs)
-    say("banded ridge")
-    by_ridge = _ridge(case, predicted, seed, found)
+    by_ridge = _ridge(case, predicted, seed, found, say)
     models: dict[str, Of] = {NETWORK: predicted.fmri.__getitem__, RIDGE: by_ridge.__getitem__}
     models |= {f"without {name}": made.__getitem__ for name, made in predicted.without.items()}
     say("correlations over time")
@@ -91,7 +90,9 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
     return found
 
 
-def _ridge(case: Case, predicted: Predictions, seed: int, found: Found) -> dict[str, np.ndarray]:
+def _ridge(
+    case: Case, predicted: Predictions, seed: int, found: Found, say: Callable[[str], None]
+) -> dict[str, np.ndarray]:
     """Predictions of a fit for each person to the training rows: to their own, or to the mean of all others, if the
     network has not seen theirs."""
     last = max(int(RIDGE_S / case.tr_s), 1)
@@ -175,7 +176,8 @@ def _volumes(case: Case, predicted: Predictions, runs: np.ndarray, of: Of, name:
     each = np.stack([scores.temporal_r(*pair) for pair in pairs])
     r = scores.fisher_mean(each, 0)
     found.maps[f"r/{name}"] = r
-    numbers = {"median": _of_defined(np.median, r), "without_r": float(np.isnan(r).sum())}
+    numbers = {"median": _of_defined(np.median, r), "percentile_95": _of_defined(lambda x: np.quantile(x, 0.95), r)}
+    numbers["without_r"] = float(np.isnan(r).sum())
     numbers["r2"] = _of_defined(np.mean, np.stack([_r2(*pair) for pair in pairs]))
     if (limit := found.maps.get("ceiling")) is not None:
         share = ceiling.of_ceiling(r, limit)
@@ -251,7 +253,7 @@ def _cautions(case: Case, found: Found) -> list[str]:
                         + (": is --preshift of preprocess right?" if name == "stimulus" else ""))  # fmt: skip
     network, bar = (found.r[name][EVERYWHERE].value for name in (NETWORK, RIDGE))
     if not network > bar:
-        said.append(f"banded ridge is as good as the network (r {bar:.3f} and {network:.3f})")
+        said.append(f"banded ridge is at least as good as the network (r {bar:.3f} and {network:.3f})")
     if not found.r[NETWORK][EVERYWHERE].low > 0:
         said.append("the network is not better than chance: its interval over time holds 0")
     return said

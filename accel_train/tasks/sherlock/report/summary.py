@@ -23,9 +23,9 @@ def summary(case: Case, predicted: Predictions, found: Found) -> str:
         f"r over time, the mean over voxels and people; below it the 95 % interval over blocks of {case.hrf_trs} TRs",
         "(shuffled stimulus: the range)",
         "",
-        *_correlations(found),
+        *_correlations(case, found),
         "",
-        *_volumes(found),
+        *_volumes(case, found),
         *_reconstructions(found),
         "",
         *_lags(case, predicted, found),
@@ -35,8 +35,8 @@ def summary(case: Case, predicted: Predictions, found: Found) -> str:
     ])  # fmt: skip
 
 
-def _correlations(found: Found) -> list[str]:
-    rois = list(found.r[NETWORK])[:COLUMNS]
+def _correlations(case: Case, found: Found) -> list[str]:
+    rois = [EVERYWHERE, *case.regions(COLUMNS)]
     lines = [["", *rois]]
     for name, of_roi in found.r.items():
         lines += _with_intervals(name, [of_roi[roi] for roi in rois])
@@ -48,7 +48,7 @@ def _correlations(found: Found) -> list[str]:
     return aligned(lines)
 
 
-def _volumes(found: Found) -> list[str]:
+def _volumes(case: Case, found: Found) -> list[str]:
     heads = ["median r", "r2", "r/ceiling", "significant"]
     heads += [f"{what}, {length} TR" for length in SEGMENTS for what in ("2-way", "top-1")]
     lines = [["", *heads]]
@@ -62,15 +62,16 @@ def _volumes(found: Found) -> list[str]:
     by_chance = [_percent(each.chance) for each in found.identified[NETWORK].values()]
     if len(by_chance) == len(SEGMENTS):
         lines.append(["chance", *[""] * 4, *(text for each in by_chance for text in ("50 %", each))])
+    # no p is below 1 / (1 + shifts), so a few voxels alone cannot be told from as many that are best by chance
+    least = math.ceil(len(case.rois[EVERYWHERE]) / (1 + found.shifts) / 0.05)
+    few = f", which cannot find fewer than {least:,}" if found.shifts and least > 1 else ""
     text = [
         "over all voxels; r/ceiling where the ceiling is above 0.1;",
-        f"significant: share of the voxels, at most 5 % of them false, against {found.shifts} circular shifts",
+        f"significant: share of the voxels, at most 5 % of them false, against {found.shifts} circular shifts" + few,
         *aligned(lines),
     ]
-    shares = {
-        roi: value for name, value in found.volumes[NETWORK].items()
-        if (roi := name.removeprefix("significant/")) != name and roi != EVERYWHERE
-    }  # fmt: skip
+    significant = {roi: found.volumes[NETWORK].get(f"significant/{roi}") for roi in case.regions(COLUMNS)}
+    shares = {roi: share for roi, share in significant.items() if share is not None}
     if shares:
         text.append("significant by region: " + ", ".join(f"{roi} {_percent(value)}" for roi, value in shares.items()))
     return text
@@ -90,7 +91,7 @@ def _reconstructions(found: Found) -> list[str]:
 
 def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
     lines, least = [], NOISE / math.sqrt(len(predicted.rows)) / 2  # half that of a voxel, since a region is a mean
-    shown = dict([*case.rois.items()][:COLUMNS])
+    shown = {EVERYWHERE: case.rois[EVERYWHERE], **case.regions(COLUMNS)}
     for name, scan in found.lags.items():
         rois = {roi: shown[roi] for roi, curve in scan.curves(shown).items() if np.nan_to_num(curve).max() > least}
         peaks = ", ".join(f"{roi} {peak:+d}" for roi, peak in scan.peaks(rois).items())
