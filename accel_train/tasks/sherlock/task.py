@@ -265,8 +265,11 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         return summary_of(metrics, self.names)
 
     def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
-        """``fmri`` float32 [B, W, V], predicted."""
-        return {"fmri": self._made(models, batch)[0]["fmri"].float()}
+        """As ``outputs`` says: ``fmri`` float32 [B, W, V], reconstructions, and what ablations and lesions make."""
+        from accel_train.tasks.sherlock.outputs import outputs
+
+        model: Any = models["model"]
+        return outputs(model, batch, self.prepared.rois)
 
     def describe_predictions(self, split: str) -> dict[str, Any]:
         """Whose volumes the rows are, by index into the names (subject -1: their average), and the first of each."""

@@ -73,6 +73,15 @@ def read_labels(path: Path, known: Header) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def grid_of(path: Path) -> np.ndarray:
+    """The values of an image of 3 axes, [X, Y, Z]. Raises ``DataError``."""
+    image = _load(path)
+    try:
+        return np.asarray(image.dataobj)
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read: {_brief(error)}") from None
+
+
 def write(path: Path, values: np.ndarray, known: Header) -> None:
     """An image on the grid of ``known``; the same values give the same bytes. ``values``: [voxels of the grid]."""
     nibabel = library("nibabel")

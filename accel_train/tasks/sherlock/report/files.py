@@ -1,0 +1,69 @@
+"""A report as files: report.json, maps.npz, and figures of what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accel_train.run.figures import save_figures
+from accel_train.run.folder import write_json
+from accel_train.run.reports import Reports, warn
+from accel_train.system.secrets import scrub_tree
+from accel_train.tasks.sherlock import figures
+from accel_train.tasks.sherlock.ceiling import WORTH
+from accel_train.tasks.sherlock.report.case import EVERYWHERE, NETWORK, RIDGE, Case, Predictions
+from accel_train.tasks.sherlock.report.judge import Found, as_json
+from accel_train.tracking.records import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REGIONS = 7  # in a figure, as many as there are colours
+
+
+def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Mapping[str, Any]) -> list[str]:
+    """report.json, maps.npz (float32 [V] by name) and figures into a folder; returns the names of figures. What fails
+    of these is a warning."""
+    write_json(out / "report.json", scrub_tree(plain({**about, **as_json(found)})))
+    maps: Any = {name.replace("/", " "): values.astype(np.float32) for name, values in found.maps.items()}
+    np.savez_compressed(out / "maps.npz", **maps)
+    with Reports(out)("figures", warn):
+        return save_figures(out, lambda: drawn(case, predicted, found))
+    return []
+
+
+def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]:
+    """By name; what there is no ground for is left out."""
+    rois = case.regions(REGIONS) or {EVERYWHERE: case.rois[EVERYWHERE]}
+    ceilings = {roi: found.ceiling[f"ceiling/{roi}"] for roi in rois if f"ceiling/{roi}" in found.ceiling}
+    r = {name: {roi: of_roi[roi] for roi in rois} for name, of_roi in found.r.items()}
+    scans = {name: (scan, case.preshift if name == "stimulus" else 0) for name, scan in found.lags.items()}
+    made = {"models": figures.models_figure(r, ceilings), "lags": figures.lag_figure(scans, rois)}
+    if "ceiling" in found.maps:
+        made["ceiling"] = figures.ceiling_figure(found.maps[f"r/{NETWORK}"], found.maps["ceiling"], rois, WORTH)
+    if case.places is not None:
+        maps = {name: found.maps[f"r/{name}"] for name in (NETWORK, RIDGE)}
+        top = max(float(np.nanmax(values, initial=0.1)) for values in maps.values())
+        made["r_slices"] = figures.slices_figure(maps, case.places, "r over time", (0.0, top), "magma")
+        lags = {name: found.maps[f"lag/{name}"] for name in found.lags}
+        made["lag_slices"] = figures.slices_figure(
+            lags, case.places, "lag scan peaks at (TRs)", (-10.0, 10.0), "viridis"
+        )
+    return made | {f"made_{name}": figure for name, figure in _made(case, predicted)}
+
+
+def _made(case: Case, predicted: Predictions) -> list[tuple[str, Figure]]:
+    found = []
+    for name, made in predicted.made.items():
+        true = case.stimulus(name, predicted.rows)
+        if true.ndim == 5:
+            at = np.linspace(0, len(true) - 1, figures.MOMENTS).round().astype(int)
+            names = [f"{predicted.rows[t] * case.tr_s:.0f} s" for t in at]
+            found.append((name, figures.frames_figure(true[at, 0], made[at, 0], names)))
+        elif true.dtype.kind == "f":
+            flat = [each.mean(1) if each.ndim == 3 else each for each in (true, made)]
+            found.append((name, figures.numbers_figure(flat[0], flat[1], name, case.tr_s)))
+    return found
