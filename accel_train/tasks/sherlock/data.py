@@ -80,6 +80,12 @@ class Prepared:
         """float32 [TRs, V], mapped. Raises ``DataError`` if it is not as the manifest says."""
         return self._map(f"fmri/{subject}/{run}.npy", (self.runs[run], self.voxels), "float32")
 
+    def measured(self, subject: str, run: str) -> np.ndarray:
+        """bool [TRs]: which volumes there are."""
+        there = np.ones(self.runs[run], bool)
+        there[self.manifest["missing"][subject][run]] = False
+        return there
+
     def stretches(self, split: str) -> list[tuple[str, int, int]]:
         """(run, first, last) of "train", "validation" or "test": TRs from first to below last, in order."""
         known = self.manifest["split"]
@@ -154,6 +160,7 @@ class Items:
         self.subjects = _known("subject", default if subjects is None else subjects, prepared.subjects)
         self.modalities = _known("modality", modalities or list(prepared.modalities), prepared.modalities)
         self._runs = list(prepared.runs)
+        self._there = {(name, run): prepared.measured(name, run) for name in self.subjects for run in prepared.runs}
         stretches = prepared.stretches(split)
         if not stretches:
             raise UserError(f"{split}: no TRs of {prepared.folder} are for it; preprocess with --{split}")
@@ -220,7 +227,7 @@ class Items:
             viewer, run, first, last = self._windows[item].tolist()
             for subject in self._viewers(viewer):
                 volumes = self.prepared.fmri(subject, self._runs[run])[first:last]
-                there = ~np.isnan(volumes[:, 0])
+                there = self._there[subject, self._runs[run]][first:last]
                 out[row, : last - first][there] += volumes[there]
                 counts[row, : last - first] += there
         if self.target == "average":
@@ -229,8 +236,7 @@ class Items:
 
     def _measured(self, viewer: int, window: tuple[int, int, int]) -> bool:
         run, first, last = window
-        volumes = (self.prepared.fmri(name, self._runs[run])[first:last, 0] for name in self._viewers(viewer))
-        return any(not np.isnan(each).all() for each in volumes)
+        return any(self._there[name, self._runs[run]][first:last].any() for name in self._viewers(viewer))
 
     def _viewers(self, viewer: int) -> Sequence[str]:
         return self.subjects if self.target == "average" else self.subjects[viewer : viewer + 1]

@@ -114,7 +114,8 @@ def _stimulus(seed: int, name: str, trs: int, cartoon: bool) -> tuple[np.ndarray
 
 
 def _make_odd(lines: list[list[Any]]) -> None:
-    lines[12][2] = lines[12][1]
+    odd = lines[len(lines) // 2]
+    odd[2] = odd[1]
     end = lines[-1][2]
     for i in range(2):
         lines.append([len(lines) + 1, end + 3 * i, end + 3 * (i + 1), *[None] * 3, "break", *[None] * 4])

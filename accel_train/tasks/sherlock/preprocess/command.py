@@ -21,7 +21,7 @@ from accel_train.command import Parser
 from accel_train.data.work_folder import WorkFolder, parse_shard
 from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
-from accel_train.tasks.sherlock.data import VERSION
+from accel_train.tasks.sherlock.data import VERSION, text_hash
 from accel_train.tasks.sherlock.describe import summary
 from accel_train.tasks.sherlock.preprocess import inputs
 from accel_train.tasks.sherlock.preprocess.finish import describe
@@ -179,17 +179,18 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     model = options.text_model
     if model is not None and not model.is_dir():
         raise UserError(f"preprocess: --text_model: {model} is no folder")
+    brains = {name: {run: _identity(path) for run, path in files.items()} for name, files in setup.brains.items()}
+    stimulus = {each.name: {run: _identity(path) for run, path in each.files.items()} for each in setup.sources}
+    images = {name: path and _identity(path) for name, path in (("mask", setup.mask), ("rois", setup.rois))}
+    vectors = model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()]
     return {
         "version": VERSION,
         "runs": setup.runs,
-        "fmri": {name: {run: _identity(path) for run, path in files.items()} for name, files in setup.brains.items()},
-        "stimulus": {s.name: {run: _identity(path) for run, path in s.files.items()} for s in setup.sources},
+        "subjects": list(setup.brains),
+        "files": text_hash([brains, stimulus, images, vectors]),
         "test": setup.test,
         "validation": setup.validation,
         "held_out_subjects": setup.held_out,
-        "mask": setup.mask and _identity(setup.mask),
-        "rois": setup.rois and _identity(setup.rois),
-        "text_model": model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()],
         **{name: getattr(options, name) for name in settings},
     }
 

@@ -55,8 +55,13 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "voxels": len(labels),
         "targets": "parcels" if job.setup.parcels else "voxels",
         "rois": {"columns": labels.tolist(), "names": names} if job.setup.rois is not None else None,
+        "missing": {name: {run: job.missing(name, run) for run in job.setup.runs} for name in job.setup.brains},
         "split": job.scan["split"],
         **sums,
+        "files": {
+            "fmri": {name: {run: path.name for run, path in files.items()} for name, files in job.setup.brains.items()},
+            "stimulus": {s.name: {run: path.name for run, path in s.files.items()} for s in job.setup.sources},
+        },
         "found": [*job.scan["found"], *found, *more, *_shared_beginnings(job)],
     }  # fmt: skip
     hashes = [record["hash"] for record in records if "hash" in record]

@@ -58,15 +58,15 @@ def frames(path: Path, tr_s: float, trs: int, per_tr: int, height: int, width: i
 
 
 def samples(path: Path, hz: int) -> np.ndarray:
-    """float32 [n], the sound from time 0 on, of all channels together. Raises ``DataError``."""
+    """float32 [n] in -1 to 1, the sound from time 0 on, the mean of all channels. Raises ``DataError``."""
     av, parts = library("av"), []
     with _open(path, "audio") as (file, stream):
-        resampler, start_s = av.AudioResampler(format="flt", layout="mono", rate=hz), None
+        resampler, start_s = av.AudioResampler(format="fltp", rate=hz), None
         for frame in _decoded(path, file, stream):
             if start_s is None:
                 start_s = float(frame.time or 0.0)
-            parts += [made.to_ndarray()[0] for made in resampler.resample(frame)]
-        parts += [made.to_ndarray()[0] for made in resampler.resample(None)]
+            parts += [made.to_ndarray().mean(0) for made in resampler.resample(frame)]
+        parts += [made.to_ndarray().mean(0) for made in resampler.resample(None)]
     if not parts:
         raise DataError(f"{path}: its sound is empty")
     sound, lead = np.concatenate(parts), round((start_s or 0.0) * hz)

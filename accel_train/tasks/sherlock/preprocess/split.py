@@ -51,9 +51,7 @@ def split(
             if numbers[first] >= 0:
                 found[SPLITS[numbers[first]]].append({"run": run, "first": first, "last": last})
     if not found["train"]:
-        raise UserError(
-            "preprocess: nothing is left for training; look at --test, --validation, --gap and --drop_start"
-        )
+        raise UserError("preprocess: no TR is left for training; look at --test, --validation, --gap and --drop_start")
     return found
 
 
