@@ -10,7 +10,7 @@ import numpy as np
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.data import Prepared, named_stretches
 
-FILE_TYPES = (".nii", ".mp4", ".m4v", ".wav", ".xlsx", "fmri_stats.npz", "annotations.xlsx", "*.nii.gz", "*.nii")
+FILE_TYPES = (".nii", ".gz", ".mp4", ".m4v", ".wav", ".xlsx", "fmri_stats.npz", "annotations.xlsx", "*.nii.gz", "*.nii")
 """What ``describe_files`` knows: endings, and files by which a folder is known."""
 
 

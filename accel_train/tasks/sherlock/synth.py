@@ -9,6 +9,7 @@ truth.npz, metadata.json         latents, weights, signal, what a perfect model 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,9 +23,7 @@ from accel_train.tasks.sherlock import render, truth
 from accel_train.tasks.sherlock.libraries import library
 from accel_train.tasks.sherlock.truth import CARTOON, ROIS, TR_S
 
-Traps = Literal[
-    "header_tr", "constant_tail", "odd_rows", "long_stimulus", "unpacked", "bad_voxels", "cartoon"
-]  # fmt: skip
+Traps = Literal["header_tr", "constant_tail", "odd_rows", "long_stimulus", "unpacked", "bad_voxels", "cartoon"]
 TAIL, LONGER = 50, 4
 """TRs: how many of the second viewer are missing at the end, and by how many the stimulus is longer than the scan."""
 
@@ -171,4 +170,17 @@ def _report(out: Path, about: dict[str, Any]) -> str:
         f"  voxels: {regions}",
         f"  a perfect model correlates with one viewer by {top['single']:.2f}, with the mean of all by "
         f"{top['average']:.3f}",
+        f"  {preprocess_line(out, about)}",
     ])  # fmt: skip
+
+
+def preprocess_line(out: Path, about: dict[str, Any]) -> str:
+    """The command that makes arrays of it, as a shell reads it. ``about``: what metadata.json says."""
+    runs = [f"part{1 + i}" + (f"={count}" if about["concatenated"] else "") for i, count in enumerate(about["trs"])]
+    words = ["--fmri", out / "fmri", "--runs", *runs, "--video", out, "--audio"]
+    words += ["movie" if about["sound"] == "movie" else out, "--annotations", out / "annotations.xlsx"]
+    words += ["--rois", out / "rois.nii.gz"]
+    words += ["--tr", f"{TR_S:g}"] if "header_tr" in about["traps"] else []
+    words += ["--preshift", about["preshift"]] if about["preshift"] else []
+    words += ["--drop_start", CARTOON] if "cartoon" in about["traps"] else []
+    return shlex.join(["accel-train", "sherlock", "preprocess", "--out", f"{out}-prepared", *map(str, words)])

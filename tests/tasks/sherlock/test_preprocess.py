@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from support.viewers import GRID, PREPROCESS, of_synth, preprocess, small_study, write_scan
 
+from accel_train.config.convert import further_options
 from accel_train.data import work_folder
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import truth
@@ -145,7 +147,7 @@ def test_all_traps_together(tmp_path, capsys):
     trs = (100, 90, 80)
     traps = ("header_tr", "constant_tail", "odd_rows", "long_stimulus", "unpacked", "bad_voxels", "cartoon")
     synth(tmp_path / "raw", size=3, trs=trs, preshift=3, sound="movie", traps=traps)
-    synth(tmp_path / "easy", size=3, trs=trs, preshift=3, sound="movie", traps=("cartoon", "long_stimulus"))
+    synth(tmp_path / "easy", size=3, trs=trs, preshift=3, traps=("cartoon", "long_stimulus"))
     options = of_synth(tmp_path / "raw", trs, *QUICK, "--preshift=3")
     options[options.index("--audio") + 1] = "movie"
     with pytest.raises(
@@ -169,7 +171,6 @@ def test_all_traps_together(tmp_path, capsys):
     assert np.isnan(made.fmri("s2", "part3")[-51:]).all() and not np.isnan(made.fmri("s2", "part3")[:-51]).any()
 
     options = of_synth(tmp_path / "easy", trs, *QUICK, "--preshift=3", "--mask", made.folder / "mask.nii.gz")
-    options[options.index("--audio") + 1] = "movie"
     easy = preprocess(tmp_path / "easy_out", *options)
     for subject, run in (("s1", "part1"), ("s2", "part2"), ("s3", "part3")):
         assert np.array_equal(made.fmri(subject, run), easy.fmri(subject, run)), "traps change nothing that is kept"
@@ -177,6 +178,18 @@ def test_all_traps_together(tmp_path, capsys):
     without = preprocess(tmp_path / "dropped", *options, "--drop_start=20")
     assert without.stretches("train")[0] == ("part1", 20, 100) and without.stretches("test") == [("part3", 20, 80)]
     assert "trained on and held out" not in "".join(without.manifest["found"])
+
+
+@pytest.mark.parametrize("traps", ["[]", "[header_tr,cartoon]"])
+def test_the_line_that_synth_prints(tmp_path, traps):
+    """With options as ``accel-train synth`` takes them."""
+    given = ["--trs=[60, 50]", f"--traps={traps}", "--preshift=2", "--late_trs=1", "--concatenated=false"]
+    said = synth(tmp_path / "a set", size=1, **further_options(given, synth))
+    program, task, command, *options = shlex.split(said.splitlines()[-1])
+    assert (program, task, command) == ("accel-train", "sherlock", "preprocess")
+    assert PREPROCESS.run([*options, *QUICK]) == 0
+    made = Prepared(tmp_path / "a set-prepared")
+    assert made.tr_s == 1.5 and made.preshift_trs == 2 and not any("alike" in text for text in made.manifest["found"])
 
 
 def test_nothing_of_what_is_held_out_changes_mask_or_statistics(tmp_path):

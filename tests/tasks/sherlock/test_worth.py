@@ -51,7 +51,7 @@ def ridge(made: Prepared, names: Sequence[str], lag: Lag) -> dict[str, float]:
 def made(tmp_path_factory) -> Prepared:
     folder = tmp_path_factory.mktemp("worth")
     synth(folder / "raw", trs=TRS)
-    return preprocess(folder / "out", *of_synth(folder / "raw", TRS))
+    return preprocess(folder / "out", *of_synth(folder / "raw", TRS, "--frames=1", "--frame_size=8x4"))
 
 
 def test_each_region_is_found_by_its_modality_alone(made):

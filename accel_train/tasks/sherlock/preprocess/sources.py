@@ -151,7 +151,7 @@ class Text:
                 first = [str(rows[0].line) for rows in table.runs[1:] if rows]
                 where = f" (a clock begins again in row {', '.join(first)})" if first else ""
                 raise DataError(f"{path}: has {len(table.runs)} runs{where}, there are {len(runs)}: "
-                                f"{', '.join(runs)}; the seconds of each run begin at 0")  # fmt: skip
+                                f"{', '.join(runs)}; name all in --runs, or give each its table")  # fmt: skip
             found |= dict(zip(runs, table.runs, strict=True))
         return found
 
