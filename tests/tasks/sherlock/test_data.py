@@ -1,4 +1,4 @@
-"""Windows of a preprocessed folder: each TR once, no stimulus of the future, and the same items whatever the cut."""
+"""Windows of a preprocessed folder: each TR once, and no stimulus of the future."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.viewers import GRID, preprocess, write_scan
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.sherlock.data import Items, ItemSource, Prepared
+from accel_train.tasks.sherlock.data import Items, Prepared
 from accel_train.tasks.sherlock.preprocess import nifti
 
 TRS = {"a1": 30, "b2": 24, "c3": 20}
@@ -112,16 +112,10 @@ def test_held_out_viewers_are_there_when_asked_for(made):
     assert (batch["subject"] == 2).all() and len(batch["tr"]) == 20
 
 
-@given(world=st.integers(1, 5), batch_size=st.integers(1, 30), epoch=st.integers(0, 2))
-def test_an_item_has_its_place_in_the_epoch_whatever_the_cut(made, world, batch_size, epoch):
-    source = ItemSource(Items(made, "train", 2, 1), batch_size, seed=5)
-    for step in (0, source.steps(epoch) - 1):
-        whole = source.batch(epoch, step, 0, 1)
-        parts = [part for rank in range(world) if (part := source.batch(epoch, step, rank, world)) is not None]
-        for name in whole:
-            assert np.array_equal(whole[name], np.concatenate([part[name] for part in parts])), name
-        assert whole["item"].tolist() == list(range(step * batch_size, step * batch_size + len(whole["tr"])))
-        assert (whole["epoch"] == epoch).all()
+def test_mean_squares_of_what_is_trained_on(made):
+    for target in ("per_subject", "average"):
+        batch = everything(Items(made, "train", target=target))
+        assert np.square(batch["fmri"]).mean() == pytest.approx(made.fmri_variance[target], rel=1e-5)
 
 
 def test_another_process_gets_the_place_not_the_content(made):

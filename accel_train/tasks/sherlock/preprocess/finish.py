@@ -193,12 +193,12 @@ def _add(total: dict[str, list[np.ndarray]], run: str, z: np.ndarray) -> None:
 
 
 def _variance_of_mean(job: Job, total: dict[str, list[np.ndarray]]) -> float:
-    """Of the mean over viewers, in the mean over voxels, in the TRs for training."""
+    """Mean square of the mean over viewers in the TRs for training."""
     rows = np.concatenate([
         (values / np.maximum(counts, 1))[job.clock.train[run] & (counts[:, 0] > 0)]
         for run, (values, counts) in total.items()
     ])  # fmt: skip
-    return float(rows.var(0).mean())
+    return float(np.square(rows, dtype=np.float64).mean())
 
 
 # -- stimulus --------------------------------------------------------------------------------------------------------
