@@ -139,6 +139,9 @@ def test_movies_that_cannot_be_read(study, tmp_path):
     assert "no such file" in fails(tmp_path, *study, "--video", tmp_path / "other.mp4")
     render.write_movie(bad, np.full((40, 6), 0.5), False)
     assert "film.mp4: holds no audio" in fails(tmp_path, *study, "--video", bad, "--audio", "movie")
+    render.write_sound(tmp_path / "film.wav", np.full((40, 6), 0.5))
+    message = fails(tmp_path, *study, "--audio", tmp_path / "film.wav", "--mels=600")
+    assert "bands are too narrow for windows of 64 ms; give fewer" in message
     assert "--audio movie needs --video" in fails(tmp_path, *study, "--audio", "movie")
     assert "--frame_size is WIDTHxHEIGHT" in fails(tmp_path, *study, "--video", bad, "--frame_size=64")
 
@@ -235,7 +238,7 @@ def test_columns_of_annotations(study, tmp_path):
         (["--test", "run1:30-50"], "run1 has TRs 0 to 39"),
         (["--test", "run1"], "the last training run has 0"),
         (["--test", "run1:0-20", "--validation", "run1:19-25"], "some of these TRs are held out already"),
-        (["--validation", "1.5"], "a share is above 0 and below 1"),
+        (["--validation", "1.5"], "a share is from 0 (none) to below 1"),
         (["--gap=40"], "no TR is left for training"),
         (["--runs", "a", "a"], "--runs is NAME or NAME=TRS"),
         (["--runs", "a=0"], "--runs is NAME or NAME=TRS"),

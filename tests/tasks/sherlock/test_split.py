@@ -43,6 +43,11 @@ def test_a_share_is_the_end_of_the_last_run_that_is_trained_on():
     assert found["train"] == [{"run": "a", "first": 0, "last": 100}]
 
 
+def test_no_validation():
+    found = split({"a": 30, "b": 20}, ["b"], ["0"], 5, 0)
+    assert found["validation"] == [] and found["train"] == [{"run": "a", "first": 0, "last": 30}]
+
+
 def test_stretches():
     found = split({"a": 100}, ["a:80-100"], ["a:40-50"], 5, 10)
     assert found["train"] == [{"run": "a", "first": 10, "last": 35}, {"run": "a", "first": 55, "last": 75}]

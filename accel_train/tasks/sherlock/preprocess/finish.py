@@ -152,16 +152,11 @@ def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tu
     total: dict[str, list[np.ndarray]] = {}
     for subject in job.setup.brains:
         runs = {run: _columns(job, subject, run, places, chosen) for run in job.setup.runs}
-        train = [values[job.clock.train[run] & ~missing] for run, (values, missing) in runs.items()]
-        count = sum(map(len, train))
-        mean = np.sum([part.sum(0, dtype=np.float64) for part in train], 0) / count
-        variance = np.sum([((part - mean) ** 2).sum(0) for part in train], 0) / count
-        mean, std = np.nan_to_num(mean), np.sqrt(np.nan_to_num(variance))
-        std[std == 0] = 1.0
+        mean, std = _mean_and_std([values[job.clock.train[run] & ~gone] for run, (values, gone) in runs.items()])
         means.append(mean)
         deviations.append(std)
         for run, (values, missing) in runs.items():
-            z = np.nan_to_num((values - mean) / std).astype(np.float32)
+            z = np.nan_to_num((values - mean.astype(np.float32)) / std.astype(np.float32))
             if not missing.all() and (off := float(np.median(np.abs(z[~missing].mean(0))))) > OFFSET:
                 found.append(f"{subject}, {run}: its mean is {off:.1f} deviations from that of the TRs for training "
                              "(median over voxels); normalise each run before")  # fmt: skip
@@ -175,6 +170,19 @@ def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tu
         "fmri_variance": {"per_subject": 1.0, "average": _variance_of_mean(job, total)},
         "fmri_hashes": hashes,
     }, found
+
+
+def _mean_and_std(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [V] of the rows of all parts, a row at a time, as there may be gigabytes of them. Where there is no mean,
+    it is 0, and where nothing changes, the deviation is 1."""
+    count, mean = sum(map(len, parts)), np.sum([part.sum(0, dtype=np.float64) for part in parts], 0)
+    mean /= count
+    squares = np.zeros_like(mean)
+    for part in parts:
+        for row in part:
+            squares += (row - mean) ** 2
+    std = np.sqrt(np.nan_to_num(squares / count))
+    return np.nan_to_num(mean), np.where(std > 0, std, 1.0)
 
 
 def _columns(
