@@ -247,13 +247,11 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
 
 
 def _training_rows(job: Job, name: str) -> Iterator[np.ndarray]:
-    for run, train in job.clock.train.items():
-        path = job.content / "stimulus" / run / f"{name}.npy"
-        if path.is_file() and train.any():
-            array = np.load(path, mmap_mode="r")
-            for each in job.scan["split"]["train"]:
-                if each["run"] == run:
-                    yield array[each["first"] : each["last"]]
+    having = {run for source, run in job.stimuli if source.name == name}
+    for each in job.scan["split"]["train"]:
+        if each["run"] in having:
+            array = np.load(job.content / "stimulus" / each["run"] / f"{name}.npy", mmap_mode="r")
+            yield array[each["first"] : each["last"]]
 
 
 def _shared_beginnings(job: Job) -> list[str]:
