@@ -49,9 +49,14 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@echo "Installed."
 
+# What stands between the synthetic data of a task and its training.
+PREPARE_sherlock = $(BIN)/accel-train sherlock preprocess --out data/sherlock/prepared --fmri data/sherlock/fmri \
+	--runs part1=300 part2=300 part3=260 --video data/sherlock --audio data/sherlock \
+	--annotations data/sherlock/annotations.xlsx --rois data/sherlock/rois.nii.gz
+
 # --quiet: an error of the trainer stands alone, without the launcher's stack trace below it.
 train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
-	@test $(TASK) = collatz -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || $(BIN)/accel-train synth $(TASK) --out data/$(TASK)
+	@test $(TASK) = collatz -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || { $(BIN)/accel-train synth $(TASK) --out data/$(TASK) && $(or $(PREPARE_$(TASK)),true); }
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet --config_file $(LAUNCH) -m accel_train train --config $(CONFIG) $(ARGS)
 
 # Most tests wait more than they compute: for other processes, for time-outs. A file's tests stay together.
