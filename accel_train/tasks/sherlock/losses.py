@@ -42,6 +42,7 @@ def fmri_rows(predicted: Tensor, measured: Tensor, loss_type: FMRILoss) -> Tenso
 
 def code_rows(logits: Tensor, codes: Tensor) -> Tensor:
     """Cross-entropy of codes [B, W, ...] under logits [B, W, ..., codes], over the log of their number: [B, W]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     each = F.cross_entropy(logits.flatten(0, -2), codes.long().flatten(), reduction="none")
     return each.view(codes.shape).flatten(2).mean(-1) / math.log(logits.shape[-1])
 

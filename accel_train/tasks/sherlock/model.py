@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.architecture import Modality, Sizes
 from accel_train.tasks.sherlock.lag import Lag, LagKind
-from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Encoder, Fusion, OverTime, Scale, VoxelHead
+from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Encoder, Fusion, OverTime, Scale, VoxelHead, dense
 
 Bottleneck = Literal["latent", "voxels"]
 
@@ -77,7 +77,9 @@ class Autoencoder(nn.Module):
         self.fusion = Fusion(width, sizes, dropout)
         self.over_time = OverTime(sizes.latent, time_layers, heads, causal, dropout) if time_layers else None
         self.register_buffer("fmri_variance", torch.ones(()))
-        self.head = VoxelHead(sizes, voxels, subjects, subject_rank, dropout)
+        self.features = dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
+        self.head = VoxelHead(sizes.voxels[-1] if sizes.voxels else sizes.latent, voxels, subjects, subject_rank)
+        self.baseline = nn.Parameter(torch.zeros(voxels))  # of BOLD, behind the lag
         self.lag = Lag(lag, voxels, tr_s, lags, preshift_trs)
         self.decoder = Decoder(modalities, voxels if self.through_voxels else sizes.latent, sizes, dropout)
 
@@ -123,22 +125,27 @@ class Autoencoder(nn.Module):
 
         Returns:
             latent [B, L + W, latent], which is not lagged; fmri [B, W, V]; for each modality what ``Decoder`` gives of
-            the TRs of the volumes [B, W, ...]; and with ``bottleneck: voxels``, or a lag per voxel, neural [B, W, V].
+            the TRs of the volumes [B, W, ...], and as ``target/NAME`` what it should give: standardised [B, W,
+            features], or codes [B, W, codebooks, frames]; and with ``bottleneck: voxels``, or a lag per voxel, neural
+            [B, W, V].
         """
-        latent = self.encode(batch, keep_modality)
+        stimulus = {name: self.standardise(name, batch[f"stimulus/{name}"]) for name in self.modalities}
+        latent = self.encode(stimulus, batch, keep_modality)
         made = self.to_brain(latent, batch["subject"], keep_subject, lesion)
         read = made["neural"] if self.through_voxels else latent[:, self.lags :]
-        return {"latent": latent, **made, **self._run(self.decoder, read)}
+        targets = {f"target/{name}": values[:, self.lags :] for name, values in stimulus.items()}
+        return {"latent": latent, **made, **self._run(self.decoder, read), **targets}
 
-    def encode(self, batch: Mapping[str, Tensor], keep_modality: Tensor | None = None) -> Tensor:
-        """The latent [B, L + W, latent]."""
+    def encode(
+        self, stimulus: Mapping[str, Tensor], batch: Mapping[str, Tensor], keep_modality: Tensor | None = None
+    ) -> Tensor:
+        """The latent [B, L + W, latent] of what ``standardise`` gives of each modality."""
         available, present = batch["available"], batch["present"]
         keep = torch.ones_like(available) if keep_modality is None else keep_modality
         seen = [
-            self._run(self.encoders[name], self.standardise(name, batch[f"stimulus/{name}"]),
-                      available[:, m, None] & present, keep[:, m, None])
+            self._run(self.encoders[name], stimulus[name], available[:, m, None] & present, keep[:, m, None])
             for m, name in enumerate(self.modalities)
-        ]  # fmt: skip
+        ]
         latent = self.fusion(torch.cat(seen, -1))
         return latent if self.over_time is None else self.over_time(latent)
 
@@ -147,15 +154,15 @@ class Autoencoder(nn.Module):
     ) -> dict[str, Tensor]:
         """fmri [B, W, V] of a latent [B, L + W, latent]; and neural [B, W, V] where the decoder reads it, or each voxel
         has a lag of its own."""
-        hidden, lag, own = self.head.hidden(latent), self.lag, slice(self.lags, None)
+        features, lag, own = self.features(latent), self.lag, slice(self.lags, None)
         if lag.per_voxel:
-            activity = self.head(hidden, subject, keep)
+            activity = self.head(features, subject, keep)
             made = {"fmri": lag(activity), "neural": activity[:, own]}
         else:  # a filter that all voxels share may come before the widest layer, which then sees W volumes, not L + W
-            made = {"fmri": self.head(lag(hidden), subject, keep)}
+            made = {"fmri": self.head(lag(features), subject, keep)}
             if self.through_voxels:
-                made["neural"] = self.head(hidden[:, own], subject, keep)
-        made["fmri"] = made["fmri"] + self.head.bias
+                made["neural"] = self.head(features[:, own], subject, keep)
+        made["fmri"] = made["fmri"] + self.baseline
         return made if lesion is None else {name: values * ~lesion for name, values in made.items()}
 
     def decode_bold(self, bold: Tensor, lesion: Tensor | None = None) -> dict[str, Tensor]:
@@ -169,7 +176,7 @@ class Autoencoder(nn.Module):
             raise UserError(
                 "sherlock: this model decodes its latent; to decode the brain, train with bottleneck=voxels"
             )
-        neural = self.lag.back(bold - self.head.bias)
+        neural = self.lag.back(bold - self.baseline)
         return self.decoder(neural if lesion is None else neural * ~lesion)
 
     def standardise(self, name: str, x: Tensor) -> Tensor:
@@ -178,11 +185,6 @@ class Autoencoder(nn.Module):
         if tuple(x.shape[2:]) != shape:
             raise UserError(f"{name}: TRs of shape {tuple(x.shape[2:])} in the data, and {shape} in the model")
         return self.scales[name](x) if name in self.scales else x
-
-    def targets(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the decoder should give: of each modality standardised [B, W, features], or codes [B, W, codebooks,
-        frames]."""
-        return {name: self.standardise(name, batch[f"stimulus/{name}"][:, self.lags :]) for name in self.modalities}
 
     def in_units(self, name: str, made: Tensor) -> Tensor:
         """What the decoder gave, in the unit of the stimulus, [B, W, *shape]; of codes, the likeliest."""

@@ -59,7 +59,7 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As stored [B, T, *shape], of any type, to standardised [B, T, features] in the type of the statistics."""
-        return (x.flatten(2).to(self.mean.dtype) - self.mean) / self.deviation
+        return (x.flatten(2) - self.mean).div_(self.deviation)
 
     def back(self, z: Tensor) -> Tensor:
         """Standardised [..., features] in the unit of the stimulus."""
@@ -206,13 +206,13 @@ def _positions(n: int, width: int, like: Tensor) -> Tensor:
 
 
 class VoxelHead(nn.Module):
-    """The latent to voxels: a map that all subjects share, and one of low rank for each.
+    """Features of a TR to voxels: a linear map that all subjects share, and one of low rank for each.
 
-    n_v = w_v u + sum_r a_vr (b_r u) with u of the latent, a shared and b of the subject. An unknown subject, and one
-    that was dropped, has the shared part alone. ``bias`` [V] belongs to BOLD, after the lag.
+    n_v = w_v u + sum_r a_vr (b_r u), with a shared and b of the subject. An unknown subject, and one that was dropped,
+    has the shared part alone.
 
     Args:
-        sizes: widths.
+        width: of the features u.
         voxels: V.
         subjects: how many; 0 for no parts of their own.
         rank: of these.
@@ -220,18 +220,15 @@ class VoxelHead(nn.Module):
 
     known: Tensor
 
-    def __init__(self, sizes: Sizes, voxels: int, subjects: int, rank: int, dropout: float) -> None:
+    def __init__(self, width: int, voxels: int, subjects: int, rank: int) -> None:
         super().__init__()
-        width = sizes.voxels[-1] if sizes.voxels else sizes.latent
-        self.hidden = dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
         self.shared = last(width, voxels, bias=False)
-        self.bias = nn.Parameter(torch.zeros(voxels))
         self.register_buffer("known", torch.zeros(subjects, dtype=torch.bool))
         self.to_rank = nn.Parameter(torch.randn(subjects, width, rank) / math.sqrt(width)) if subjects * rank else None
         self.to_voxels = last(rank, voxels, bias=False) if subjects * rank else None
 
     def forward(self, u: Tensor, subject: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Activity [B, T, V] of ``hidden`` features [B, T, width].
+        """Activity [B, T, V] of features [B, T, width].
 
         Args:
             subject: int64 [B], negative for none.

@@ -11,6 +11,8 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.task import Batch, BatchSource, DataTools, Event, Loss, Objective, Predicts, Task, Watches
 from accel_train.tasks.sherlock.architecture import Modality, sizes_of
+from accel_train.tasks.sherlock.describe import FILE_TYPES, describe_files
+from accel_train.tasks.sherlock.synth import synth
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +30,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
 
     Args:
         data: a folder that ``accel-train sherlock preprocess`` has made.
-        window_trs: volumes of an item that follow one another; 1 for each alone, about 100 for a network over time.
+        window_trs: volumes of an item that follow one another, which share the stimulus before them; about 100 for a
+            network over time.
         lags: TRs of stimulus before a volume that it may depend on.
         target: the volumes of each subject, or their average over subjects.
         modalities: which of those in the data; null for all.
@@ -58,17 +61,18 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
 
     name = "sherlock"
     recommended: ClassVar = {
-        "global_batch_size": 64, "learning_rate": 1e-4, "max_grad_norm": 1.0,
-        "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 1e-5}},
+        "global_batch_size": 16, "learning_rate": 1e-3, "max_grad_norm": 1.0,
+        "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 1e-2}},
         "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "warmup_steps": "5ep",
-        "eval_steps": "1ep",
+        "eval_steps": "5ep",
     }  # fmt: skip
     movable = ("data", "checkpointing")
+    file_types = FILE_TYPES
 
     def __init__(
         self,
         data: str,
-        window_trs: Count = 1,
+        window_trs: Count = 20,
         lags: Annotated[int, Range(0)] = 14,
         target: Literal["per_subject", "average"] = "per_subject",
         modalities: list[str] | None = None,
@@ -231,10 +235,10 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
             for name, mask in masks.items()
         }
 
-    @staticmethod
-    def _made(models: dict[str, nn.Module], batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        model: Any = models["model"]
-        return model(batch, batch.get("keep_modality"), batch.get("keep_subject")), model.targets(batch)
+    def _made(self, models: dict[str, nn.Module], batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the model gives, and what it should give of each modality."""
+        made = models["model"](batch, batch.get("keep_modality"), batch.get("keep_subject"))
+        return made, {name: made[f"target/{name}"] for name in self.names}
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -288,3 +292,6 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         if largest is not None and largest[1] > TOO_LARGE:
             name, share = largest
             yield Event("warning", f"loss: {name} is {share:.0%} of it, and hides the others; look at the weights")
+
+    synth = staticmethod(synth)
+    describe_files = staticmethod(describe_files)
