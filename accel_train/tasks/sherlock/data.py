@@ -20,9 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError, suggest
-from accel_train.task import Batch
 
 VERSION = 1
 """Of what is in the folder."""
@@ -40,6 +38,8 @@ class Prepared:
         subjects, held_out: names of the viewers, and of those of whom nothing is for training.
         voxels: columns V of the brain, which may be parcels.
         rois: int64 columns of each region by its name; empty where there are none.
+        fmri_variance: mean square of the volumes for training by ``target`` of ``Items``: 1 of each viewer, and less of
+            their mean, in which a part of the noise cancels.
 
     Raises:
         DataError: there is none, it is damaged, or it was made by another version.
@@ -59,6 +59,7 @@ class Prepared:
             self.held_out: list[str] = known["held_out_subjects"]
             self.voxels = int(known["voxels"])
             self.rois = _rois(known["rois"])
+            self.fmri_variance: dict[str, float] = known["fmri_variance"]
             self._has = {(run["name"], name) for run in known["runs"] for name in run["modalities"]}
         except FileNotFoundError:
             more = "make it with accel-train sherlock preprocess"
@@ -79,6 +80,12 @@ class Prepared:
     def fmri(self, subject: str, run: str) -> np.ndarray:
         """float32 [TRs, V], mapped. Raises ``DataError`` if it is not as the manifest says."""
         return self._map(f"fmri/{subject}/{run}.npy", (self.runs[run], self.voxels), "float32")
+
+    def measured(self, subject: str, run: str) -> np.ndarray:
+        """bool [TRs]: which volumes there are."""
+        there = np.ones(self.runs[run], bool)
+        there[self.manifest["missing"][subject][run]] = False
+        return there
 
     def stretches(self, split: str) -> list[tuple[str, int, int]]:
         """(run, first, last) of "train", "validation" or "test": TRs from first to below last, in order."""
@@ -118,8 +125,8 @@ class Prepared:
 
 
 class Items:
-    """Windows of ``window_trs`` volumes of one split, for an ``ItemSource``: those of the first viewer, then those of
-    the next. They tile each stretch of the split; the last of a stretch may go beyond it.
+    """Windows of ``window_trs`` volumes of one split, for an ``IndexedSource``: those of the first viewer, then those
+    of the next. They tile each stretch of the split; the last of a stretch may go beyond it.
 
     Args:
         prepared: the folder.
@@ -154,6 +161,7 @@ class Items:
         self.subjects = _known("subject", default if subjects is None else subjects, prepared.subjects)
         self.modalities = _known("modality", modalities or list(prepared.modalities), prepared.modalities)
         self._runs = list(prepared.runs)
+        self._there = {(name, run): prepared.measured(name, run) for name in self.subjects for run in prepared.runs}
         stretches = prepared.stretches(split)
         if not stretches:
             raise UserError(f"{split}: no TRs of {prepared.folder} are for it; preprocess with --{split}")
@@ -193,7 +201,7 @@ class Items:
         _, run, first, last = self._windows[indices].T
         trs = first[:, None] + np.arange(-self.lags, self.window_trs)
         present = (trs >= 0) & (trs < last[:, None])
-        batch: Arrays = {f"stimulus/{name}": self._stimulus(name, run, trs, present) for name in self.modalities}
+        batch: Arrays = {f"stimulus/{name}": self._stimulus(name, indices) for name in self.modalities}
         batch["fmri"], batch["measured"] = self._fmri(indices, present[:, self.lags :])
         batch["present"] = present
         has = np.array([[self.prepared.has(each, name) for name in self.modalities] for each in self._runs])
@@ -204,13 +212,15 @@ class Items:
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.prepared.fingerprint()}
 
-    def _stimulus(self, name: str, run: np.ndarray, trs: np.ndarray, present: np.ndarray) -> np.ndarray:
+    def _stimulus(self, name: str, indices: np.ndarray) -> np.ndarray:
         about = self.prepared.modalities[name]
-        out = np.zeros((*trs.shape, *about["shape"]), about["dtype"])
-        for number in np.unique(run):
-            if self.prepared.has(self._runs[number], name):
-                there = present & (run == number)[:, None]
-                out[there] = self.prepared.stimulus(self._runs[number], name)[trs[there]]
+        out = np.zeros((len(indices), self.lags + self.window_trs, *about["shape"]), about["dtype"])
+        for row, item in enumerate(indices.tolist()):
+            _, run, first, last = self._windows[item].tolist()
+            if self.prepared.has(self._runs[run], name):
+                begin = max(first - self.lags, 0)
+                seen = self.prepared.stimulus(self._runs[run], name)[begin:last]
+                out[row, begin - first + self.lags :][: len(seen)] = seen
         return out
 
     def _fmri(self, indices: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +230,7 @@ class Items:
             viewer, run, first, last = self._windows[item].tolist()
             for subject in self._viewers(viewer):
                 volumes = self.prepared.fmri(subject, self._runs[run])[first:last]
-                there = ~np.isnan(volumes[:, 0])
+                there = self._there[subject, self._runs[run]][first:last]
                 out[row, : last - first][there] += volumes[there]
                 counts[row, : last - first] += there
         if self.target == "average":
@@ -229,27 +239,10 @@ class Items:
 
     def _measured(self, viewer: int, window: tuple[int, int, int]) -> bool:
         run, first, last = window
-        volumes = (self.prepared.fmri(name, self._runs[run])[first:last, 0] for name in self._viewers(viewer))
-        return any(not np.isnan(each).all() for each in volumes)
+        return any(self._there[name, self._runs[run]][first:last].any() for name in self._viewers(viewer))
 
     def _viewers(self, viewer: int) -> Sequence[str]:
         return self.subjects if self.target == "average" else self.subjects[viewer : viewer + 1]
-
-
-class ItemSource(IndexedSource):
-    """Batches of ``Items``, with epoch and item int64 [B]: the place of each in the order of its epoch, by which what
-    is drawn for it is keyed, whatever the cut."""
-
-    def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
-        batch = super().batch(epoch, step, rank, world_size)
-        if batch is None:
-            return None
-        items = len(self.indices(epoch, step))
-        places = np.arange(items * rank // world_size, items * (rank + 1) // world_size) + step * self.batch_size
-        return {**batch, "item": places, "epoch": np.full(len(places), epoch, np.int64)}
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self.data.fingerprint()
 
 
 # -- small things ----------------------------------------------------------------------------------------------------

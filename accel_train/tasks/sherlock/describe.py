@@ -10,7 +10,7 @@ import numpy as np
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.data import Prepared, named_stretches
 
-FILE_TYPES = (".nii", ".mp4", ".m4v", ".wav", ".xlsx", "fmri_stats.npz", "annotations.xlsx", "*.nii.gz", "*.nii")
+FILE_TYPES = (".nii", ".gz", ".mp4", ".m4v", ".wav", ".xlsx", "fmri_stats.npz", "annotations.xlsx", "*.nii.gz", "*.nii")
 """What ``describe_files`` knows: endings, and files by which a folder is known."""
 
 
@@ -68,14 +68,12 @@ def _isc(data: Prepared, subject: str) -> tuple[np.ndarray | None, int, int]:
     for run in data.runs:
         volumes = data.fmri(subject, run)
         others = [data.fmri(name, run) for name in data.subjects if name != subject]
-        there = ~np.isnan(volumes[:, 0])
-        for other in others:
-            there &= ~np.isnan(other[:, 0])
+        there = np.all([data.measured(name, run) for name in data.subjects], 0)
         if others and there.sum() > 2:
             mine.append(_standard(volumes[there]))
             rest.append(_standard(np.mean([other[there] for other in others], 0)))
     trs = sum(data.runs.values())
-    measured = sum(int((~np.isnan(data.fmri(subject, run)[:, 0])).sum()) for run in data.runs)
+    measured = sum(int(data.measured(subject, run).sum()) for run in data.runs)
     if not mine:
         return None, measured, trs
     return (np.concatenate(mine) * np.concatenate(rest)).mean(0), measured, trs

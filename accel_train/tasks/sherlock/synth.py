@@ -9,8 +9,9 @@ truth.npz, metadata.json         latents, weights, signal, what a perfect model 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,11 +23,21 @@ from accel_train.tasks.sherlock import render, truth
 from accel_train.tasks.sherlock.libraries import library
 from accel_train.tasks.sherlock.truth import CARTOON, ROIS, TR_S
 
-Traps = Literal[
-    "header_tr", "constant_tail", "odd_rows", "long_stimulus", "unpacked", "bad_voxels", "cartoon"
-]  # fmt: skip
+Traps = Literal["header_tr", "constant_tail", "odd_rows", "long_stimulus", "unpacked", "bad_voxels", "cartoon"]
 TAIL, LONGER = 50, 4
 """TRs: how many of the second viewer are missing at the end, and by how many the stimulus is longer than the scan."""
+
+
+class Recipe(NamedTuple):
+    """What ``synth`` is asked for; ``later_trs`` of regions whose blood is late."""
+
+    trs: tuple[int, ...]
+    reliability: float
+    preshift: int
+    later_trs: dict[str, int]
+    sound: str
+    concatenated: bool
+    traps: tuple[str, ...]
 
 
 def synth(
@@ -65,40 +76,37 @@ def synth(
     least = 2 + max([TAIL * ("constant_tail" in traps), CARTOON * ("cartoon" in traps), 10])
     if min(trs) < least:
         raise UserError(f"trs: a part of {min(trs)} TRs is too short, {least} are needed")
-    return _report(Path(out), write_data_set(out, seed, size, lambda folder: _fill(
-        folder, seed, size, trs, reliability, preshift, {"auditory": late_trs} if late_trs else {}, sound,
-        concatenated, traps)))  # fmt: skip
+    later = {"auditory": late_trs} if late_trs else {}
+    recipe = Recipe(trs, reliability, preshift, later, sound, concatenated, traps)
+    return _report(Path(out), write_data_set(out, seed, size, lambda folder: _fill(folder, seed, size, recipe)))
 
 
-def _fill(
-    folder: Path, seed: int, size: int, trs: tuple[int, ...], reliability: float, preshift: int,
-    later: dict[str, int], sound: str, concatenated: bool, traps: tuple[str, ...],
-) -> dict[str, Any]:  # fmt: skip
+def _fill(folder: Path, seed: int, size: int, recipe: Recipe) -> dict[str, Any]:
     grid = truth.brain()
     labels = grid[grid > 0]
     taken = truth.weights(_random(seed, "weights"), labels)
-    names = [f"part{1 + i}" for i in range(len(trs))]
     kept: dict[str, np.ndarray] = {"labels": grid, **{f"weights_{roi}": w for roi, w in taken.items()}}
-    shared, lines = [], []
-    for name, count in zip(names, trs, strict=True):
-        z, segments = _stimulus(seed, name, count + LONGER * ("long_stimulus" in traps), "cartoon" in traps)
-        render.write_movie(folder / f"stim_{name}.mp4", z, sound == "movie")
-        if sound == "wav":
+    shared: dict[str, np.ndarray] = {}
+    lines: list[list[Any]] = []
+    for part, count in enumerate(recipe.trs, 1):
+        name = f"part{part}"
+        longer = LONGER if "long_stimulus" in recipe.traps else 0
+        z, segments = _stimulus(seed, name, count + longer, "cartoon" in recipe.traps)
+        render.write_movie(folder / f"stim_{name}.mp4", z, recipe.sound == "movie")
+        if recipe.sound == "wav":
             render.write_sound(folder / f"stim_{name}.wav", z)
-        lines += render.rows(_random(seed, name, "rows"), segments, sum(map(len, shared)), 1 + len(lines))
-        if name == names[0] and "odd_rows" in traps:
+        lines += render.rows(_random(seed, name, "rows"), segments, sum(recipe.trs[: part - 1]), 1 + len(lines))
+        if part == 1 and "odd_rows" in recipe.traps:
             _make_odd(lines)
-        signal = truth.signal(z, labels, taken, later, preshift)[:count]
-        shared.append(signal)
-        kept |= {f"latents_{name}": z[:count], f"signal_{name}": signal}
+        shared[name] = truth.signal(z, labels, taken, recipe.later_trs, recipe.preshift)[:count]
+        kept |= {f"latents_{name}": z[:count], f"signal_{name}": shared[name]}
     render.write_annotations(folder / "annotations.xlsx", lines)
-    _write_brains(folder, seed, size, dict(zip(names, shared, strict=True)), grid, reliability, concatenated, traps)
+    _write_brains(folder, seed, size, shared, grid, recipe)
     np.savez_compressed(folder / "truth.npz", **kept)  # type: ignore[arg-type]
     return {
-        "trs": list(trs), "reliability": reliability, "preshift": preshift, "later_trs": later, "sound": sound,
-        "concatenated": concatenated, "traps": list(traps),
+        **recipe._asdict(),
         "truth": {
-            "ceilings": truth.ceilings(reliability, size), "loads": truth.LOADS, "product": truth.PRODUCT,
+            "ceilings": truth.ceilings(recipe.reliability, size), "loads": truth.LOADS, "product": truth.PRODUCT,
             "latents": truth.LATENTS, "voxels": {roi: int((labels == 1 + i).sum()) for i, roi in enumerate(ROIS)},
         },
     }  # fmt: skip
@@ -114,16 +122,16 @@ def _stimulus(seed: int, name: str, trs: int, cartoon: bool) -> tuple[np.ndarray
 
 
 def _make_odd(lines: list[list[Any]]) -> None:
-    lines[12][2] = lines[12][1]
+    odd = lines[len(lines) // 2]
+    odd[2] = odd[1]
     end = lines[-1][2]
     for i in range(2):
         lines.append([len(lines) + 1, end + 3 * i, end + 3 * (i + 1), *[None] * 3, "break", *[None] * 4])
 
 
 def _write_brains(
-    folder: Path, seed: int, size: int, shared: dict[str, np.ndarray], grid: np.ndarray, reliability: float,
-    concatenated: bool, traps: tuple[str, ...],
-) -> None:  # fmt: skip
+    folder: Path, seed: int, size: int, shared: dict[str, np.ndarray], grid: np.ndarray, recipe: Recipe
+) -> None:
     nibabel, inside = library("nibabel"), grid > 0
     affine = np.diag([truth.VOXEL_MM] * 3 + [1.0])
     nibabel.Nifti1Image(grid, affine).to_filename(folder / "rois.nii.gz")
@@ -132,18 +140,18 @@ def _write_brains(
     for subject in range(1, size + 1):
         files: dict[str, list[np.ndarray]] = {}
         for run, signal in shared.items():
-            y = truth.measured(_random(seed, run, "viewer", subject), signal, grid[inside], reliability)
+            y = truth.measured(_random(seed, run, "viewer", subject), signal, grid[inside], recipe.reliability)
             volumes = np.zeros((*grid.shape, len(y)), np.float32)
             volumes[inside] = (1000 + 20 * y).T
-            files.setdefault("" if concatenated else f"_{run}", []).append(volumes)
+            files.setdefault("" if recipe.concatenated else f"_{run}", []).append(volumes)
         for name, parts in files.items():
             volumes = np.concatenate(parts, -1)
-            last = concatenated or name == f"_{list(shared)[-1]}"
-            _set_traps(volumes, inside, subject, last, traps)
+            last = recipe.concatenated or name == f"_{list(shared)[-1]}"
+            _set_traps(volumes, inside, subject, last, recipe.traps)
             image = nibabel.Nifti1Image(volumes, affine)
-            image.header.set_zooms((truth.VOXEL_MM,) * 3 + (1.0 if "header_tr" in traps else TR_S,))
+            image.header.set_zooms((truth.VOXEL_MM,) * 3 + (1.0 if "header_tr" in recipe.traps else TR_S,))
             image.header.set_xyzt_units("mm", "sec")
-            ending = ".nii" if subject == 1 and "unpacked" in traps else ".nii.gz"
+            ending = ".nii" if subject == 1 and "unpacked" in recipe.traps else ".nii.gz"
             image.to_filename(folder / "fmri" / f"synth_movie_s{subject}{name}{ending}")
 
 
@@ -170,4 +178,17 @@ def _report(out: Path, about: dict[str, Any]) -> str:
         f"  voxels: {regions}",
         f"  a perfect model correlates with one viewer by {top['single']:.2f}, with the mean of all by "
         f"{top['average']:.3f}",
+        f"  {preprocess_line(out, about)}",
     ])  # fmt: skip
+
+
+def preprocess_line(out: Path, about: dict[str, Any]) -> str:
+    """The command that makes arrays of it, as a shell reads it. ``about``: what metadata.json says."""
+    runs = [f"part{1 + i}" + (f"={count}" if about["concatenated"] else "") for i, count in enumerate(about["trs"])]
+    words = ["--fmri", out / "fmri", "--runs", *runs, "--video", out, "--audio"]
+    words += ["movie" if about["sound"] == "movie" else out, "--annotations", out / "annotations.xlsx"]
+    words += ["--rois", out / "rois.nii.gz"]
+    words += ["--tr", f"{TR_S:g}"] if "header_tr" in about["traps"] else []
+    words += ["--preshift", about["preshift"]] if about["preshift"] else []
+    words += ["--drop_start", CARTOON] if "cartoon" in about["traps"] else []
+    return shlex.join(["accel-train", "sherlock", "preprocess", "--out", f"{out}-prepared", *map(str, words)])

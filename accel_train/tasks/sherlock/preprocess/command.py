@@ -21,9 +21,9 @@ from accel_train.command import Parser
 from accel_train.data.work_folder import WorkFolder, parse_shard
 from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
-from accel_train.tasks.sherlock.data import VERSION
+from accel_train.tasks.sherlock.data import VERSION, text_hash
 from accel_train.tasks.sherlock.describe import summary
-from accel_train.tasks.sherlock.preprocess import inputs
+from accel_train.tasks.sherlock.preprocess import inputs, mel
 from accel_train.tasks.sherlock.preprocess.finish import describe
 from accel_train.tasks.sherlock.preprocess.job import Job, prepare
 from accel_train.tasks.sherlock.preprocess.scan import Setup
@@ -55,9 +55,7 @@ def add_arguments(parser: Parser) -> None:
     many("subjects", "NAME", "only these viewers, in this order", None)
     many("held_out_subjects", "NAME", "viewers of whom nothing is used in training")
     many("test", "RUN[:FIRST-LAST]", "TRs for testing, to below LAST (default: the last of several runs)", None)
-    many(
-        "validation", "RUN:FIRST-LAST", "TRs for validation, or a share at the end of training (default 0.15)", ["0.15"]
-    )
+    many("validation", "RUN:FIRST-LAST", "as --test, or a share at the end of training (default 0.15)", ["0.15"])
     parser.add_argument("--gap", type=int, default=21, help="TRs between training and what is held out (default 21)")
     parser.add_argument("--drop_start", type=int, default=0, help="TRs at the start of runs that no split has")
     parser.add_argument("--mask", type=Path, help="image of the voxels to keep at most")
@@ -135,6 +133,7 @@ def _sources(options: argparse.Namespace, runs: list[str]) -> tuple[Source, ...]
         raise UserError(f"preprocess: --audio {FROM_MOVIE} needs --video")
     sounds = videos if options.audio == [FROM_MOVIE] else inputs.of_runs("audio", options.audio, runs, SOUNDS)
     if sounds:
+        mel.refuse_empty(options.mels)
         found.append(Sound(sounds, options.audio_frames, options.mels))
     if options.annotations:
         columns = None if options.text_columns is None else tuple(options.text_columns)
@@ -179,17 +178,18 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     model = options.text_model
     if model is not None and not model.is_dir():
         raise UserError(f"preprocess: --text_model: {model} is no folder")
+    brains = {name: {run: _identity(path) for run, path in files.items()} for name, files in setup.brains.items()}
+    stimulus = {each.name: {run: _identity(path) for run, path in each.files.items()} for each in setup.sources}
+    images = {name: path and _identity(path) for name, path in (("mask", setup.mask), ("rois", setup.rois))}
+    vectors = model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()]
     return {
         "version": VERSION,
         "runs": setup.runs,
-        "fmri": {name: {run: _identity(path) for run, path in files.items()} for name, files in setup.brains.items()},
-        "stimulus": {s.name: {run: _identity(path) for run, path in s.files.items()} for s in setup.sources},
+        "subjects": list(setup.brains),
+        "files": text_hash([brains, stimulus, images, vectors]),
         "test": setup.test,
         "validation": setup.validation,
         "held_out_subjects": setup.held_out,
-        "mask": setup.mask and _identity(setup.mask),
-        "rois": setup.rois and _identity(setup.rois),
-        "text_model": model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()],
         **{name: getattr(options, name) for name in settings},
     }
 

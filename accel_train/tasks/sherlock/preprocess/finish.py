@@ -55,8 +55,13 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "voxels": len(labels),
         "targets": "parcels" if job.setup.parcels else "voxels",
         "rois": {"columns": labels.tolist(), "names": names} if job.setup.rois is not None else None,
+        "missing": {name: {run: job.missing(name, run) for run in job.setup.runs} for name in job.setup.brains},
         "split": job.scan["split"],
         **sums,
+        "files": {
+            "fmri": {name: {run: path.name for run, path in files.items()} for name, files in job.setup.brains.items()},
+            "stimulus": {s.name: {run: path.name for run, path in s.files.items()} for s in job.setup.sources},
+        },
         "found": [*job.scan["found"], *found, *more, *_shared_beginnings(job)],
     }  # fmt: skip
     hashes = [record["hash"] for record in records if "hash" in record]
@@ -147,16 +152,11 @@ def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tu
     total: dict[str, list[np.ndarray]] = {}
     for subject in job.setup.brains:
         runs = {run: _columns(job, subject, run, places, chosen) for run in job.setup.runs}
-        train = [values[job.clock.train[run] & ~missing] for run, (values, missing) in runs.items()]
-        count = sum(map(len, train))
-        mean = np.sum([part.sum(0, dtype=np.float64) for part in train], 0) / count
-        variance = np.sum([((part - mean) ** 2).sum(0) for part in train], 0) / count
-        mean, std = np.nan_to_num(mean), np.sqrt(np.nan_to_num(variance))
-        std[std == 0] = 1.0
+        mean, std = _mean_and_std([values[job.clock.train[run] & ~gone] for run, (values, gone) in runs.items()])
         means.append(mean)
         deviations.append(std)
         for run, (values, missing) in runs.items():
-            z = np.nan_to_num((values - mean) / std).astype(np.float32)
+            z = np.nan_to_num((values - mean.astype(np.float32)) / std.astype(np.float32))
             if not missing.all() and (off := float(np.median(np.abs(z[~missing].mean(0))))) > OFFSET:
                 found.append(f"{subject}, {run}: its mean is {off:.1f} deviations from that of the TRs for training "
                              "(median over voxels); normalise each run before")  # fmt: skip
@@ -170,6 +170,19 @@ def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tu
         "fmri_variance": {"per_subject": 1.0, "average": _variance_of_mean(job, total)},
         "fmri_hashes": hashes,
     }, found
+
+
+def _mean_and_std(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [V] of the rows of all parts, a row at a time, as there may be gigabytes of them. Where there is no mean,
+    it is 0, and where nothing changes, the deviation is 1."""
+    count, mean = sum(map(len, parts)), np.sum([part.sum(0, dtype=np.float64) for part in parts], 0)
+    mean /= count
+    squares = np.zeros_like(mean)
+    for part in parts:
+        for row in part:
+            squares += (row - mean) ** 2
+    std = np.sqrt(np.nan_to_num(squares / count))
+    return np.nan_to_num(mean), np.where(std > 0, std, 1.0)
 
 
 def _columns(
@@ -188,12 +201,12 @@ def _add(total: dict[str, list[np.ndarray]], run: str, z: np.ndarray) -> None:
 
 
 def _variance_of_mean(job: Job, total: dict[str, list[np.ndarray]]) -> float:
-    """Of the mean over viewers, in the mean over voxels, in the TRs for training."""
+    """Mean square of the mean over viewers in the TRs for training."""
     rows = np.concatenate([
         (values / np.maximum(counts, 1))[job.clock.train[run] & (counts[:, 0] > 0)]
         for run, (values, counts) in total.items()
     ])  # fmt: skip
-    return float(rows.var(0).mean())
+    return float(np.square(rows, dtype=np.float64).mean())
 
 
 # -- stimulus --------------------------------------------------------------------------------------------------------
@@ -234,13 +247,11 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
 
 
 def _training_rows(job: Job, name: str) -> Iterator[np.ndarray]:
-    for run, train in job.clock.train.items():
-        path = job.content / "stimulus" / run / f"{name}.npy"
-        if path.is_file() and train.any():
-            array = np.load(path, mmap_mode="r")
-            for each in job.scan["split"]["train"]:
-                if each["run"] == run:
-                    yield array[each["first"] : each["last"]]
+    having = {run for source, run in job.stimuli if source.name == name}
+    for each in job.scan["split"]["train"]:
+        if each["run"] in having:
+            array = np.load(job.content / "stimulus" / each["run"] / f"{name}.npy", mmap_mode="r")
+            yield array[each["first"] : each["last"]]
 
 
 def _shared_beginnings(job: Job) -> list[str]:

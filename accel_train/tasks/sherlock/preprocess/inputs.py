@@ -74,9 +74,8 @@ def brains(texts: Sequence[str], runs: Sequence[str], wanted: Sequence[str] | No
         raise UserError(f"preprocess: --fmri {' '.join(texts)}: there is no .nii or .nii.gz")
     found: dict[str, dict[str, Path]] = {}
     for path in files:
-        known = VIEWER.search(path.name)
         run = _run_of(path, runs)
-        mine = found.setdefault(known[1] if known else _stem(path), {})
+        mine = found.setdefault(_viewer_of(path, run), {})
         for each in [run] if run else runs:
             if each in mine:
                 raise UserError(f"preprocess: {mine[each].name} and {path.name} are both of {each} of the same viewer; "
@@ -115,5 +114,10 @@ def _run_of(path: Path, runs: Sequence[str]) -> str | None:
     return None
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+def _viewer_of(path: Path, run: str | None) -> str:
+    """What stands in the name of the file, or of its folder; else the name without that of the run."""
+    for name in (path.name, path.parent.name):
+        if known := VIEWER.search(name):
+            return known[1]
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(re.escape(run or ""), "", stem, flags=re.IGNORECASE).strip("_-") or "viewer"

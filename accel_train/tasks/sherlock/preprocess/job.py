@@ -97,6 +97,10 @@ class Job:
     def raw(self, subject: str, run: str) -> Path:
         return self.folder / "raw" / subject / run
 
+    def missing(self, subject: str, run: str) -> list[int]:
+        """TRs that were not measured."""
+        return np.flatnonzero(np.load(self.raw(subject, run) / "missing.npy")).tolist()
+
     def open_raw(self, subject: str, run: str) -> Raw:
         folder = self.raw(subject, run)
         values = np.load(folder / "values.npy", mmap_mode="r")

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from accel_train.errors import UserError
+
 HZ, WINDOW, HOP = 16_000, 1024, 256
 """Samples a second, samples of a window, samples from one window to the next."""
 FLOOR = 1e-10
@@ -29,6 +31,15 @@ def filters(hz: int, window: int, count: int) -> np.ndarray:
     rise = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - at) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rise, fall)) * 2 / (edges[2:] - edges[:-2])
+
+
+def refuse_empty(count: int) -> None:
+    """A ``UserError`` if so many bands are too narrow for our windows: some would hear nothing."""
+    if empty := int((~filters(HZ, WINDOW, count).any(1)).sum()):
+        window_ms = f"{WINDOW / HZ * 1e3:.0f} ms"
+        raise UserError(
+            f"preprocess: --mels {count}: {empty} bands are too narrow for windows of {window_ms}; give fewer"
+        )
 
 
 def log_mel(sound: np.ndarray, tr_s: float, trs: int, frames: int, mels: int) -> np.ndarray:

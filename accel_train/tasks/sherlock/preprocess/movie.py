@@ -12,8 +12,8 @@ import numpy as np
 from accel_train.errors import DataError
 from accel_train.tasks.sherlock.libraries import library
 
-LATE_S = 0.5
-"""A decoder may end so much earlier than the header says."""
+LATE_S = 1.0
+"""What is decoded may end so much earlier than the header says."""
 
 
 def duration_s(path: Path, kind: str) -> float:
@@ -40,7 +40,7 @@ def frames(path: Path, tr_s: float, trs: int, per_tr: int, height: int, width: i
         stream.thread_type = "AUTO"
         shown = None
         for frame in _decoded(path, file, stream):
-            now = float(frame.time or 0.0) - float((stream.start_time or 0) * stream.time_base)
+            now = float(frame.time or 0.0) - _begin_s(file)
             pixels = None
             while shown is not None and done < len(wanted) and wanted[done] < now:
                 if pixels is None:
@@ -49,7 +49,7 @@ def frames(path: Path, tr_s: float, trs: int, per_tr: int, height: int, width: i
             if done == len(wanted):
                 break
             shown = frame
-        if shown is not None and done < len(wanted) and wanted[-1] <= now + LATE_S + 1:
+        if shown is not None and done < len(wanted) and wanted[-1] <= now + LATE_S:
             out[done:] = shown.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
             done = len(wanted)
     if done < len(wanted):
@@ -58,19 +58,25 @@ def frames(path: Path, tr_s: float, trs: int, per_tr: int, height: int, width: i
 
 
 def samples(path: Path, hz: int) -> np.ndarray:
-    """float32 [n], the sound from time 0 on, of all channels together. Raises ``DataError``."""
+    """float32 [n] in -1 to 1, the sound from time 0 on, the mean of all channels. Raises ``DataError``."""
     av, parts = library("av"), []
     with _open(path, "audio") as (file, stream):
-        resampler, start_s = av.AudioResampler(format="flt", layout="mono", rate=hz), None
+        resampler, start_s = av.AudioResampler(format="fltp", rate=hz), None
         for frame in _decoded(path, file, stream):
             if start_s is None:
-                start_s = float(frame.time or 0.0)
-            parts += [made.to_ndarray()[0] for made in resampler.resample(frame)]
-        parts += [made.to_ndarray()[0] for made in resampler.resample(None)]
+                start_s = float(frame.time or 0.0) - _begin_s(file)
+            parts += [made.to_ndarray().mean(0) for made in resampler.resample(frame)]
+        parts += [made.to_ndarray().mean(0) for made in resampler.resample(None)]
     if not parts:
         raise DataError(f"{path}: its sound is empty")
     sound, lead = np.concatenate(parts), round((start_s or 0.0) * hz)
     return np.concatenate([np.zeros(lead, np.float32), sound]) if lead > 0 else sound[-lead:]
+
+
+def _begin_s(file: Any) -> float:
+    """When the first frame is shown: time 0 of the run, for its sound, too."""
+    streams = file.streams.video
+    return float((streams[0].start_time or 0) * streams[0].time_base) if streams else 0.0
 
 
 @contextlib.contextmanager

@@ -91,7 +91,9 @@ def clock_of(scanned: dict[str, Any]) -> Clock:
 
 
 def _tr(asked: float | None, headers: Sequence[nifti.Header]) -> tuple[float, list[str]]:
-    said = {round(each.tr_s, 4): each.path for each in reversed(headers)}
+    said: dict[float, Path] = {}
+    for each in headers:
+        said.setdefault(round(each.tr_s, 4), each.path)
     if asked is not None:
         other = [value for value in said if abs(value - asked) > 1e-3]
         return asked, [f"headers say {_or(other)} s a volume; --tr {asked:g} is taken"] if other else []

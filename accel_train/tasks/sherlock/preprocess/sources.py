@@ -134,9 +134,8 @@ class Text:
                              f"seconds / {clock.tr_s:g} s; is the TR right?")  # fmt: skip
         for run, rows in each.items():
             covered = tables.overlap(rows, clock.tr_s, clock.trs[run]).sum(1) > 0
-            behind = sum(row.start_s >= clock.trs[run] * clock.tr_s for row in rows)
-            if behind:
-                texts.append(f"text of {run}: {_rows(behind)} begin behind its last TR, left out")
+            if behind := sum(row.start_s >= clock.trs[run] * clock.tr_s for row in rows):
+                texts.append(f"text of {run}: {_rows(behind)} behind its last TR, left out")
             if missing := int((~covered).sum()):
                 texts.append(f"text of {run}: {missing} of {len(covered)} TRs have none, and are zeros")
         if self.model is None:
@@ -152,7 +151,7 @@ class Text:
                 first = [str(rows[0].line) for rows in table.runs[1:] if rows]
                 where = f" (a clock begins again in row {', '.join(first)})" if first else ""
                 raise DataError(f"{path}: has {len(table.runs)} runs{where}, there are {len(runs)}: "
-                                f"{', '.join(runs)}; the seconds of each run begin at 0")  # fmt: skip
+                                f"{', '.join(runs)}; name all in --runs, or give each its table")  # fmt: skip
             found |= dict(zip(runs, table.runs, strict=True))
         return found
 

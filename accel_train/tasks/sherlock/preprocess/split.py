@@ -51,9 +51,7 @@ def split(
             if numbers[first] >= 0:
                 found[SPLITS[numbers[first]]].append({"run": run, "first": first, "last": last})
     if not found["train"]:
-        raise UserError(
-            "preprocess: nothing is left for training; look at --test, --validation, --gap and --drop_start"
-        )
+        raise UserError("preprocess: no TR is left for training; look at --test, --validation, --gap and --drop_start")
     return found
 
 
@@ -80,8 +78,10 @@ def _take(kind: dict[str, np.ndarray], text: str, number: int) -> None:
 
 
 def _take_share(kind: dict[str, np.ndarray], share: float, text: str) -> None:
-    if not 0 < share < 1:
-        raise UserError(f"preprocess: --validation {text}: a share is above 0 and below 1")
+    if not 0 <= share < 1:
+        raise UserError(f"preprocess: --validation {text}: a share is from 0 (none) to below 1")
+    if share == 0:
+        return
     count = round(share * sum(int((numbers == 0).sum()) for numbers in kind.values()))
     free = next((numbers for numbers in reversed(kind.values()) if (numbers == 0).any()), np.zeros(0))
     places = np.flatnonzero(free == 0)

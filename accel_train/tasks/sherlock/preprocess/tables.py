@@ -66,6 +66,9 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Annotations:
     for line, cells in lines:
         if all(cell in (None, "") for cell in cells):
             continue
+        if tr is not None and cells[tr] in (None, ""):
+            without += 1
+            continue
         first = _seconds(path, line, cells[start])
         last = _seconds(path, line, cells[end]) if end is not None else first + _seconds(path, line, cells[length or 0])
         if first < before:
@@ -76,9 +79,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Annotations:
         before = first
         if last < first:
             raise DataError(f"{path}, row {line}: ends at {last:g} s, before it begins at {first:g} s")
-        if tr is not None and cells[tr] in (None, ""):
-            without += 1
-        elif last == first:
+        if last == first:
             zero += 1
         else:
             text = " ".join(str(cells[i]) for i in texts if cells[i] is not None)

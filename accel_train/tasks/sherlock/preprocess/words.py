@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError
 from accel_train.tasks.sherlock.libraries import library
+from accel_train.tasks.sherlock.preprocess import tokens
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -45,7 +47,7 @@ def embedded(texts: Sequence[str], model: Path) -> np.ndarray:
     and a tokenizer .json, anywhere below it), or what a sentence-transformers folder gives.
 
     Raises:
-        UserError: a library is missing. DataError: the folder holds neither.
+        UserError: a library is missing. DataError: the folder holds neither, or another kind of tokens.
     """
     if (model / "modules.json").is_file():
         transformer = library("sentence_transformers").SentenceTransformer(str(model), device="cpu")
@@ -54,22 +56,25 @@ def embedded(texts: Sequence[str], model: Path) -> np.ndarray:
     return np.stack([matrix[ids].mean(0) if (ids := encode(text)) else np.zeros(matrix.shape[1]) for text in texts])
 
 
-def _static(folder: Path) -> tuple[np.ndarray, Any]:
+def _static(folder: Path) -> tuple[np.ndarray, Callable[[str], list[int]]]:
+    """The vectors of all tokens, and how a text becomes tokens."""
     from safetensors.numpy import load_file
 
-    weights, tokenizers = sorted(folder.rglob("*.safetensors")), sorted(folder.rglob("*tokenizer*.json"))
-    tokenizers = [path for path in tokenizers if '"vocab"' in path.read_text(encoding="utf-8")]
-    if len(weights) != 1 or len(tokenizers) != 1:
-        raise DataError(f"{folder}: holds {len(weights)} .safetensors and {len(tokenizers)} tokenizer .json with a "
-                        "vocabulary; a folder of static vectors has one of each")  # fmt: skip
+    weights = sorted(folder.rglob("*.safetensors"))
+    described = [path for path in sorted(folder.rglob("*.json")) if "vocab" in _model(path)]
+    if len(weights) != 1 or len(described) != 1:
+        raise DataError(f"{folder}: holds {len(weights)} .safetensors and {len(described)} .json of a tokenizer; a "
+                        "folder of static vectors has one of each")  # fmt: skip
     matrices = [array for array in load_file(weights[0]).values() if array.ndim == 2]
-    if len(matrices) != 1:
-        raise DataError(f"{weights[0]}: holds {len(matrices)} matrices, one is the vectors of all tokens")
-    matrix = matrices[0].astype(np.float64)
+    encode = tokens.read(described[0], _model(described[0]))
+    if len(matrices) != 1 or len(matrices[0]) < len(_model(described[0])["vocab"]):
+        raise DataError(f"{weights[0]}: must hold one matrix with a row for each token of {described[0].name}")
+    return matrices[0].astype(np.float64), encode
+
+
+def _model(path: Path) -> dict[str, Any]:
     try:
-        tokenizer = library("tokenizers").Tokenizer.from_file(str(tokenizers[0]))
-    except UserError as error:
-        raise UserError(f"--text_model: {error}") from None
-    if tokenizer.get_vocab_size() > len(matrix):
-        raise DataError(f"{folder}: {tokenizer.get_vocab_size()} tokens, but {len(matrix)} vectors")
-    return matrix, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found.get("model") or {} if isinstance(found, dict) else {}
