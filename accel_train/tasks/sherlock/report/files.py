@@ -37,7 +37,8 @@ def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Ma
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Plain values; an estimate as its value and the ends of its 95 % interval."""
+    """Plain values; an estimate as its value and the ends of its 95 % interval, of a shuffled stimulus those of the
+    range over the shuffles."""
     return {
         "r": _tables(found.r),
         "network_better_by": _tables(found.better),

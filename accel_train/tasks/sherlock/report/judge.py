@@ -86,7 +86,7 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
     _lags(case, predicted, runs, found)
     say("reconstructions")
     _reconstructions(case, predicted, seed, found)
-    found.warnings += _cautions(case, found)
+    found.warnings += _cautions(case, predicted, found)
     return found
 
 
@@ -239,9 +239,11 @@ def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found
         found.reconstruction[name] = models
 
 
-def _cautions(case: Case, found: Found) -> list[str]:
+def _cautions(case: Case, predicted: Predictions, found: Found) -> list[str]:
     """What speaks against believing it."""
     said: list[str] = []
+    if predicted.about.get("split") == "validation":
+        said.append("the weights may have been chosen by these TRs; the test split is for judging")
     for name, scan in found.lags.items():
         expected = case.preshift if name == "stimulus" else 0
         curve = scan.curves({EVERYWHERE: case.rois[EVERYWHERE]})[EVERYWHERE]
