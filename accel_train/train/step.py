@@ -385,9 +385,7 @@ class Stepper:
             each.local.take_poison()
         largest = max(self.ranks.gather(self._largest_micro_batch))
         if largest <= 1:
-            raise UserError(
-                "out of memory with a micro-batch of one item: a smaller model or item is needed"
-            ) from cause
+            raise UserError("out of memory with a micro-batch of one item: take a smaller model or item") from cause
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
         if cause is not None:
@@ -411,7 +409,10 @@ class Stepper:
             return
         from torch.distributed.fsdp import FSDPModule
 
-        shards = [m for g in self.groups.values() for m in g.module.modules() if isinstance(m, FSDPModule)]
+        roots: list[Any] = [g.module for g in self.groups.values() if isinstance(g.module, FSDPModule)]
+        for root in roots:  # before a part of it is called alone, or that would take itself for a root, for good
+            root._get_fsdp_state()._lazy_init()
+        shards = [m for root in roots for m in root.modules() if isinstance(m, FSDPModule)]
         for module in shards:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()

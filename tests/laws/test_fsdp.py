@@ -78,7 +78,8 @@ class Eyes(Observer):
         self.file.close()
 
 
-def shard_from_now_on():
+def shard_from_now_on(parts):
+    """Each module of a class that is named in ``parts`` by itself, and the rest together."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -89,18 +90,20 @@ def shard_from_now_on():
     def start(config):
         accelerator = real(config)
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="NO_WRAP", state_dict_type="SHARDED_STATE_DICT", reshard_after_forward=True
-        )
+            fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP" if parts else "NO_WRAP",
+            transformer_cls_names_to_wrap=parts or None, state_dict_type="SHARDED_STATE_DICT",
+            reshard_after_forward=True,
+        )  # fmt: skip
         accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return accelerator
 
     session.start_accelerate = start
 
 
-def train(folder, steps, sharded, batch=16):
+def train(folder, steps, sharded, batch=16, parts=()):
     assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
     if sharded:
-        shard_from_now_on()
+        shard_from_now_on(list(parts))
     try:
         Trainer(
             Product(), observers=[Eyes()],
@@ -139,6 +142,14 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
     seen = [(tmp_path / f"{name}-seen").read_text().splitlines() for name in ("sharded", "replicated")]
     assert seen[0] == seen[1] == [*["anomaly"] * 2, "12 8", *["anomaly"] * 4, "24 8"]
     assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
+
+
+def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
+    """A run begins with an evaluation, which calls the models without what was wrapped around them."""
+    on_two_ranks(str(tmp_path / "replicated"), 10, False)
+    on_two_ranks(str(tmp_path / "sharded"), 10, True, 16, ["Linear"])
+    wanted = losses(tmp_path / "replicated")
+    assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 3
 
 
 def test_unequal_shares_are_refused_on_every_rank(tmp_path):

@@ -110,7 +110,8 @@ def write_prepared(folder: Path, film: Movie, test: tuple[tuple[int, int], ...] 
             name: {"kind": kind, "shape": list(stimulus[name].shape[1:]), "dtype": str(stimulus[name].dtype)}
             for name, kind in kinds.items()
         },
-        "subjects": people, "held_out_subjects": ["s2"],
+        "subjects": people, "held_out_subjects": ["s2"], "fmri_variance": {"per_subject": 1.0, "average": 0.5},
+        "missing": {person: {run: [] for run in trs} for person in people},
         "rois": {"columns": labels.tolist(), "names": {str(1 + i): name for i, name in enumerate(ROIS)}},
         "split": {
             "train": [{"run": "part1", "first": 0, "last": 150}],

@@ -14,6 +14,8 @@ from accel_train.tasks.sherlock.losses import FMRILoss, fmri_rows, term_masks, t
 
 MEAN = "mean/"
 """What stands before the sums of a model that gives the training mean, or the training frequency of each code."""
+AT_ONCE = 8192
+"""Voxels whose moments are taken together: they take eight times the memory of the volumes in float64."""
 
 
 def evaluation_sums(
@@ -50,7 +52,8 @@ def evaluation_sums(
     fmri = batch["fmri"].to(made["fmri"].dtype)
     sums["spatial"] = _sum(1 - fmri_rows(made["fmri"], fmri, "correlation"), measured)
     subject = batch["subject"].clamp(0)[:, None].expand_as(measured)[measured]
-    sums["voxels"] = Correlation.sums(made["fmri"][measured], fmri[measured], by=(subject, subjects))
+    some = zip(made["fmri"][measured].split(AT_ONCE, 1), fmri[measured].split(AT_ONCE, 1), strict=True)
+    sums["voxels"] = torch.cat([Correlation.sums(x, y, by=(subject, subjects)) for x, y in some], 1)
     return sums
 
 

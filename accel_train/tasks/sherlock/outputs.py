@@ -30,7 +30,7 @@ def outputs(model: Autoencoder, batch: Mapping[str, Tensor], rois: Mapping[str, 
     for m, name in enumerate(names if len(names) > 1 else []):
         keep = torch.ones_like(batch["available"])
         keep[:, m] = False
-        found[f"fmri_without_{name}"] = model.to_brain(model.encode(batch, keep), batch["subject"])["fmri"]
+        found[f"fmri_without_{name}"] = model(batch, keep)["fmri"]
     if model.through_voxels:
         for roi in sorted(rois, key=lambda each: -len(rois[each]))[:LESIONS]:
             lesion = torch.zeros(model.voxels, dtype=torch.bool, device=made["fmri"].device)

@@ -1,7 +1,7 @@
 """The bar: banded ridge regression, linear and in closed form. Each modality is a band of features with a strength of
 regularisation of its own, each feature acts on the brain after several delays, and every voxel has its own weights of
 bands and its own strength, chosen by cross-validation (Nunez-Elizalde, Huth and Gallant, NeuroImage 197, 482, 2019;
-random search as in Dupre la Tour et al., NeuroImage 264, 119728, 2022).
+random search as in Dupré la Tour et al., NeuroImage 264, 119728, 2022).
 
 For weights g on the simplex and strength a, with X the delayed features of all bands, those of band b times sqrt(g_b):
 y = X w + m, where |y - X w - m|^2 + a |w|^2 is least. A band is scaled so that its rows have length 1 on average, which

@@ -129,7 +129,7 @@ class Estimate(NamedTuple):
 
 def draws_of_blocks(blocks: int, seed: int, resamples: int = RESAMPLES) -> Tensor:
     """How often each block of time comes: float64 [1 + resamples, blocks], each once in the first row, then as drawn
-    with replacement (Kuensch, Ann. Statist. 17, 1217, 1989). The same for all models and people, who saw one film.
+    with replacement (Künsch, Ann. Statist. 17, 1217, 1989). The same for all models and people, who saw one film.
     Of one block alone nothing can be drawn: the first row is all."""
     if blocks < 2:
         return torch.ones(1, blocks, dtype=torch.float64)

@@ -11,12 +11,15 @@ import pytest
 from support.movie_brain import ROIS, C, Movie, movie, response, write_prepared
 
 from accel_train.cli import main
+from accel_train.commands.evaluate import evaluate_run
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.sherlock import scores
+from accel_train.tasks.sherlock import ridge, scores
 from accel_train.tasks.sherlock.data import Items, Prepared
 from accel_train.tasks.sherlock.report import files
 from accel_train.tasks.sherlock.report.case import AVERAGE, EVERYWHERE
 from accel_train.tasks.sherlock.report.read import case_fmri, case_of, predictions_of, rows_of
+from accel_train.tasks.sherlock.task import SherlockTask
+from accel_train.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, film: Movie) -> Prepared:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scores, "RESAMPLES", 50)
+    monkeypatch.setattr(ridge, "simplex", lambda bands, seed: np.full((1, bands), 1 / bands))
 
 
 def predict(folder: Path, prepared: Prepared, split: str, window: int, made: np.ndarray, target: Any = "per_subject"):
@@ -171,6 +175,26 @@ def test_report_and_ensemble(
     with np.load(both / "weights.npz") as file:
         np.testing.assert_allclose(file["weights"].sum(0), 1)
         assert file["weights"].shape == (2, 60)
+
+
+def test_from_training_to_the_report(
+    tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """What evaluate writes is what the report looks for."""
+    monkeypatch.setattr(files, "drawn", lambda *of: {})
+    small: dict[str, Any] = dict(window_trs=4, lags=8, latent=4, encoder_widths=[4], fusion_widths=[], subject_rank=1)
+    task = SherlockTask(str(prepared.folder), bottleneck="voxels", decoder_widths=[4], voxel_widths=[4], **small)
+    settings: dict[str, Any] = dict(global_batch_size=8, max_steps=2, report_to=[], learning_rate=1e-3)
+    Trainer(task, output_dir=str(tmp_path / "run"), **settings).fit()
+    evaluate_run(tmp_path / "run", None, "test", None, None)
+    assert main(["sherlock", "report", str(tmp_path / "run")]) == 0
+    assert "missing: no slices" in (said := capsys.readouterr().out) and said.count("missing:") == 2
+    assert "missing: no reconstruction of text: no run of these TRs has it" in said
+    written = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert written["people"].keys() == {"s0", "s1", "s2"}
+    assert {f"without {name}" for name in ("video", "audio", "tokens", "text")} < written["r"].keys()
+    rows = written["reconstruction_error_over_mean"]["tokens"]
+    assert rows.keys() == {"network", "shuffled stimulus", "train mean", *(f"lesion of {roi}" for roi in ROIS)}
 
 
 def test_commands_refuse_in_one_line(

@@ -15,7 +15,8 @@ from accel_train.system.secrets import scrub_tree
 from accel_train.tasks.sherlock import figures
 from accel_train.tasks.sherlock.ceiling import WORTH
 from accel_train.tasks.sherlock.report.case import EVERYWHERE, NETWORK, RIDGE, Case, Predictions
-from accel_train.tasks.sherlock.report.judge import Found, as_json
+from accel_train.tasks.sherlock.report.judge import Found
+from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import plain
 
 if TYPE_CHECKING:
@@ -33,6 +34,36 @@ def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Ma
     with Reports(out)("figures", warn):
         return save_figures(out, lambda: drawn(case, predicted, found))
     return []
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Plain values; an estimate as its value and the ends of its 95 % interval, of a shuffled stimulus those of the
+    range over the shuffles."""
+    return {
+        "r": _tables(found.r),
+        "network_better_by": _tables(found.better),
+        "reconstruction_error_over_mean": _tables(found.reconstruction),
+        "volumes": found.volumes,
+        "people": found.people,
+        "r_over_people": _plain(found.over_people),
+        "ceiling": found.ceiling,
+        "circular_shifts": found.shifts,
+        "identification": {
+            name: {f"{length}_trs": vars(each) for length, each in rows.items()}
+            for name, rows in found.identified.items()
+        },
+        "ridge_weights_of_bands": found.ridge_bands,
+        "missing": found.missing,
+        "warnings": found.warnings,
+    }
+
+
+def _tables(of: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    return {name: _plain(rows) for name, rows in of.items()}
+
+
+def _plain(rows: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {name: each._asdict() for name, each in rows.items()}
 
 
 def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]:

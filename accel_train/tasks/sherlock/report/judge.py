@@ -86,7 +86,7 @@ def find(case: Case, predicted: Predictions, seed: int, say: Callable[[str], Non
     _lags(case, predicted, runs, found)
     say("reconstructions")
     _reconstructions(case, predicted, seed, found)
-    found.warnings += _cautions(case, found)
+    found.warnings += _cautions(case, predicted, found)
     return found
 
 
@@ -239,9 +239,11 @@ def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found
         found.reconstruction[name] = models
 
 
-def _cautions(case: Case, found: Found) -> list[str]:
+def _cautions(case: Case, predicted: Predictions, found: Found) -> list[str]:
     """What speaks against believing it."""
     said: list[str] = []
+    if predicted.about.get("split") == "validation":
+        said.append("the weights may have been chosen by these TRs; the test split is for judging")
     for name, scan in found.lags.items():
         expected = case.preshift if name == "stimulus" else 0
         curve = scan.curves({EVERYWHERE: case.rois[EVERYWHERE]})[EVERYWHERE]
@@ -285,32 +287,3 @@ def _r2(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     square = (true[rows].astype(np.float64) ** 2).sum(0)
     error = ((predicted[rows].astype(np.float64) - true[rows]) ** 2).sum(0)
     return 1 - np.divide(error, square, out=np.full(len(square), np.nan), where=square > 0)
-
-
-def as_json(found: Found) -> dict[str, Any]:
-    """Plain values; an estimate as its value and the ends of its 95 % interval."""
-    return {
-        "r": _tables(found.r),
-        "network_better_by": _tables(found.better),
-        "reconstruction_error_over_mean": _tables(found.reconstruction),
-        "volumes": found.volumes,
-        "people": found.people,
-        "r_over_people": _plain(found.over_people),
-        "ceiling": found.ceiling,
-        "circular_shifts": found.shifts,
-        "identification": {
-            name: {f"{length}_trs": vars(each) for length, each in rows.items()}
-            for name, rows in found.identified.items()
-        },
-        "ridge_weights_of_bands": found.ridge_bands,
-        "missing": found.missing,
-        "warnings": found.warnings,
-    }
-
-
-def _tables(of: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
-    return {name: _plain(rows) for name, rows in of.items()}
-
-
-def _plain(rows: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    return {name: each._asdict() for name, each in rows.items()}
