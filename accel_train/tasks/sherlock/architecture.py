@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from accel_train.errors import UserError
+
 Kind = Literal["frames", "mel", "codes", "vectors"]
 Preset = Literal["default", "legacy"]
 
@@ -47,8 +49,8 @@ class Branch:
     """
 
     convolutions: tuple[int, ...] = ()
-    encoder: tuple[int, ...] = (128,)
-    decoder: tuple[int, ...] = (128,)
+    encoder: tuple[int, ...] = (64,)
+    decoder: tuple[int, ...] = (64,)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Sizes:
 
 
 PRESETS: dict[Preset, Sizes] = {
-    "default": Sizes({}, fusion=(256,), latent=64, voxels=(), decoder=(256,)),
+    "default": Sizes({}, fusion=(128,), latent=32, voxels=(), decoder=(128,)),
     "legacy": Sizes(
         {
             "frames": Branch((32, 64, 128, 256), (1024,), (8192, 4096)),
@@ -106,8 +108,14 @@ def sizes_of(
     voxels: list[int] | None = None,
     decoder: list[int] | None = None,
 ) -> Sizes:
-    """A preset, with some of its widths replaced. ``encoder`` is that of every modality, and reversed its decoder."""
+    """A preset, with some of its widths replaced. ``encoder`` is that of every modality, and reversed its decoder.
+
+    Raises:
+        UserError: an encoder without a width.
+    """
     sizes = PRESETS[preset]
+    if encoder == []:
+        raise UserError("encoder_widths: at least one is needed, the width that a modality gives to the fusion")
     if encoder is not None:
         kinds: tuple[Kind, ...] = ("frames", "mel", "codes", "vectors")
         widths = tuple(encoder)

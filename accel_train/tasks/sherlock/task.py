@@ -61,8 +61,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
 
     name = "sherlock"
     recommended: ClassVar = {
-        "global_batch_size": 16, "learning_rate": 1e-3, "max_grad_norm": 1.0,
-        "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 1e-2}},
+        "global_batch_size": 16, "learning_rate": 3e-3, "max_grad_norm": 1.0,
+        "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}},
         "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "warmup_steps": "5ep",
         "eval_steps": "5ep",
     }  # fmt: skip
@@ -88,9 +88,9 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         time_layers: Annotated[int, Range(0)] = 0,
         heads: Count = 4,
         causal: bool = True,
-        modality_dropout: Annotated[float, Range(0, below=1)] = 0.2,
+        modality_dropout: Annotated[float, Range(0, below=1)] = 0.1,
         subject_dropout: Annotated[float, Range(0, below=1)] = 0.1,
-        dropout: Annotated[float, Range(0, below=1)] = 0.1,
+        dropout: Annotated[float, Range(0, below=1)] = 0.2,
         reconstruction_weight: Weight = 1.0,
         fmri_weight: Weight = 1.0,
         video_weight: Weight = 1.0,

@@ -241,6 +241,7 @@ def test_measured_bold_is_decoded_through_voxels_alone():
         (lambda m: m.set_statistics("text", {"mean": torch.zeros(4), "var": torch.zeros(())}), "never changes"),
         (lambda m: m.set_statistics("tokens", {"counts": torch.ones(1, 4)}), r"tokens: counts of \(1, 4\)"),
         (lambda m: Autoencoder([], 5, SIZES, 1), "none of the modalities"),
+        (lambda m: sizes_of("default", encoder=[]), "encoder_widths: at least one"),
         (lambda m: network(time_layers=1, heads=3), "3 heads"),
     ],
 )
