@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ TINY = {  # task -> overrides that make any of its examples small
         "--task.init_args.nhid=4", "--task.init_args.kernel_size=7", "--task.init_args.dilation_base=4",
         "--task.init_args.nrecept_target=253",
     ],
+    "sherlock": ["--task.init_args.encoder_widths=[8]", "--task.init_args.latent=4", "--task.init_args.lags=4"],
 }  # fmt: skip
 
 
@@ -43,6 +45,21 @@ def overrides(path: Path, folder: Path, steps: int) -> list[str]:
         "--config", str(path), *tiny, f"--output_dir={folder}", f"--max_steps={steps}", "--global_batch_size=8",
         "--logging_steps=1", "--report_to=[]",
     ]  # fmt: skip
+
+
+def shots(task: Any, raw: Path, out: Path) -> None:
+    task.synth(raw, size=4, val=2, test=0)
+    folders = [f"--{name}={raw / name}" for name in ("disrupt", "clear")]
+    assert main(["tcn", "preprocess", f"--out={out}", *folders, "--dt_ms=0.1", "--step=5"]) == 0
+
+
+def viewers(task: Any, raw: Path, out: Path) -> None:
+    *_, line = task.synth(raw, size=1, trs=(60, 40)).splitlines()
+    name, *arguments = shlex.split(line.replace(f"--out {raw}-prepared", f"--out {out} --gap 5"))
+    assert name == "accel-train" and main(arguments) == 0
+
+
+PREPARED = {"tcn": shots, "sherlock": viewers}
 
 
 def blocks(page: Path) -> list[str]:
@@ -63,9 +80,7 @@ def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Pat
         task.synth(tmp_path / "data", size=60)
         more = [f"--task.init_args.{split}_fnames=[{tmp_path}/data/{split}]" for split in ("train", "val", "test")]
     elif "data" in task.init_args:
-        task.synth(tmp_path / "raw", size=4, val=2, test=0)
-        folders = [f"--{name}={tmp_path}/raw/{name}" for name in ("disrupt", "clear")]
-        assert main(["tcn", "preprocess", f"--out={tmp_path}/data", *folders, "--dt_ms=0.1", "--step=5"]) == 0
+        PREPARED[task.task_name()](task, tmp_path / "raw", tmp_path / "data")
         more = [f"--task.init_args.data={tmp_path}/data"]
     task, config = parse([*overrides(path, tmp_path / "run", steps=2), *more])
     result = Trainer(task, config).fit()
