@@ -250,6 +250,18 @@ class TCNTask(Task, Predicts, Exports, DataTools):
         share = positive / max(counted, 1)
         return {"loss:constant": math.log(2), "step_f1:all ones": 2 * share / (1 + share), "step_pr_auc:share": share}
 
+    def summary(self, metrics: dict[str, float]) -> str:
+        known = {name.partition(":")[0]: value for name, value in self.baselines().items()}
+        beside = {name: f" ({known[name]:.3f} {why})" if name in known else "" for name, why in
+                  (("step_f1", "for a disruption at every step"), ("step_pr_auc", "by chance"))}  # fmt: skip
+        return (
+            f"steps: F1 {metrics['step_f1']:.3f}{beside['step_f1']}, precision {metrics['step_precision']:.3f}, recall "
+            f"{metrics['step_recall']:.3f} at the best logit here, {metrics['threshold']:.2f}; PR AUC "
+            f"{metrics['step_pr_auc']:.3f}{beside['step_pr_auc']}, ROC AUC {metrics['step_auc']:.3f}, Brier skill "
+            f"{metrics['brier_skill']:.3f}\n"
+            "alarms: accel-train tcn report RUN chooses on validation shots and judges on test shots"
+        )
+
     def predict_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         """``logits`` float32 [B, V]."""
         return {"logits": self._logits(models, batch)}
