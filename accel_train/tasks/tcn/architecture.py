@@ -69,10 +69,3 @@ def check_without_gaps(kernel_size: int, dilations: list[int]) -> None:
                 f"{len(dilations)} levels of this kernel see at most {most} steps without gaps"
             )
         smaller.append(dilation)
-
-
-def fitting_target(target: int, nsub: int, decimation: int = 1) -> int:
-    """The receptive field to ask for, in stored steps: ``target`` steps before decimation; half a window of ``nsub``
-    stored steps where that does not fit into it."""
-    stored = -(-target // decimation)
-    return stored if stored <= nsub else max(1, nsub // 2)

@@ -140,7 +140,10 @@ def describe(entry: Entry, record: Record, reading: Reading) -> Shot:
     end_ms = record.t0_ms + record.samples * record.dt_ms
     if start >= stop:
         until = f" and should end at {min(ends):g} ms" if ends else ""
-        raise DataError(f"its segment is empty: it begins at {start_ms:g} ms{until}, the record ends at {end_ms:g} ms")
+        raise DataError(
+            f"its segment is empty: it begins at {start_ms:g} ms{until}, the record ends at {end_ms:g} ms, if its "
+            f"samples are {record.dt_ms:g} ms apart (dt_ms says otherwise)"
+        )
     if entry.disruptive and entry.t_disruption_ms > end_ms + LATE_MS:
         raise DataError(f"disrupts at {entry.t_disruption_ms:g} ms, but the record ends at {end_ms:g} ms: is dt right?")
     return replace(shot, start=start, stop=stop)
