@@ -192,17 +192,21 @@ class Items:
         """A batch, in memory of its own.
 
         Returns:
-            stimulus/NAME [B, L + W, ...] as stored, zeros where a TR is not present; fmri float32 [B, W, V], zeros
-            where a volume was not measured; measured bool [B, W]; present bool [B, L + W], False before the run and
-            behind the stretch; available bool [B, M], whether the run has the modality; subject, run, tr int64 [B] as
+            stimulus/NAME [B, L + W, ...] as stored, zeros where a TR is not present: the last W are of when the volumes
+            were measured, so after them by ``preshift_trs``. fmri float32 [B, W, V], zeros where a volume was not
+            measured; measured bool [B, W]; present bool [B, L + W], False before the run, behind it and behind the
+            stretch; available bool [B, M], whether the run has the modality; subject, run, tr int64 [B] as
             ``place`` gives them.
         """
         indices = np.asarray(indices)
         _, run, first, last = self._windows[indices].T
-        trs = first[:, None] + np.arange(-self.lags, self.window_trs)
-        present = (trs >= 0) & (trs < last[:, None])
+        volumes = first[:, None] + np.arange(self.window_trs) < last[:, None]
+        shift = self.prepared.preshift_trs
+        lengths = np.array([self.prepared.runs[each] for each in self._runs])[run]
+        trs = first[:, None] + shift + np.arange(-self.lags, self.window_trs)
+        present = (trs >= 0) & (trs < np.minimum(last + shift, lengths)[:, None])
         batch: Arrays = {f"stimulus/{name}": self._stimulus(name, indices) for name in self.modalities}
-        batch["fmri"], batch["measured"] = self._fmri(indices, present[:, self.lags :])
+        batch["fmri"], batch["measured"] = self._fmri(indices, volumes)
         batch["present"] = present
         has = np.array([[self.prepared.has(each, name) for name in self.modalities] for each in self._runs])
         batch["available"] = has[run]
@@ -218,6 +222,7 @@ class Items:
         for row, item in enumerate(indices.tolist()):
             _, run, first, last = self._windows[item].tolist()
             if self.prepared.has(self._runs[run], name):
+                first, last = first + self.prepared.preshift_trs, last + self.prepared.preshift_trs
                 begin = max(first - self.lags, 0)
                 seen = self.prepared.stimulus(self._runs[run], name)[begin:last]
                 out[row, begin - first + self.lags :][: len(seen)] = seen

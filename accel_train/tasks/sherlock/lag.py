@@ -14,7 +14,7 @@ from torch import Tensor, nn
 LagKind = Literal["hrf", "fir"]
 
 
-def hrf(tr_s: float, lags: int, preshift_trs: int = 0) -> Tensor:
+def hrf(tr_s: float, lags: int) -> Tensor:
     """What a volume's middle measures of activity that is constant within each TR: float64 [lags + 1], of norm 1.
 
     h_k is the integral of the response over the TR that lies k TRs before the volume, for the response of Glover
@@ -25,10 +25,8 @@ def hrf(tr_s: float, lags: int, preshift_trs: int = 0) -> Tensor:
     Args:
         tr_s: from one volume to the next, s.
         lags: L, TRs.
-        preshift_trs: by how many TRs the volumes have already been moved to earlier times; their response to the
-            stimulus of a later TR than their own number is not seen.
     """
-    k = torch.arange(lags + 1, dtype=torch.float64) + preshift_trs
+    k = torch.arange(lags + 1, dtype=torch.float64)
     until = ((k + 0.5) * tr_s).clamp(min=0)
     since = ((k - 0.5) * tr_s).clamp(min=0)
     taps = _area(until) - _area(since)
@@ -50,15 +48,15 @@ class Lag(nn.Module):
     Args:
         kind: hrf or fir.
         voxels: V.
-        tr_s, lags, preshift_trs: as for ``hrf``.
+        tr_s, lags: as for ``hrf``.
     """
 
     taps: Tensor
 
-    def __init__(self, kind: LagKind, voxels: int, tr_s: float, lags: int, preshift_trs: int = 0) -> None:
+    def __init__(self, kind: LagKind, voxels: int, tr_s: float, lags: int) -> None:
         super().__init__()
         self.lags, self.per_voxel = lags, kind == "fir"
-        taps = hrf(tr_s, lags, preshift_trs).to(torch.get_default_dtype())
+        taps = hrf(tr_s, lags).to(torch.get_default_dtype())
         if self.per_voxel:
             self.taps = nn.Parameter(taps.repeat(voxels, 1))
         else:

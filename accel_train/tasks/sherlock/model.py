@@ -27,7 +27,6 @@ class Autoencoder(nn.Module):
         sizes: every width.
         lags: L, TRs of stimulus before a volume that it may depend on.
         tr_s: from one volume to the next, s.
-        preshift_trs: TRs by which the volumes have already been moved to earlier times.
         lag: a fixed response (hrf), or one learned for each voxel (fir).
         bottleneck: what the decoder reads: the latent, or the activity of the voxels.
         subjects, subject_rank: how many have a part of their own in the voxel head, and its rank.
@@ -51,7 +50,6 @@ class Autoencoder(nn.Module):
         sizes: Sizes,
         lags: int,
         tr_s: float = 1.5,
-        preshift_trs: int = 0,
         lag: LagKind = "hrf",
         bottleneck: Bottleneck = "latent",
         subjects: int = 0,
@@ -80,7 +78,7 @@ class Autoencoder(nn.Module):
         self.features = dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
         self.head = VoxelHead(sizes.voxels[-1] if sizes.voxels else sizes.latent, voxels, subjects, subject_rank)
         self.baseline = nn.Parameter(torch.zeros(voxels))  # of BOLD, behind the lag
-        self.lag = Lag(lag, voxels, tr_s, lags, preshift_trs)
+        self.lag = Lag(lag, voxels, tr_s, lags)
         self.decoder = Decoder(modalities, voxels if self.through_voxels else sizes.latent, sizes, dropout)
 
     def set_statistics(self, name: str, statistics: Mapping[str, Tensor]) -> None:

@@ -190,7 +190,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
 
         prepared, per_subject = self.prepared, self.target == "per_subject"
         model = Autoencoder(
-            self.modalities, prepared.voxels, self.sizes, self.lags, prepared.tr_s, prepared.preshift_trs,
+            self.modalities, prepared.voxels, self.sizes, self.lags, prepared.tr_s,
             subjects=len(prepared.subjects) if per_subject else 0, **self.options,
         )  # fmt: skip
         if isinstance(train, IndexedSource):

@@ -79,6 +79,19 @@ def test_windows_tile_a_split_and_see_what_came_before(made, window, lags, split
     assert not batch["measured"][~inside].any() and not batch["fmri"][~batch["measured"]].any()
 
 
+def test_volumes_that_were_moved_earlier_see_the_stimulus_of_their_time(made):
+    moved = Prepared(made.folder)
+    moved.preshift_trs = 2
+    batch, plain = everything(Items(moved, "train", 5, 3)), everything(Items(made, "train", 5, 3))
+    for name in ("fmri", "measured", "subject", "run", "tr"):
+        assert np.array_equal(batch[name], plain[name])
+    trs = batch["tr"][:, None] + 2 + np.arange(-3, 5)
+    lengths = np.array([made.runs[run] for run in TRS])[batch["run"]][:, None]
+    assert np.array_equal(batch["present"][:, 3:], batch["measured"] & (trs < lengths)[:, 3:])
+    code = 1000 * (batch["run"][:, None] + 1) + trs
+    assert np.array_equal(batch["stimulus/deep"][..., 0], np.where(batch["present"], code, 0))
+
+
 def test_missing_volumes(made):
     items = Items(made, "validation")
     assert len(items) == 2 * 10 - 8 and items.unmeasured == 8

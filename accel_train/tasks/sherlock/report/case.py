@@ -43,6 +43,12 @@ class Case:
     response: np.ndarray
     places: np.ndarray | None = None
 
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        """int: the row of the stimulus while these volumes were measured, which were moved earlier since; -1 where the
+        run had ended."""
+        row = np.minimum(rows + self.preshift, len(self.runs) - 1)
+        return np.where((rows + self.preshift < len(self.runs)) & (self.runs[row] == self.runs[rows]), row, -1)
+
     def regions(self, most: int) -> dict[str, np.ndarray]:
         """Those to show, the first ``most``: none of a parcellation, whose regions are columns themselves."""
         found = {roi: columns for roi, columns in self.rois.items() if len(columns) > 1 and roi != EVERYWHERE}

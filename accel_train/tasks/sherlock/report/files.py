@@ -88,11 +88,13 @@ def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]
 
 def _made(case: Case, predicted: Predictions) -> list[tuple[str, Figure]]:
     found = []
-    for name, made in predicted.made.items():
-        true = case.stimulus(name, predicted.rows)
+    shown = case.shown(predicted.rows)
+    rows = shown[shown >= 0]
+    for name, all_made in predicted.made.items():
+        true, made = case.stimulus(name, rows), all_made[shown >= 0]
         if true.ndim == 5:
             at = np.linspace(0, len(true) - 1, figures.MOMENTS).round().astype(int)
-            names = [f"{predicted.rows[t] * case.tr_s:.0f} s" for t in at]
+            names = [f"{rows[t] * case.tr_s:.0f} s" for t in at]
             found.append((name, figures.frames_figure(true[at, 0], made[at, 0], names)))
         elif true.dtype.kind == "f":
             flat = [each.mean(1) if each.ndim == 3 else each for each in (true, made)]

@@ -215,8 +215,9 @@ def _lags(case: Case, predicted: Predictions, runs: np.ndarray, found: Found) ->
 
 def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found) -> None:
     for name, all_made in predicted.made.items():
-        there = case.there[name][predicted.rows]
-        rows, made = predicted.rows[there], all_made[there]
+        shown = case.shown(predicted.rows)
+        there = (shown >= 0) & case.there[name][shown]
+        rows, made = shown[there], all_made[there]
         if not len(rows):
             found.missing.append(f"no reconstruction of {name}: no run of these TRs has it")
             continue
