@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.processes import run
+from support.laws import assert_cuts_change_nothing
+from support.processes import kill_at_checkpoints, run
 from support.runs import assert_same_run, config
 
 BATCH = 6
@@ -14,12 +15,6 @@ def job(folder, arguments=None, **settings):
     settings = dict(global_batch_size=BATCH, max_steps=10, learning_rate=1e-2, max_grad_norm=None, seed=3) | settings
     settings |= {"warmup_steps": 0}
     return {"task": "Brains", "task_args": DROPOUT | (arguments or {}), "config": config(folder, **settings)}
-
-
-def samples(results):
-    """The items of every step, whichever rank had them."""
-    steps = sorted({step for result in results for step in result["samples"]})
-    return {step: sorted(sum((result["samples"].get(step, []) for result in results), [])) for step in steps}
 
 
 @pytest.mark.parametrize(
@@ -33,18 +28,7 @@ def samples(results):
 )
 def test_ranks_and_cuts_change_nothing(tmp_path, arguments):
     arguments = {"float64": True} | arguments
-    plain = {"optimizer": {"class_path": "SGD"}}
-    (whole,) = run(job(tmp_path / "1", arguments, **plain) | {"gradients": True})
-    assert whole["error"] is None
-    for ranks, settings in ((1, {"micro_batch_size": 2}), (2, {}), (3, {"micro_batch_size": 1})):
-        folder = tmp_path / f"{ranks}-{len(settings)}"
-        results = run(job(folder, arguments, **plain, **settings) | {"gradients": True}, ranks)
-        assert [r["error"] for r in results] == [None] * ranks
-        assert samples(results) == samples([whole])
-        for mine, its in zip(results[0]["gradients"], whole["gradients"], strict=True):
-            assert abs(mine - its).max() <= 1e-9 * abs(its).max()
-        for name, value in whole["metrics"].items():
-            assert results[0]["metrics"][name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+    assert_cuts_change_nothing(lambda folder, **settings: job(folder, arguments, **settings), tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -56,3 +40,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, workers):
         run(job(tmp_path / "run", arguments, **settings) | {"stop_at": {"step": step}})
     run(job(tmp_path / "run", arguments, **settings))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_killed(tmp_path):
+    """Wherever SIGKILL strikes, in the middle of an epoch."""
+    settings = {"num_workers": 2, "max_steps": 20, "save_steps": 2}
+    run(job(tmp_path / "whole", {"dropout": 0.1}, **settings))
+    kill_at_checkpoints(job(tmp_path / "killed", {"dropout": 0.1}, **settings))
+    run(job(tmp_path / "killed", {"dropout": 0.1}, **settings))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.laws import assert_cuts_change_nothing
 from support.processes import kill_at_checkpoints, run
 from support.runs import assert_same_run, config
 from support.toys import Disruptions
@@ -19,29 +20,12 @@ def job(folder, arguments=None, **settings):
     return {"task": "Disruptions", "task_args": arguments or {}, "config": config(folder, **settings)}
 
 
-def samples(results):
-    """The windows of every step, whichever rank had them."""
-    steps = sorted({step for result in results for step in result["samples"]})
-    return {step: sorted(sum((result["samples"].get(step, []) for result in results), [])) for step in steps}
-
-
 @pytest.mark.parametrize(
     ("balance", "channel_dropout"), [("batch", 0.0), ("batch", 0.8), ("dataset", 0.0), ("none", 0.0)]
 )
 def test_ranks_and_cuts_change_nothing(tmp_path, balance, channel_dropout):
     arguments = {"float64": True, "balance": balance, "channel_dropout": channel_dropout}
-    plain = {"optimizer": {"class_path": "SGD"}}
-    (whole,) = run(job(tmp_path / "1", arguments, **plain) | {"gradients": True})
-    assert whole["error"] is None
-    for ranks, settings in ((1, {"micro_batch_size": 2}), (2, {}), (3, {"micro_batch_size": 1})):
-        folder = tmp_path / f"{ranks}-{len(settings)}"
-        results = run(job(folder, arguments, **plain, **settings) | {"gradients": True}, ranks)
-        assert [r["error"] for r in results] == [None] * ranks
-        assert samples(results) == samples([whole])
-        for mine, its in zip(results[0]["gradients"], whole["gradients"], strict=True):
-            assert abs(mine - its).max() <= 1e-9 * abs(its).max()
-        for name, value in whole["metrics"].items():
-            assert results[0]["metrics"][name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+    assert_cuts_change_nothing(lambda folder, **settings: job(folder, arguments, **settings), tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
