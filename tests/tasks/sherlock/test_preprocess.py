@@ -261,3 +261,15 @@ def test_a_run_may_lack_a_modality(raw, tmp_path):
     made = preprocess(tmp_path / "out", *options)
     assert made.has("part2", "video") and not made.has("part3", "video")
     assert "part3: has no video" in made.manifest["found"]
+
+
+def test_a_code_that_comes_in_the_test_alone(raw, tmp_path):
+    """Of a codec's, which is no reason to stop in the middle of an evaluation."""
+    for run, count in zip(("part1", "part2", "part3"), TRS, strict=True):
+        codes = np.random.default_rng(0).integers(0, 9 if run == "part3" else 4, (count, 2, 3), np.int16)
+        (tmp_path / "codec").mkdir(exist_ok=True)
+        np.save(tmp_path / "codec" / f"{run}.npy", codes)
+    made = preprocess(tmp_path / "out", *of_synth(raw, TRS, *QUICK, "--features", f"codec={tmp_path / 'codec'}"))
+    counts = made.statistics("stimulus_stats")["codec_counts"]
+    assert counts.shape == (2, 9) and counts[:, :4].all() and not counts[:, 4:].any()
+    assert int(made.stimulus("part3", "codec").max()) == 8

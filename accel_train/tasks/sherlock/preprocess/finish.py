@@ -231,7 +231,8 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
         if not parts:
             raise DataError(f"{name}: no run with TRs for training has it")
         if about["kind"] == "codes":
-            books, codes = about["shape"][0], 1 + max(int(part.max()) for part in parts)
+            # as many as there are anywhere: one that comes in a test alone is possible, too
+            books, codes = about["shape"][0], 1 + max(int(array.max()) for array in _arrays(job, name).values())
             stats[f"{name}_counts"] = np.array([
                 np.sum([np.bincount(part[:, book].ravel(), minlength=codes) for part in parts], 0)
                 for book in range(books)
@@ -247,11 +248,16 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
 
 
 def _training_rows(job: Job, name: str) -> Iterator[np.ndarray]:
-    having = {run for source, run in job.stimuli if source.name == name}
+    arrays = _arrays(job, name)
     for each in job.scan["split"]["train"]:
-        if each["run"] in having:
-            array = np.load(job.content / "stimulus" / each["run"] / f"{name}.npy", mmap_mode="r")
-            yield array[each["first"] : each["last"]]
+        if each["run"] in arrays:
+            yield arrays[each["run"]][each["first"] : each["last"]]
+
+
+def _arrays(job: Job, name: str) -> dict[str, np.ndarray]:
+    """Mapped, by run."""
+    runs = [run for source, run in job.stimuli if source.name == name]
+    return {run: np.load(job.content / "stimulus" / run / f"{name}.npy", mmap_mode="r") for run in runs}
 
 
 def _shared_beginnings(job: Job) -> list[str]:
