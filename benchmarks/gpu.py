@@ -18,6 +18,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,11 @@ ROWS = [("no", False), ("bf16", False), ("fp16", False), ("bf16", True), ("no", 
 WARM = 40  # steps that are not counted, in which a compiler works and memory is found
 MUON = {"task.init_args.files": "{data}/muon/*.parquet", "task.init_args.held_out": "0"}
 GDYNET = {f"task.init_args.{split}_fnames": f"[{{data}}/gdynet/{split}]" for split in ("train", "val", "test")}
+SHERLOCK = {"task.init_args.data": "{data}/sherlock", "warmup_steps": "0"}
+LARGE = {f"task.init_args.{name}": value for name, value in {  # 235 million parameters
+    "encoder_widths": "[2048]", "fusion_widths": "[4096]", "latent": "2048", "voxel_widths": "[8192]",
+    "decoder_widths": "[4096]", "checkpointing": "true",
+}.items()}  # fmt: skip
 LOG_STEPS = 20
 PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces its settings
     "collatz_small": ("collatz_small", {}),
@@ -45,10 +51,12 @@ PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces
     "gdynet": ("gdynet", GDYNET),
     "tcn_small": ("tcn_small", {"task.init_args.data": "{data}/tcn_small"}),
     "tcn": ("tcn", {"task.init_args.data": "{data}/tcn", "warmup_steps": "0"}),
+    "sherlock_small": ("sherlock_small", SHERLOCK),
+    "sherlock": ("sherlock", SHERLOCK | LARGE),
 }
 SIZES = {"muon": (60, 4000), "gdynet": (300, 5000)}
 """Synthetic data of tasks that do not make theirs as they go: tiny, and as recommended."""
-EXACT = ("collatz_small", "muon_small", "gdynet_small", "tcn_small")
+EXACT = ("collatz_small", "muon_small", "gdynet_small", "tcn_small", "sherlock_small")
 """Presets that are resumed and compared."""
 
 
@@ -61,6 +69,8 @@ def make_data(preset: str, folder: str, tiny: bool) -> None:
     name = preset.partition("_")[0]
     if name == "tcn":
         make_shots(preset, folder, tiny)
+    if name == "sherlock":
+        make_viewers(folder, tiny)
     if name in SIZES and not Path(folder, name).exists():
         task: Any = find(name)
         task.synth(Path(folder, name), 0, SIZES[name][0 if tiny else 1])
@@ -82,6 +92,19 @@ def make_shots(preset: str, folder: str, tiny: bool) -> None:
         step = ["--dt_ms=0.01"]
     options = {"out": out, "disrupt": raw / "disrupt", "clear": raw / "clear", "workers": 1 if tiny else 8}
     assert main(["tcn", "preprocess", *step, *(f"--{name}={value}" for name, value in options.items())]) == 0
+
+
+def make_viewers(folder: str, tiny: bool) -> None:
+    """Preprocessed viewers of the task's own film."""
+    from accel_train.cli import main
+    from accel_train.tasks.sherlock.synth import synth
+
+    raw, out = Path(folder, "sherlock_raw"), Path(folder, "sherlock")
+    if out.exists():
+        return
+    *_, line = synth(raw, 0, 1 if tiny else 3, trs=(60, 50, 40) if tiny else (300, 300, 260)).splitlines()
+    arguments = shlex.split(line.replace(f"--out {raw}-prepared", f"--out {out} --gap 5"))
+    assert main(arguments[1:]) == 0
 
 
 def long_shots(folder: Path, count: int, samples: int) -> None:
@@ -109,6 +132,7 @@ def settings_of(preset: str, data: str, output_dir: str, **more: Any) -> tuple[A
     options |= {
         "output_dir": output_dir, "eval_steps": 0, "save_steps": "null", "logging_steps": LOG_STEPS, "report_to": "[]",
         "monitor_steps": 0, "histogram_steps": 0, "phases": "[]", "num_train_epochs": "null",
+        "early_stopping_patience": "null",
     }  # fmt: skip
     options |= more
     command = [f"--{name}={value}" for name, value in options.items()]

@@ -35,7 +35,7 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
 
 
 def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
-    """What was given, and for the rest what the task recommends.
+    """What was given, and for the rest what the task recommends; options of a schedule for that schedule alone.
 
     A learning rate is recommended for an optimiser. Another one needs another rate (SGD may need a thousand times that
     of Adam), so it is not taken over in silence.
@@ -43,7 +43,10 @@ def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
     Raises:
         UserError: as for ``build``, or another optimiser without a learning rate.
     """
-    config = build(TrainConfig, expand(merged(task.recommended, given)))
+    recommended, schedule = dict(task.recommended), "lr_scheduler_type"
+    if given.get(schedule) not in (None, recommended.get(schedule)):
+        recommended.pop("lr_scheduler_kwargs", None)
+    config = build(TrainConfig, expand(merged(recommended, given)))
     rate = task.recommended.get("learning_rate")
     if rate is not None and "learning_rate" not in given and config.optimizer.learning_rate is None:
         meant, found = build(TrainConfig, task.recommended).optimizer.class_path, config.optimizer.class_path

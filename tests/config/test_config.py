@@ -366,6 +366,15 @@ def test_a_rate_is_recommended_for_an_optimiser():
     )
 
 
+def test_options_of_a_schedule_are_recommended_for_that_schedule():
+    class ScheduledTask(Task):
+        recommended = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
+
+    for same in ({}, {"lr_scheduler_type": "cosine"}):
+        assert settings_for(ScheduledTask, same).lr_scheduler_kwargs == {"min_lr": 1e-6}
+    assert settings_for(ScheduledTask, {"lr_scheduler_type": Typed("constant")}).lr_scheduler_kwargs == {}
+
+
 def test_load_says_where_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no config.yaml there; is it a run folder?"):
         load(tmp_path)
