@@ -14,16 +14,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from accel_train.errors import UserError
+from accel_train.errors import DataError, UserError
 from accel_train.system import process
 from accel_train.system.writing import write_atomic
 
@@ -308,3 +309,27 @@ def _start(open_job: OpenJob, folder: Path) -> None:
 def _do_here(piece: int) -> None:
     assert _opened is not None
     _do(*_opened, piece)
+
+
+@contextmanager
+def opened(folder: Path, version: int, command: str, what: str) -> Generator[dict[str, Any]]:
+    """The meta.json of a folder that is finished; what else is in it is read within.
+
+    Args:
+        version: of what is in such folders, which meta.json says.
+        command: what makes them, such as "tcn preprocess".
+        what: is in them, for messages.
+
+    Raises:
+        DataError: there is none, it is damaged, or it was made by another version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        if manifest["version"] != version:
+            raise ValueError(f"made by version {manifest['version']} of preprocess, this reads {version}")
+        yield manifest
+    except FileNotFoundError as error:
+        more = f"make it with accel-train {command}"
+        raise DataError(f"{folder}: no preprocessed {what} (no {Path(error.filename).name}); {more}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: not a folder of preprocessed {what}: {error}") from None

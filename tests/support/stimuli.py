@@ -50,6 +50,11 @@ class Film:
                 self.bold[subject, run] = ((y - y.mean(0)) / y.std(0)).astype(np.float32)
         self.bold[0, "a"][7] = np.nan
 
+    @property
+    def fmri_variance(self) -> dict[str, float]:
+        mean = np.concatenate([np.mean([self.bold[0, run], self.bold[1, run]], 0) for run in SPLITS["train"]])
+        return {"per_subject": 1.0, "average": float(np.nanmean(np.square(mean, dtype=np.float64)))}
+
     def stretches(self, split: str) -> list[tuple[str, int, int]]:
         return [(run, 0, RUNS[run]) for run in SPLITS.get(split, [])]
 

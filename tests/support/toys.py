@@ -473,7 +473,7 @@ class Disruptions(EitherPrecision, TCNTask):
         return self.memory
 
 
-class Brains(SherlockTask):
+class Brains(EitherPrecision, SherlockTask):
     """The sherlock task, small, on a film in memory, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
@@ -492,10 +492,6 @@ class Brains(SherlockTask):
         names = [modality.name for modality in self.modalities]
         items = FilmItems(self.film, split, self.window_trs, self.lags, names, self.target == "average")
         return items if len(items) else None
-
-    def build_model(self, train):
-        model = super().build_model(train)
-        return model.double() if self.float64 else model
 
 
 class Pairs(Numbers):

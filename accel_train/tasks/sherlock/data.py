@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from accel_train.data.work_folder import opened
 from accel_train.errors import DataError, UserError, suggest
 
 VERSION = 1
@@ -47,11 +48,8 @@ class Prepared:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            self.manifest: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
-            if self.manifest["version"] != VERSION:
-                raise ValueError(f"made by version {self.manifest['version']} of preprocess, this reads {VERSION}")
-            known = self.manifest
+        with opened(self.folder, VERSION, "sherlock preprocess", "scans") as known:
+            self.manifest = known
             self.tr_s, self.preshift_trs = float(known["tr_s"]), int(known["preshift_trs"])
             self.runs: dict[str, int] = {run["name"]: run["trs"] for run in known["runs"]}
             self.modalities: dict[str, dict[str, Any]] = known["modalities"]
@@ -61,11 +59,6 @@ class Prepared:
             self.rois = _rois(known["rois"])
             self.fmri_variance: dict[str, float] = known["fmri_variance"]
             self._has = {(run["name"], name) for run in known["runs"] for name in run["modalities"]}
-        except FileNotFoundError:
-            more = "make it with accel-train sherlock preprocess"
-            raise DataError(f"{self.folder}: no preprocessed scans (no meta.json); {more}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.folder}: not a folder of preprocessed scans: {error}") from None
         self._mapped: dict[Path, np.ndarray] = {}
         self._lock = threading.Lock()
 

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from accel_train import keyed
 from accel_train.data.source import IndexedSource
 from accel_train.task import Batch
-
-
-class Readable(Protocol):
-    """Items that are read many at a time."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
-
-
-def mean_square(items: Readable, at_once: int = 64) -> float:
-    """Of all measured volumes. It is 1 for BOLD that is standardised, and less for an average of subjects, in which a
-    part of the noise cancels. Reads them all once."""
-    total, count = 0.0, 0
-    for start in range(0, len(items), at_once):
-        batch = items.read(np.arange(start, min(start + at_once, len(items))))
-        volumes = batch["fmri"][batch["measured"]]
-        total, count = total + float(np.square(volumes, dtype=np.float64).sum()), count + volumes.size
-    return total / count
 
 
 class StimulusSource(IndexedSource):

@@ -186,7 +186,6 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         import torch
 
         from accel_train.tasks.sherlock.model import Autoencoder
-        from accel_train.tasks.sherlock.source import mean_square
 
         prepared, per_subject = self.prepared, self.target == "per_subject"
         model = Autoencoder(
@@ -200,7 +199,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
             if per_subject:
                 model.set_known_subjects([prepared.subjects.index(name) for name in train.data.subjects])
             else:
-                model.fmri_variance.fill_(mean_square(train.data))
+                model.fmri_variance.fill_(prepared.fmri_variance[self.target])
         return model
 
     def totals(self, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.data.work_folder import opened
 from accel_train.errors import DataError
 from accel_train.tasks.tcn.shots import Shot, refuse_twice
 
@@ -36,10 +37,7 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            self.manifest: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
-            if self.manifest["version"] != VERSION:
-                raise ValueError(f"made by version {self.manifest['version']} of preprocess, this reads {VERSION}")
+        with opened(self.folder, VERSION, "tcn preprocess", "shots") as self.manifest:
             self.shots = [_shot(each) for each in self.manifest["shots"]]
             self.bad, self.left_out = list(self.manifest["bad"]), list(self.manifest["left_out"])
             self.channels = int(self.manifest["channels"])
@@ -47,11 +45,6 @@ class Store:
             self._scale, self._offset = (self.per_shot(name).astype(np.float32) for name in ("scale", "offset"))
             with np.load(self.folder / "norm.npz") as norm:
                 self.mean, self.std = norm["mean"], norm["std"]
-        except FileNotFoundError as error:
-            more = "make it with accel-train tcn preprocess"
-            raise DataError(f"{self.folder}: no preprocessed shots (no {Path(error.filename).name}); {more}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.folder}: not a folder of preprocessed shots: {error}") from None
         refuse_twice((shot.number for shot in self.shots), str(self.folder))
         self._row = {shot.number: row for row, shot in enumerate(self.shots)}
         self._mapped: dict[int, np.ndarray] = {}
