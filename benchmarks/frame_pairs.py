@@ -60,8 +60,8 @@ def reads(pairs: FramePairs) -> Batches:
 def refills(pairs: FramePairs) -> Batches:
     """The same into arrays that are there already."""
     source, trajectory = FrameSource(pairs, PAIRS), pairs.trajectories[0]
-    old = {name: np.empty_like(array) for name, array in pairs.read(np.arange(PAIRS)).items() if name != "pair"}
     mapped = {"neighbours": trajectory.nbr_lists, "distances": trajectory.nbr_dists}
+    old = {name: np.empty_like(array) for name, array in pairs.read(np.arange(PAIRS)).items() if name in mapped}
     for step in range(source.steps(0) or 0):
         first = source.indices(0, step)
         for name, array in old.items():

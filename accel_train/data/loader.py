@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,8 @@ from accel_train.task import Batch, BatchSource, Event
 
 CHEAP_SECONDS = 0.0002
 """A batch that is read faster than this is read in the loop: handing it over between threads would cost more."""
+JUDGED = 5
+"""Reads whose median is compared with that, so that a pause of the machine is not taken for a slow source."""
 
 _END: Any = object()
 
@@ -36,7 +39,7 @@ class Loader:
 
     Args:
         num_workers: batches are read by so many threads or processes ahead of the step; 0 reads in the loop itself, as
-            do threads until three batches in a row took more than ``CHEAP_SECONDS``.
+            do threads where that is cheap, see ``Pace``.
         worker_type: "thread" for readers that release the GIL (numpy, Arrow, h5py), "process" for Python-heavy ones.
         prefetch: finished batches kept waiting per worker.
         seed: what the data set draws from global generators follows from it.
@@ -61,7 +64,7 @@ class Loader:
         self.num_workers, self.worker_type, self.prefetch = num_workers, worker_type, prefetch
         self.seed, self.all_agree = seed, all_agree
         self._draws = Draws(seed, rank, name, NOT_AHEAD if num_workers else "")
-        self._slow_reads = 0  # in a row, in the loop
+        self._pace = Pace()
         self._handed_out = 0  # to threads
 
     def batches(self, start: Position, last_epoch: int | None = None) -> Iterator[tuple[int, int, Batch | None]]:
@@ -119,13 +122,14 @@ class Loader:
     def _in_loop(self) -> bool:
         if self.num_workers == 0:
             return True
-        return self.worker_type == "thread" and (self._slow_reads < 3 or bool(self._draws.found))
+        return self.worker_type == "thread" and (not self._pace.ahead or bool(self._draws.found))
 
     def _submit(self, workers: Workers, place: Place) -> Callable[[], Batch | None]:
         if workers is None or self._in_loop:
             return partial(waiting.interruptibly, self._read_in_loop, place)
         if isinstance(workers, Processes):
             return partial(result_of, workers.submit(*place))
+        self._pace.hand_over()
         read = lambda: self._pin(self._read(place))  # noqa: E731
         self._handed_out += 1
         if self._handed_out >= 16 and self._handed_out & (self._handed_out - 1) == 0:  # does it draw by now?
@@ -144,8 +148,7 @@ class Loader:
     def _timed(self, place: Place) -> Batch | None:
         started = time.perf_counter()
         batch = to_tensors(self.source.batch(*place))
-        slow = time.perf_counter() - started > CHEAP_SECONDS
-        self._slow_reads = self._slow_reads + 1 if slow else 0
+        self._pace.took(time.perf_counter() - started)
         return batch
 
     # -- in sequence ---------------------------------------------------------------------------------------------------
@@ -271,6 +274,29 @@ class Loader:
             return DataError(f"{error} (while reading epoch {epoch}, batch {number})")
         error.add_note(f"while reading {self.source.describe(epoch, number)}")
         return error
+
+
+class Pace:
+    """Whether a source is slow enough to be read ahead, in threads: when the median of ``JUDGED`` reads in the loop
+    says so. Other work on the machine may have made it slow, so the loop tries again after 256 batches, after four
+    times as many, and so on; what that costs a slow source vanishes."""
+
+    def __init__(self) -> None:
+        self.ahead = False
+        self._seconds: deque[float] = deque(maxlen=JUDGED)
+        self._handed_over, self._try_after = 0, 256
+
+    def took(self, seconds: float) -> None:
+        """A batch was read in the loop."""
+        self._seconds.append(seconds)
+        self.ahead = len(self._seconds) == JUDGED and median(self._seconds) > CHEAP_SECONDS
+
+    def hand_over(self) -> None:
+        """A batch is read by a thread."""
+        self._handed_over += 1
+        if self._handed_over == self._try_after:
+            self.ahead, self._handed_over, self._try_after = False, 0, 4 * self._try_after
+            self._seconds.clear()
 
 
 NOT_AHEAD = (

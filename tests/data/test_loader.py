@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel_train.data.loader import Loader
+from accel_train.data.loader import JUDGED, Loader, Pace
 from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError
 from accel_train.plan import Position
@@ -179,9 +179,39 @@ def test_cheap_batches_are_read_in_the_loop_and_slow_ones_by_threads():
         for _ in range(50):
             next(batches)
         batches.close()
-    in_loop = sum(name == threading.current_thread().name for name in cheap.threads)
-    assert in_loop >= 3 and slow.threads[:3] == [threading.current_thread().name] * 3
-    assert all(name.startswith("loader") for name in slow.threads[3:])
+    here = threading.current_thread().name
+    assert set(cheap.threads) == {here}
+    assert slow.threads[:JUDGED] == [here] * JUDGED
+    assert all(name.startswith("loader") for name in slow.threads[JUDGED:])
+
+
+def test_a_pause_of_the_machine_does_not_make_a_source_slow():
+    pace = Pace()
+    for _ in range(100):
+        for seconds in (0.0, 1.0, 1.0, 0.0, 0.0):
+            pace.took(seconds)
+            assert not pace.ahead
+
+
+def test_a_source_that_was_slow_for_a_while_is_read_in_the_loop_again():
+    """And one that is slow for good is tried ever more rarely."""
+
+    def reads(is_slow, batches: int = 100_000) -> tuple[int, int]:
+        """Into how many pieces the batches fall, and how many of them the loop reads."""
+        pace, turns, in_loop = Pace(), 0, 0
+        for number in range(batches):
+            before = pace.ahead
+            if pace.ahead:
+                pace.hand_over()
+            else:
+                in_loop += 1
+                pace.took(1.0 if is_slow(number) else 0.0)
+            turns += pace.ahead != before
+        return turns, in_loop
+
+    assert reads(lambda number: number < 100) == (2, 100_000 - 256)
+    turns, in_loop = reads(lambda number: True)
+    assert turns < 12 and in_loop < 40
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

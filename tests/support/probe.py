@@ -59,9 +59,11 @@ class Watched(Loop):
         stepper.step = self._watch_step(stepper.step)
         stepper._clip = self._watch_clip(stepper._clip)
         for optimizer in {id(group): group.optimizer for group in stepper.groups.values()}.values():
-            optimizer.register_step_post_hook(
-                lambda *_: self.updates.append((FAULTS["this_step"], FAULTS["this_objective"]))
-            )
+            optimizer.register_step_post_hook(self._note_update)
+
+    def _note_update(self, optimizer, *_) -> None:
+        if not getattr(optimizer, "found_inf", 0):  # a fused kernel is called all the same, and does nothing
+            self.updates.append((FAULTS["this_step"], FAULTS["this_objective"]))
 
     def act(self, step: int) -> None:
         stop = self.job.get("stop_at")
