@@ -3,10 +3,11 @@
     python benchmarks/loop_overhead.py [--rounds 7] [--steps 3300]
 
 All rows train the same model on the same data (AdamW, MSE, clipping at 1.0, cosine schedule, fp32, one thread) and the
-last weights must agree: those of the fused AdamW, which the trainer takes, to 1e-6, those of the default one to 1e-3. The trainer logs every 50 steps to JSONL, TensorBoard and the console. Rows alternate, each in
-a process of its own, and the ratio is taken within a round; the first 300 steps are not timed. "pre-batched" is the
-cheapest data path a person can write by hand: slices of a shuffled tensor, no DataLoader. "fused" is that with the
-optimiser that the trainer takes, so what is left is the loop.
+last weights must agree: those of the fused AdamW, which the trainer takes, to 1e-6, those of the default one to 1e-3.
+The trainer logs every 50 steps to JSONL, TensorBoard and the console. Rows alternate, each in a process of its own, and
+the ratio is taken within a round; the first 300 steps are not timed. "pre-batched" is the cheapest data path a person
+can write by hand: slices of a shuffled tensor, no DataLoader. "fused" is that with the optimiser that the trainer
+takes, so what is left is the loop.
 """
 
 import argparse

@@ -150,8 +150,7 @@ class FlatCache:
 
     def read(self, indices: np.ndarray) -> Batch:
         """The arrays of ``LanesSource``, but for ``key``, which depends on the epoch."""
-        part = self.take(indices)
-        return {**part.rows, "counts": part.counts, **part.flat}
+        return self.take(indices).batch()
 
 
 class CachedSource(IndexedSource):

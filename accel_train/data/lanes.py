@@ -172,7 +172,7 @@ class LanesSource(BatchSource):
                     yield None
                 else:
                     key = event_keys(self.seed, epoch, share.rows["event"])
-                    yield {**share.rows, "counts": share.counts, **share.flat, "key": key}
+                    yield {**share.batch(), "key": key}
 
     def first(self, items: int) -> Ragged:
         """What an epoch 0 of one rank begins with, at most so many items: a sample to be looked at."""

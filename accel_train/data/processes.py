@@ -22,6 +22,9 @@ from accel_train.system.signals import SIGNALS
 from accel_train.task import Batch, BatchSource
 
 T = TypeVar("T")
+HOST = "host_"
+"""What the host must know of a batch, such as the lengths by which it is cut, would have to be waited for if it came
+back from the device: an array whose name begins so stays an array."""
 
 
 class Processes:
@@ -87,11 +90,15 @@ _DIED = (
 
 
 def to_tensors(batch: Batch | None) -> Batch | None:
+    """Arrays become tensors, but for those whose name says that they are for the host."""
     if batch is None:
         return None
     if not isinstance(batch, Mapping):
         raise DataError(f"a batch must be a dict of names to arrays or tensors, not {described(batch)}")
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) and not name.startswith(HOST) else value
+        for name, value in batch.items()
+    }
 
 
 # -- in a worker process ----------------------------------------------------------------------------------------------

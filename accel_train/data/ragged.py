@@ -32,6 +32,10 @@ class Ragged:
         np.cumsum(self.counts, out=offsets[1:])
         return offsets
 
+    def batch(self) -> dict[str, np.ndarray]:
+        """All arrays by name, and the counts a second time for the host, which cuts the batch by them."""
+        return {**self.rows, "counts": self.counts, "host_counts": self.counts, **self.flat}
+
     def take(self, order: np.ndarray) -> Ragged:
         """These items (int64 indices, or a mask), entries and all, in this order."""
         order = np.flatnonzero(order) if order.dtype == bool else np.asarray(order, np.int64)

@@ -101,6 +101,19 @@ def _communicate(models: dict[str, nn.Module]) -> bool:
     return any(isinstance(m, nn.SyncBatchNorm) or getattr(m, "communicates", False) for m in modules)
 
 
+def _remembered(models: nn.Module) -> list[Tensor]:
+    """Buffers that are saved and may change in training. A module whose own never do says so by an attribute
+    ``constant_buffers``."""
+    kept = models.state_dict(keep_vars=True)
+    constant = {
+        id(buffer)
+        for module in models.modules()
+        if getattr(module, "constant_buffers", False)
+        for buffer in module.buffers(recurse=False)
+    }
+    return [buffer for name, buffer in models.named_buffers() if name in kept and id(buffer) not in constant]
+
+
 class Stepper:
     """Takes optimiser steps. Knows nothing of epochs, logs or checkpoints.
 
@@ -180,8 +193,7 @@ class Stepper:
             scaler = torch.amp.GradScaler(self.device.type)
         others = [model for name, model in self.models.items() if name not in trains]
         read_only = [p for model in others for p in model.parameters() if p.requires_grad]
-        kept = module.trained.state_dict(keep_vars=True)
-        buffers = [buffer for name, buffer in module.trained.named_buffers() if name in kept]
+        buffers = _remembered(module.trained)
         group = Group(
             name="+".join(trains),
             objectives=tuple(objectives),

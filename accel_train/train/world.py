@@ -93,10 +93,15 @@ class Ranks:
         return tensor
 
     def broadcast_from_main(self, tensors: list[torch.Tensor]) -> None:
-        """Make these device tensors those of rank 0, everywhere."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+        """Make these device tensors those of rank 0, everywhere; one message for each dtype."""
+        if self.world_size == 1:
+            return
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+            dist.broadcast(flat, 0)
+            for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def all_agree(self, ok: bool) -> bool:
         return self.count(not ok) == [0]

@@ -31,8 +31,8 @@ class Rows:
         self.__init__(**state)
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """tokens uint8 [N, max_len] (2 = pad), steps int32 [N] (T), mode uint8 [N], high and low int64 [N] (the two
-        64-bit limbs of n, as bit patterns)."""
+        """tokens uint8 [N, max_len] (2 = pad), steps int32 [N] (T), for the device and for the host, mode uint8 [N],
+        high and low int64 [N] (the two 64-bit limbs of n, as bit patterns)."""
         high, low, mode = self.numbers.draw(indices + self.first)
         while True:
             try:
@@ -40,7 +40,8 @@ class Rows:
                 break
             except ClosedOrbit as found:
                 high, low = self._report(found, high, low)
-        return {"tokens": tokens, "steps": steps, "mode": mode, "high": high.view(np.int64), "low": low.view(np.int64)}
+        limbs = {"high": high.view(np.int64), "low": low.view(np.int64)}
+        return {"tokens": tokens, "steps": steps, "host_steps": steps, "mode": mode, **limbs}
 
     def _report(self, found: ClosedOrbit, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the event for ``monitor``; the row becomes n = 1, whose T of 0 counts in no loss."""

@@ -105,15 +105,18 @@ class CollatzTask(Task, Watches, DataTools):
 
     def split(self, batch: Batch, limit: int) -> list[Batch]:
         """Rows of like length together, cut to the longest of them: over half of a short row would be padding."""
+        import torch
+
         n = len(batch["steps"])
         if n > limit:
-            order = batch["steps"].argsort(stable=True)
-            batch = {name: value[order] for name, value in batch.items()}
+            order = batch["host_steps"].argsort(kind="stable")
+            there = torch.from_numpy(order).to(batch["steps"].device, non_blocking=True)
+            batch = {name: value[order if name == "host_steps" else there] for name, value in batch.items()}
         quantum = -(-self.max_len // 4)  # few different shapes, for torch.compile
         parts = []
         for i in range(0, n, limit):
             part = {name: value[i : i + limit] for name, value in batch.items()}
-            longest = max(int(part["steps"].max()), self.prefix + 1)
+            longest = max(int(part["host_steps"].max()), self.prefix + 1)
             length = min(-(-longest // quantum) * quantum, self.max_len)
             parts.append({**part, "tokens": part["tokens"][:, :length]})
         return parts

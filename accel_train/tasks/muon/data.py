@@ -149,6 +149,7 @@ class HeldOut:
         return {
             "primary": part.rows["primary"],
             "counts": part.counts,
+            "host_counts": part.counts,
             "muons": part.flat["muons"],
             "key": self.key[indices],
             "slot": indices,

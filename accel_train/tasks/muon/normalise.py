@@ -18,6 +18,7 @@ class Fitted(nn.Module):
     """
 
     conditions, features = 5, 2
+    constant_buffers = True
     condition_mean: Tensor
     condition_std: Tensor
     muon_mean: Tensor

@@ -145,10 +145,10 @@ class MuonTask(Task, Watches, DataTools):
 
     def split(self, batch: Batch, limit: int) -> list[Batch]:
         """Cut between events, by events and by muons; what is smaller than both limits stays whole. ``some``: which
-        events of a part have muons, int64; found once, on the host, which then waits for nothing."""
+        events of a part have muons, int64."""
         import torch
 
-        counts, muons = batch["counts"].cpu().numpy(), len(batch["muons"])
+        counts, muons = batch["host_counts"], len(batch["muons"])
         # A limit on events (such as the memory guard's) is one on muons too: a part in ten has a tenth of both.
         most = muons if limit >= len(counts) else -(-muons * limit // len(counts))
         cuts = cut(counts, limit, min(most, self.max_muons_per_batch or most))

@@ -51,6 +51,7 @@ class Lag(nn.Module):
         tr_s, lags: as for ``hrf``.
     """
 
+    constant_buffers = True
     taps: Tensor
 
     def __init__(self, kind: LagKind, voxels: int, tr_s: float, lags: int) -> None:

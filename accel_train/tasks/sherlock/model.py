@@ -41,6 +41,7 @@ class Autoencoder(nn.Module):
         UserError: no modality, or a latent that the heads do not divide.
     """
 
+    constant_buffers = True
     fmri_variance: Tensor
 
     def __init__(

@@ -40,6 +40,7 @@ def last(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 class Scale(nn.Module):
     """Standardises a modality by the mean of each of its numbers and by one deviation for all of them."""
 
+    constant_buffers = True
     mean: Tensor
     deviation: Tensor
 
@@ -69,6 +70,7 @@ class Scale(nn.Module):
 class CodeShares(nn.Module):
     """How often each code of each codebook comes in training: what a reconstruction must be better than."""
 
+    constant_buffers = True
     logs: Tensor
 
     def __init__(self, modality: Modality) -> None:
@@ -218,6 +220,7 @@ class VoxelHead(nn.Module):
         rank: of these.
     """
 
+    constant_buffers = True
     known: Tensor
 
     def __init__(self, width: int, voxels: int, subjects: int, rank: int) -> None:

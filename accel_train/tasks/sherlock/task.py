@@ -213,10 +213,10 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
     ) -> Loss:
         """The weighted sum of the terms, each a mean over its TRs; what predicts the training mean has 1 in each."""
         terms = self._terms(models, batch, totals)
-        value = sum(self.weights[name] * term for name, term in terms.items() if self.weights[name])
-        if not value:
+        weighted = [self.weights[name] * term for name, term in terms.items() if self.weights[name]]
+        if not weighted:
             raise UserError("every weight of the loss is 0: there is nothing to train")
-        return Loss(value, {name: term.detach() for name, term in terms.items()})
+        return Loss(sum(weighted[1:], weighted[0]), {name: term.detach() for name, term in terms.items()})
 
     def _terms(
         self, models: dict[str, nn.Module], batch: Batch, totals: dict[str, Tensor] | None = None

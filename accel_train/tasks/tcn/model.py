@@ -124,6 +124,7 @@ class TCN(nn.Module):
         UserError: a normalisation that sees the future, or dilations that leave gaps.
     """
 
+    constant_buffers = True
     mean: Tensor
     std: Tensor
 

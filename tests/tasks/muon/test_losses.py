@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_train import keyed
+from accel_train.data.processes import to_tensors
+from accel_train.task import Batch
 from accel_train.tasks.muon.losses import between, penalty, slopes
 from accel_train.tasks.muon.model import Critic, Multiplicity, gamma_quantile, owners, poisson_quantile
 from accel_train.tasks.muon.normalise import Fitted, Fixed
@@ -17,11 +19,12 @@ from accel_train.tasks.muon.synth import simulate
 from accel_train.tasks.muon.task import MuonTask, cut
 
 
-def batch_of(events: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def batch_of(events: int, seed: int = 0) -> Batch:
     ragged = simulate(max(events // 5, 2), seed, log10_energy=(5.0, 7.0)).take(np.arange(events))
     key = keyed.bits(seed, np.arange(events))[:, 0].view(np.int64)
-    arrays = {"primary": ragged.rows["primary"], "counts": ragged.counts, "muons": ragged.flat["muons"], "key": key}
-    return {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
+    batch = to_tensors({**ragged.batch(), "key": key})
+    assert batch is not None
+    return batch
 
 
 def build(**options) -> tuple[MuonTask, dict[str, torch.nn.Module]]:
