@@ -115,6 +115,7 @@ class Reporter:
                 draw=lambda: self.task.figures(metrics, sums),
                 emit=self.emit,
                 show=lambda figures: self.observers.call("on_figures", self.state.position.step, figures),
+                footer=f"{self.session.output_dir}, step {self.state.position.step:,}, validation",
             )
 
     def tick(self) -> None:
