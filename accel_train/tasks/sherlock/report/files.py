@@ -28,7 +28,7 @@ REGIONS = 7  # in a figure, as many as there are colours
 def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Mapping[str, Any]) -> list[str]:
     """report.json, maps.npz (float32 [V] by name) and figures into a folder; returns the names of figures. What fails
     of these is a warning."""
-    write_json(out / "report.json", scrub_tree(plain({**about, **as_json(found)})))
+    write_json(out / "report.json", scrub_tree(plain({**about, **as_json(case, found)})))
     maps: Any = {name.replace("/", " "): values.astype(np.float32) for name, values in found.maps.items()}
     np.savez_compressed(out / "maps.npz", **maps)
     with Reports(out)("figures", warn):
@@ -36,7 +36,7 @@ def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Ma
     return []
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(case: Case, found: Found) -> dict[str, Any]:
     """Plain values; an estimate as its value and the ends of its 95 % interval, of a shuffled stimulus those of the
     range over the shuffles."""
     return {
@@ -52,6 +52,15 @@ def as_json(found: Found) -> dict[str, Any]:
             name: {f"{length}_trs": vars(each) for length, each in rows.items()}
             for name, rows in found.identified.items()
         },
+        "lag_scans": {
+            name: {
+                "shifts": scan.shifts.tolist(),
+                "must_peak_at": case.must_peak(name),
+                "peaks_at": scan.peaks(case.rois),
+                "r": scan.curves(case.rois),
+            }
+            for name, scan in found.lags.items()
+        },  # fmt: skip
         "ridge_weights_of_bands": found.ridge_bands,
         "missing": found.missing,
         "warnings": found.warnings,
@@ -71,7 +80,7 @@ def drawn(case: Case, predicted: Predictions, found: Found) -> dict[str, Figure]
     rois = case.regions(REGIONS) or {EVERYWHERE: case.rois[EVERYWHERE]}
     ceilings = {roi: found.ceiling[f"ceiling/{roi}"] for roi in rois if f"ceiling/{roi}" in found.ceiling}
     r = {name: {roi: of_roi[roi] for roi in rois} for name, of_roi in found.r.items()}
-    scans = {name: (scan, case.preshift if name == "stimulus" else 0) for name, scan in found.lags.items()}
+    scans = {name: (scan, case.must_peak(name)) for name, scan in found.lags.items()}
     made = {"models": figures.models_figure(r, ceilings), "lags": figures.lag_figure(scans, rois)}
     if "ceiling" in found.maps:
         made["ceiling"] = figures.ceiling_figure(found.maps[f"r/{NETWORK}"], found.maps["ceiling"], rois, WORTH)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, Case, Predictions
+from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, STIMULUS, Case, Predictions
 from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
@@ -95,7 +95,7 @@ def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
     for name, scan in found.lags.items():
         rois = {roi: shown[roi] for roi, curve in scan.curves(shown).items() if np.nan_to_num(curve).max() > least}
         peaks = ", ".join(f"{roi} {peak:+d}" for roi, peak in scan.peaks(rois).items())
-        must = f"{case.preshift:+d}, as declared" if name == "stimulus" else "+0"
+        must = f"{case.must_peak(name):+d}" + (", as declared" if name == STIMULUS else "")
         lines.append(f"lag scan of the {name} peaks at (TRs; must be {must}): {peaks or 'nowhere'}")
     return lines
 
