@@ -191,6 +191,9 @@ def test_files(tmp_path: Path, case: Case, predicted: Predictions, found: judge.
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in names)
     written: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
     assert written["r"][NETWORK]["visual"]["low"] == found.r[NETWORK]["visual"].low
+    scan = written["lag_scans"]["stimulus"]
+    assert (scan["must_peak_at"], scan["peaks_at"]["visual"]) == (0, 0)
+    assert scan["r"]["visual"][scan["shifts"].index(0)] == max(scan["r"]["visual"])
     assert written["seed"] == 0 and written["circular_shifts"] == found.shifts
     with np.load(tmp_path / "maps.npz") as maps:
         assert {"r network", "ceiling", "lag stimulus"} <= set(maps) and maps["ceiling"].shape == (60,)
