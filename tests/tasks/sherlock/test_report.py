@@ -111,7 +111,7 @@ def test_ceiling_significance_and_identification(found: judge.Found):
     assert numbers["r2"] == pytest.approx(2 / 3 * (0.36 - 0.09) - 0.09 / 3, abs=0.05)
     assert found.volumes["train mean"]["r2"] == 0
     assert found.identified[NETWORK][10].two_way > 0.95 and found.identified[NETWORK][10].segments == 26
-    assert found.shifts == 260 - 2 * 22 + 1
+    assert found.shifts == 260 - 1
 
 
 def test_ridge_weighs_the_band_of_a_region(found: judge.Found):
@@ -176,7 +176,10 @@ def test_a_test_that_is_too_short_says_what_it_lacks(film: Movie, case: Case):
     rows = np.arange(240, 270)
     made = (film.signal[rows] + 0.1).astype(np.float32)
     found = report(case, Predictions(rows, dict.fromkeys(case.people, made)))
-    assert any(text.startswith("no significance of network: shifts of 22 TRs") for text in found.missing)
+    assert any(
+        text.startswith("no significance of network: circular shifts: a stretch of 30 TRs is too short")
+        for text in found.missing
+    )
     assert any(text.startswith("no identification by network") for text in found.missing)
     assert np.isnan(found.r[NETWORK]["visual"].low)  # one block
     summary(case, Predictions(rows, dict.fromkeys(case.people, made)), found)

@@ -63,7 +63,7 @@ class Case:
 
     @property
     def hrf_trs(self) -> int:
-        """How long the response lasts, 32 s, in TRs; at least 20, which is what nulls are moved by."""
+        """How long the response lasts, 32 s, in TRs; at least 20. By so much a stimulus is moved that is to be a wrong one."""
         return max(int(np.ceil(32 / self.tr_s)), 20)
 
 

@@ -184,7 +184,7 @@ def _volumes(case: Case, predicted: Predictions, runs: np.ndarray, of: Of, name:
         share = ceiling.of_ceiling(r, limit)
         numbers |= {f"of_ceiling/{roi}": _of_defined(np.mean, share[columns]) for roi, columns in case.rois.items()}
     try:
-        null = nulls.circular_shifts(pairs, runs, case.hrf_trs)
+        null = nulls.circular_shifts(pairs, runs)
     except UserError as error:
         found.missing.append(f"no significance of {name}: {error}")
     else:
