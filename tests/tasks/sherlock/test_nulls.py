@@ -58,8 +58,8 @@ def test_findings_are_where_there_is_something():
 @pytest.mark.parametrize("trs", [(180,), (90, 90), (60, 60, 60), (60, 120)])
 @pytest.mark.parametrize("shared", [0.0, 0.5], ids=["own noise", "noise that voxels share"])
 def test_chance_is_not_found_too_often(trs, shared):
-    """Over 20 seeds at most 5 % of the voxels, however short the stretches: predictions of few, slow series (as those of
-    a network are), AR(1) BOLD, a signal in four fifths of the voxels. One seed may well have more."""
+    """Over 20 seeds at most 5 % of the voxels, however short the stretches: predictions of few, slow series, as those
+    of a network are; AR(1) BOLD; a signal in four fifths of the voxels. One seed may well have more."""
     runs, voxels = np.repeat(range(len(trs)), trs), 400
     wrong, right, low = [], [], []
     for seed in range(20):

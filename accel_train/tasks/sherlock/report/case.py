@@ -63,7 +63,7 @@ class Case:
 
     @property
     def hrf_trs(self) -> int:
-        """How long the response lasts, 32 s, in TRs; at least 20. By so much a stimulus is moved that is to be a wrong one."""
+        """How long the response lasts, 32 s, in TRs; at least 20. A stimulus moved by so much is a wrong one."""
         return max(int(np.ceil(32 / self.tr_s)), 20)
 
 
