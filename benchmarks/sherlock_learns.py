@@ -107,7 +107,8 @@ def film(folder: Path) -> Iterator[Claim]:
 
 def voxels(folder: Path) -> Iterator[Claim]:
     run = folder / "voxels-run"
-    found = reported(prepared(folder, "film"), run, "--task.init_args.bottleneck=voxels")
+    through = ["--task.init_args.bottleneck=voxels", "--task.init_args.fmri_weight=4"]
+    found = reported(prepared(folder, "film"), run, *through)
     r = found["r"]["network"]
     yield Claim("voxels as the bottleneck: r", ", ".join(f"{roi} {r[roi]['value']:.2f}" for roi in regions(r)), True)
     error = found["reconstruction_error_over_mean"]

@@ -206,4 +206,7 @@ def _finish(figure: Figure, axes: Axes) -> None:
     handles: list[Any]
     handles, labels = axes.get_legend_handles_labels()
     room = int(figure.get_figwidth() / (0.5 + 0.085 * max(map(len, labels))))
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(min(len(labels), room), 1), frameon=False)
+    ncols = max(min(len(labels), room), 1)
+    legend: Any = figure.legend(handles, labels, loc="outside upper center", ncols=ncols, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)

@@ -64,7 +64,7 @@ def _volumes(case: Case, found: Found) -> list[str]:
         lines.append(["chance", *[""] * 4, *(text for each in by_chance for text in ("50 %", each))])
     # no p is below 1 / (1 + shifts), so a few voxels alone cannot be told from as many that are best by chance
     least = math.ceil(len(case.rois[EVERYWHERE]) / (1 + found.shifts) / 0.05)
-    few = f", which cannot find fewer than {least:,}" if found.shifts and least > 1 else ""
+    few = f"; fewer than {least:,} cannot be found" if found.shifts and least > 1 else ""
     text = [
         "over all voxels; r/ceiling where the ceiling is above 0.1;",
         f"significant: share of the voxels, at most 5 % of them false, against {found.shifts} circular shifts" + few,
