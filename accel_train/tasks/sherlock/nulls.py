@@ -30,11 +30,11 @@ def circular_shifts(pairs: Sequence[tuple[np.ndarray, np.ndarray]], runs: np.nda
     """One-sided p of each voxel's correlation over time, of its mean over people if there are several.
 
     The same shifts for all people and all stretches, each of which is a circle: all that there are, up to half of the
-    shortest stretch in either direction. Small ones are among them, though a prediction that is right does nearly as
-    well a TR later. It does not do better, so that little is lost. Without them the true place would be one of a few
-    that do alike, all others of which are left out, and chance be found too often: up to 13 % of the voxels would have
-    p below 5 % with stretches of 60 TRs (``tests/tasks/sherlock/test_nulls.py``). Of the circles, volumes that were not
-    measured are taken out.
+    shortest stretch in either direction. Small ones are among them: a prediction that is right does nearly as well a
+    TR later, but not better, so that little is lost. Without them the true place would be one of a few that do alike,
+    of which all others are left out, and chance be found too often: in stretches of 60 TRs, with shifts of 20 or more,
+    13 % of the voxels would have p below 5 % (``tests/tasks/sherlock/test_nulls.py``). Of the circles, volumes that
+    were not measured are taken out.
 
     Args:
         pairs: predicted and true [T, V], of each person.

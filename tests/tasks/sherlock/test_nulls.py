@@ -79,6 +79,20 @@ def test_chance_is_not_found_too_often(trs, shared):
         assert np.std(wrong) < 1.5 * np.sqrt(np.mean(wrong) / 80)
 
 
+def test_without_small_shifts_chance_is_found_too_often():
+    """Why they are not left out: of shifts by 20 TRs or more alone, in stretches of 60, p is far from uniform."""
+    runs, low = np.repeat(range(4), 60), []
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        predicted, bold = ar1(draw, 240, 5, 0.8) @ draw.normal(size=(5, 80)), ar1(draw, 240, 80, 0.3)
+        stretches = predicted.reshape(4, 60, 80)
+        r = [temporal_r(np.roll(stretches, -s, 1).reshape(240, 80), bold) for s in (0, *range(20, 41))]
+        low.append([np.mean((np.stack(r) >= r[0]).mean(0) <= 0.05),
+                    np.mean(circular_shifts([(predicted, bold)], runs).p <= 0.05)])  # fmt: skip
+    without, ours = np.mean(low, 0)
+    assert without > 0.1 and ours <= 0.06, (without, ours)
+
+
 def ar1(draw: np.random.Generator, trs: int, columns: int, phi: float) -> np.ndarray:
     x = draw.normal(size=(trs, columns)) * np.sqrt(1 - phi**2)
     for t in range(1, trs):
