@@ -64,7 +64,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         "global_batch_size": 16, "learning_rate": 3e-3, "max_grad_norm": 1.0,
         "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}},
         "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "warmup_steps": "5ep",
-        "eval_steps": "5ep",
+        "eval_steps": "5ep", "monitor_steps": 100,
     }  # fmt: skip
     movable = ("data", "checkpointing")
     file_types = FILE_TYPES
@@ -112,6 +112,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         self.modality_weights = {"video": video_weight, "audio": audio_weight, "text": text_weight}
         self.fmri_loss_type: Literal["mse", "mae", "correlation", "cosine"] = fmri_loss_type
         self._prepared: Prepared | None = None
+        self._told = False
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -283,12 +284,13 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         return {"file": "fmri.npy", "window_trs": self.window_trs, "target": self.target, **names, "rows": rows}
 
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
-        """A term that is nearly all of the loss hides the others."""
+        """A term that is nearly all of the loss hides the others; said once."""
         from accel_train.tasks.sherlock.evaluation import largest_share
 
         terms = self._terms(models, batch)
         largest = largest_share({name: self.weights[name] * float(term) for name, term in terms.items()})
-        if largest is not None and largest[1] > TOO_LARGE:
+        if largest is not None and largest[1] > TOO_LARGE and not self._told:
+            self._told = True
             name, share = largest
             yield Event("warning", f"loss: {name} is {share:.0%} of it, and hides the others; look at the weights")
 
