@@ -35,14 +35,23 @@ def export_models(
     replace_folder(folder, write)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state with every tensor in one piece and, where some share memory, stored once."""
+def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """The model's state with every tensor in one piece and, where some share memory, stored once. What was spread over
+    the ranks is in host memory.
+
+    Args:
+        keep: False to join the other ranks in gathering, and get nothing.
+    """
     tied = _tied(model)
     state, memory = {}, set()
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        verified = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.contiguous()
+        spread = hasattr(tensor, "full_tensor")
+        verified = tensor.full_tensor() if spread else tensor.contiguous()
+        if not keep:
+            continue
+        verified = verified.cpu() if spread else verified
         storage = verified.untyped_storage().data_ptr()
         state[name] = (
             verified.clone() if storage in memory else verified
