@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Peak:
-    """Looks every millisecond, inside of ``with``.
+    """Looks every few milliseconds, inside of ``with``.
 
     Attributes:
         growth: largest ``anonymous`` and ``files`` since the beginning, MB; and ``worker``, the largest anonymous
@@ -31,7 +31,7 @@ class Peak:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._done.wait(1e-3):
+        while not self._done.wait(4e-3):
             now = {name: value - self._before[name] for name, value in resident().items()}
             with contextlib.suppress(OSError, KeyError):  # one that ends
                 now["worker"] = max([resident(child)["anonymous"] for child in spawned()], default=0.0)

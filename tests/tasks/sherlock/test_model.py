@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.stimuli import Film, FilmItems
+from torch import nn
 
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.architecture import PRESETS, Branch, Modality, sizes_of
@@ -59,7 +60,9 @@ def legacy(**options):
 
 
 def test_the_legacy_preset_has_the_size_of_the_guide():
-    """Its encoder, voxel head included, and its decoder. What stands in for a modality is new."""
+    """Its encoder, voxel head included, and its decoder. What stands in for a modality is new. Nothing in it knows of
+    the other items of a batch, as batch normalisation would."""
+    assert not any(isinstance(module, nn.modules.batchnorm._NormBase) for module in legacy().modules())
     named = dict(legacy().named_parameters())
     stand_ins = {name for name in named if name.endswith((".absent", ".dropped"))}
     assert len(stand_ins) == 6
