@@ -119,7 +119,16 @@ def load_weights(models: dict[str, nn.Module], path: Path) -> None:
         for what, keys in (("another shape", wrong), ("no value", missing), ("no place in the model", unknown)):
             if keys:
                 raise UserError(f"{path}: {name}.{keys[0]} has {what} ({len(keys)} such); it is of another model")
-        model.load_state_dict(tensors[name], strict=False)
+        model.load_state_dict({k: _as_kept(own[k], value) for k, value in tensors[name].items()}, strict=False)
+
+
+def _as_kept(own: Any, value: Tensor) -> Tensor:
+    """Whole, or this rank's piece of it where the model is spread over ranks."""
+    if not hasattr(own, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _tied(model: nn.Module) -> set[str]:

@@ -15,7 +15,7 @@ from support.memory import Peak
 from support.runs import assert_same_run
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Task, Trainer
+from accel_train import IndexedSource, Loss, Objective, Task, Trainer
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.system import process
@@ -82,6 +82,20 @@ class Eyes(Observer):
         self.file.close()
 
 
+class Taught(Product):
+    """By a model that is only read, whose weights the first rank alone builds, too."""
+
+    def objectives(self):
+        return [Objective("loss", trains=("model",))]
+
+    def build_model(self):
+        return {"model": super().build_model(), "teacher": super().build_model()}
+
+    def loss_step(self, models, batch, totals, objective):
+        error = models["model"](batch["x"]) - models["teacher"](batch["x"])
+        return Loss(error.square().sum() / totals["items"])
+
+
 class Deep(Product):
     """64 MB of weights in 16 layers."""
 
@@ -123,16 +137,16 @@ def shard_from_now_on(parts):
     session.start_accelerate = start
 
 
-def train(folder, steps, sharded, batch=16, parts=()):
+def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None):
     assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
     if sharded:
         shard_from_now_on(list(parts))
     try:
         Trainer(
-            Product(), observers=[Eyes()],
+            globals()[task](), observers=[Eyes()],
             output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
             save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
-            monitor_steps=8, histogram_steps=12, optimizer=GROUPS,
+            monitor_steps=8, histogram_steps=12, optimizer=GROUPS, init_from=init_from,
         ).fit()  # fmt: skip
     except UserError as error:
         with open(f"{folder}-error", "a") as file:
@@ -198,6 +212,17 @@ def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
     on_two_ranks(str(tmp_path / "sharded"), 10, True, 16, ["Linear"])
     wanted = losses(tmp_path / "replicated")
     assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 3
+
+
+@pytest.mark.slow
+def test_a_model_that_is_only_read_and_weights_from_elsewhere(tmp_path):
+    for name, sharded in (("replicated", False), ("sharded", True)):
+        folder = str(tmp_path / name)
+        on_two_ranks(folder, 5, sharded, 16, [], "Taught")
+        on_two_ranks(f"{folder}-2", 5, sharded, 16, [], "Taught", f"{folder}/model")
+    for more in ("", "-2"):
+        wanted = losses(tmp_path / f"replicated{more}")
+        assert losses(tmp_path / f"sharded{more}") == pytest.approx(wanted, rel=1e-9)
 
 
 def test_unequal_shares_are_refused_on_every_rank(tmp_path):
