@@ -57,6 +57,7 @@ class Reporter:
             precision=session.accelerator.mixed_precision,
             resumed_from=str(self.saver.resumed_from) if resumed else None,
             baselines=baselines,
+            memory=session.stepper.memory(),
         )
         problem = ""
         if self.ranks.is_main:

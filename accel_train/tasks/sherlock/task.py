@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.tasks.sherlock.data import Items, Prepared
+    from accel_train.tasks.sherlock.losses import TaskFMRILoss
 
 Weight = Annotated[float, Range(0)]
 TOO_LARGE = 0.9
@@ -55,7 +56,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         video_weight: of this modality among the reconstructions; those without a weight of their own have 1.
         audio_weight: likewise.
         text_weight: likewise.
-        fmri_loss_type: mse, mae, correlation (over voxels) or cosine (the guide's correlation, which is not centred).
+        fmri_loss_type: mse, mae, correlation (over voxels), cosine (the guide's correlation, which is not centred) or
+            temporal_correlation (of each voxel, over the volumes of a window; it leaves scale and offset open).
         checkpointing: compute encoders and decoder again in the backward pass instead of keeping them.
     """
 
@@ -96,7 +98,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         video_weight: Weight = 1.0,
         audio_weight: Weight = 1.0,
         text_weight: Weight = 1.0,
-        fmri_loss_type: Literal["mse", "mae", "correlation", "cosine"] = "mse",
+        fmri_loss_type: Literal["mse", "mae", "correlation", "cosine", "temporal_correlation"] = "mse",
         checkpointing: bool = False,
     ) -> None:
         self.folder, self.window_trs, self.lags = data, window_trs, lags
@@ -110,7 +112,10 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         self.dropouts = {"modality_dropout": modality_dropout, "subject_dropout": subject_dropout}
         self.reconstruction_weight, self.fmri_weight = reconstruction_weight, fmri_weight
         self.modality_weights = {"video": video_weight, "audio": audio_weight, "text": text_weight}
-        self.fmri_loss_type: Literal["mse", "mae", "correlation", "cosine"] = fmri_loss_type
+        self.fmri_loss_type: TaskFMRILoss = fmri_loss_type
+        if fmri_loss_type == "temporal_correlation" and window_trs < 3:
+            raise UserError(f"fmri_loss_type: temporal_correlation is over the volumes of a window, and window_trs is "
+                            f"{window_trs}; give 20 or more")  # fmt: skip
         self._prepared: Prepared | None = None
         self._told = False
 
@@ -229,7 +234,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         masks = term_masks(batch, self.names)
         counts = {name: mask.sum() for name, mask in masks.items()} if totals is None else totals
         model: Any = models["model"]
-        rows = term_rows(made, targets, batch["fmri"], self.fmri_loss_type, model.fmri_variance)
+        rows = term_rows(made, targets, batch["fmri"], batch["measured"], self.fmri_loss_type, model.fmri_variance)
         return {
             name: (rows[name] * mask).sum() / counts[name].clamp(min=1).to(rows[name].dtype)
             for name, mask in masks.items()
