@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "split": job.scan["split"],
         **sums,
         "files": {
-            "fmri": {name: {run: path.name for run, path in files.items()} for name, files in job.setup.brains.items()},
-            "stimulus": {s.name: {run: path.name for run, path in s.files.items()} for s in job.setup.sources},
+            "fmri": _names(job.setup.brains),
+            "confounds": _names(job.setup.confounds),
+            "stimulus": _names({source.name: source.files for source in job.setup.sources}),
         },
         "found": [*job.scan["found"], *found, *more, *_shared_beginnings(job)],
     }  # fmt: skip
@@ -283,6 +284,10 @@ def _shared_beginnings(job: Job) -> list[str]:
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _names(files: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, str]]:
+    return {whose: {run: path.name for run, path in each.items()} for whose, each in files.items()}
 
 
 def _save(job: Job, name: str, content: np.ndarray | dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.sherlock.preprocess import nifti
+from accel_train.tasks.sherlock.preprocess import confounds, nifti
 from accel_train.tasks.sherlock.preprocess.sources import Clock, Source
 from accel_train.tasks.sherlock.preprocess.split import rows_of, split
 
@@ -31,6 +31,7 @@ class Setup:
         held_out: viewers of whom nothing is used in training.
         mask: image of the voxels to keep at most.
         rois: label image; ``parcels`` averages the voxels of each label.
+        confounds: table of each run of each viewer, none if empty; which columns are regressed out of the volumes.
     """
 
     runs: dict[str, int | None]
@@ -46,6 +47,8 @@ class Setup:
     mask: Path | None
     rois: Path | None
     parcels: bool
+    confounds: dict[str, dict[str, Path]]
+    confound_columns: tuple[str, ...] | None
 
 
 def scan(setup: Setup) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def scan(setup: Setup) -> dict[str, Any]:
             found.append(f"{run}: {trs[run]} TRs are common to all; cut off at the end: {_listed(trimmed[run])}")
         if lacking := [source.name for source in setup.sources if run not in source.files]:
             found.append(f"{run}: has no {', '.join(lacking)}")
+    found += _confounds(setup, headers, trs)
     parts = split(trs, setup.test, setup.validation, setup.gap, setup.drop_start)
     clock = clock_of({"tr_s": tr_s, "trs": trs, "split": parts})
     for source in setup.sources:
@@ -142,6 +146,29 @@ def _concatenated(
                         f"{sum(counts.values())} ({_listed(counts)})")  # fmt: skip
     starts = np.cumsum([0, *counts.values()]).tolist()
     return counts, dict(zip(counts, starts, strict=False))
+
+
+def _confounds(setup: Setup, headers: dict[Path, nifti.Header], trs: dict[str, int]) -> list[str]:
+    """What is taken of the tables, which must have a row for each volume, and leave something of them."""
+    counts = set[int]()
+    for subject, tables in setup.confounds.items():
+        for run, path in tables.items():
+            names, rows = confounds.read(path, setup.confound_columns)
+            scan = setup.brains[subject][run]
+            shared = len(setup.runs) > 1 and len(set(setup.brains[subject].values())) == 1
+            volumes = setup.runs[run] if shared else headers[scan].volumes
+            if len(rows) != volumes:
+                raise DataError(
+                    f"{path}: has {len(rows)} rows, {subject} has {volumes} volumes of {run} in {scan.name}"
+                )
+            if len(names) + 2 > trs[run]:
+                raise DataError(f"{path}: {len(names)} confounds leave nothing of {trs[run]} volumes; choose fewer by "
+                                "--confound_columns")  # fmt: skip
+            counts.add(len(names))
+    if not counts:
+        return []
+    columns = ", ".join(setup.confound_columns or confounds.COLUMNS)
+    return [f"confounds: {_or(sorted(counts))} columns are regressed out of each run ({columns})"]
 
 
 def _refuse_other_tr(run: str, there: dict[str, int], tr_s: float, asked: bool) -> None:
