@@ -28,7 +28,7 @@ REGIONS = 7  # in a figure, as many as there are colours
 def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Mapping[str, Any]) -> list[str]:
     """report.json, maps.npz (float32 [V] by name) and figures into a folder; returns the names of figures. What fails
     of these is a warning."""
-    write_json(out / "report.json", scrub_tree(plain({**about, **as_json(found)})))
+    write_json(out / "report.json", scrub_tree(plain({**about, **as_json(case, found)})))
     maps: Any = {name.replace("/", " "): values.astype(np.float32) for name, values in found.maps.items()}
     np.savez_compressed(out / "maps.npz", **maps)
     with Reports(out)("figures", warn):
@@ -36,7 +36,7 @@ def write(out: Path, case: Case, predicted: Predictions, found: Found, about: Ma
     return []
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(case: Case, found: Found) -> dict[str, Any]:
     """Plain values; an estimate as its value and the ends of its 95 % interval, of a shuffled stimulus those of the
     range over the shuffles."""
     return {
@@ -45,6 +45,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "reconstruction_error_over_mean": _tables(found.reconstruction),
         "volumes": found.volumes,
         "people": found.people,
+        "unseen_people": case.held_out,
         "r_over_people": _plain(found.over_people),
         "ceiling": found.ceiling,
         "circular_shifts": found.shifts,

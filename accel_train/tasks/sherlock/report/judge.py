@@ -16,6 +16,7 @@ from accel_train.tasks.sherlock.report.case import (
     EVERYWHERE,
     MEAN,
     NETWORK,
+    OTHERS,
     RIDGE,
     SHUFFLED,
     Case,
@@ -39,14 +40,16 @@ class Found:
 
     r: of each model and region, with the interval over time; ``better``: by how much the network is better.
     volumes: of each model, numbers over all voxels (``r2``, ``median``, ``of_ceiling``, ``significant/ROI``).
-    people: r of each person and region. over_people: the network's, with the interval over them.
+    people: r of each person, by model and region: the network, ridge, and ``OTHERS``, the mean of what the others'
+        brains did at the same film, which nobody has for a new one. over_people: the network's, with the interval over
+        them.
     maps: float64 [V] by name, for figures. reconstruction: by modality and model.
     """
 
     r: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     better: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     volumes: dict[str, dict[str, float]] = field(default_factory=dict)
-    people: dict[str, dict[str, float]] = field(default_factory=dict)
+    people: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     over_people: dict[str, Estimate] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
     identified: dict[str, dict[int, Identified]] = field(default_factory=dict)
@@ -130,9 +133,10 @@ def _correlations(
         if name != NETWORK:
             gain = means[NETWORK] - r
             found.better[name] = {roi: scores.estimate(gain[:, i]) for i, roi in enumerate(case.rois)}
+    for i, person in enumerate(predicted.fmri):
+        of_models = {name: np.tanh(z[name][i, 0]).tolist() for name in (NETWORK, RIDGE)}
+        found.people[person] = {name: dict(zip(case.rois, r, strict=True)) for name, r in of_models.items()}
     own = z[NETWORK][:, 0]
-    for person, of_person in zip(predicted.fmri, np.tanh(own), strict=True):
-        found.people[person] = dict(zip(case.rois, of_person.tolist(), strict=True))
     found.over_people = {roi: scores.over_people(own[:, i], seed) for i, roi in enumerate(case.rois)}
 
 
@@ -155,6 +159,9 @@ def _ceiling(case: Case, predicted: Predictions, found: Found) -> None:
     except UserError as error:
         found.missing.append(f"no ceiling: {error}")
         return
+    for person, r in zip(case.people, shared.leave_one_out, strict=True):
+        if person in found.people:
+            found.people[person][OTHERS] = scores.by_roi(r, case.rois)
     averaged = len(case.people) - len(case.held_out) if AVERAGE in predicted.fmri else 1
     limit = shared.ceiling(averaged)
     found.maps["ceiling"] = limit

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, Case, Predictions
+from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, OTHERS, RIDGE, Case, Predictions
 from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
@@ -103,12 +103,19 @@ def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
 def _people(case: Case, found: Found) -> list[str]:
     if len(found.people) < 2:
         return []
-    each = ", ".join(
-        f"{person}{' (held out)' if person in case.held_out else ''} {_number(of_roi[EVERYWHERE])}"
-        for person, of_roi in found.people.items()
-    )
+    models = (NETWORK, RIDGE, OTHERS)
+    lines = [["", *models]]
+    for person, r in found.people.items():
+        unseen = " (unseen)" if person in case.held_out else ""
+        numbers = [_number(r[name][EVERYWHERE]) if name in r else "-" for name in models]
+        lines.append([f"{person}{unseen}", *numbers])
     over = found.over_people[EVERYWHERE]
-    return [f"people: {each}; 95 % interval over people {_interval(over)}"]
+    return [
+        "",
+        f"r of each person; of the network with other people (95 %) {_interval(over)}",
+        "(ridge for an unseen one: fitted to the mean of the rest; others: their brains at this film, a bound)",
+        *aligned(lines),
+    ]
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
