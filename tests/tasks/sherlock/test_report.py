@@ -18,6 +18,7 @@ from accel_train.tasks.sherlock.report import judge
 from accel_train.tasks.sherlock.report.case import (
     AVERAGE,
     EVERYWHERE,
+    MEAN,
     NETWORK,
     OTHERS,
     RIDGE,
@@ -133,6 +134,17 @@ def test_reconstructions_and_lesions(found: judge.Found):
     assert video["lesion of visual"] == pytest.approx(1, abs=1e-6)
     audio = found.reconstruction["audio"]
     assert audio["lesion of visual"] == audio[NETWORK] and audio[NETWORK].low < audio[NETWORK].value
+
+
+def test_likeness_of_reconstructions(case: Case, predicted: Predictions, found: judge.Found):
+    video, audio = found.likeness["video"], found.likeness["audio"]  # which has a vector of 2 numbers a TR here
+    assert video[NETWORK]["PSNR"] > video[MEAN]["PSNR"] > video[SHUFFLED]["PSNR"] > 0
+    assert video[NETWORK]["SSIM"] > video[SHUFFLED]["SSIM"]
+    assert video[MEAN]["SSIM"] > 0.9  # noise in frames of one colour is more unlike than the mean: so it stands beside
+    assert audio[NETWORK]["cosine"] > 0.7 > abs(audio[SHUFFLED]["cosine"])
+    assert audio[NETWORK]["top-5"] > 4 * audio["chance"]["top-5"] == pytest.approx(4 * 5 / 260)
+    said = summary(case, predicted, found)
+    assert "video PSNR" in said and "audio top-5" in said and "0.019" in said
 
 
 def test_people_and_the_one_held_out(case: Case, predicted: Predictions, found: judge.Found):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NETWORK, RIDGE, MEAN, SHUFFLED = "network", "banded ridge", "train mean", "shuffled stimulus"
-OTHERS = "mean of the others"
+OTHERS, CHANCE = "mean of the others", "chance"
 EVERYWHERE = "all"
 AVERAGE = "average"
 """The name of the mean over people, where that is what is predicted."""

@@ -43,6 +43,7 @@ def as_json(case: Case, found: Found) -> dict[str, Any]:
         "r": _tables(found.r),
         "network_better_by": _tables(found.better),
         "reconstruction_error_over_mean": _tables(found.reconstruction),
+        "likeness_of_reconstructions": found.likeness,
         "volumes": found.volumes,
         "people": found.people,
         "unseen_people": case.held_out,

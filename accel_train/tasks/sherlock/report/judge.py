@@ -11,8 +11,10 @@ import numpy as np
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import ceiling, lagscan, nulls, reconstruction, ridge, scores
 from accel_train.tasks.sherlock.identification import Identified, identify
+from accel_train.tasks.sherlock.likeness import by_chance, likeness
 from accel_train.tasks.sherlock.report.case import (
     AVERAGE,
+    CHANCE,
     EVERYWHERE,
     MEAN,
     NETWORK,
@@ -43,7 +45,8 @@ class Found:
     people: r of each person, by model and region: the network, ridge, and ``OTHERS``, the mean of what the others'
         brains did at the same film, which nobody has for a new one. over_people: the network's, with the interval over
         them.
-    maps: float64 [V] by name, for figures. reconstruction: by modality and model.
+    maps: float64 [V] by name, for figures. reconstruction: by modality and model. likeness: of these, by modality,
+        model and name (``likeness``), chance among the models.
     """
 
     r: dict[str, dict[str, Estimate]] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class Found:
     ceiling: dict[str, float] = field(default_factory=dict)
     identified: dict[str, dict[int, Identified]] = field(default_factory=dict)
     reconstruction: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    likeness: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     lags: dict[str, lagscan.LagScan] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     shifts: int = 0
@@ -230,11 +234,17 @@ def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found
             continue
         runs = scores.numbered(rows, case.runs)
         block, true, mean = scores.time_blocks(runs, case.hrf_trs), case.stimulus(name, rows), case.mean[name]
-        error = reconstruction.errors(made, true, mean)
+        error, orders = reconstruction.errors(made, true, mean), reconstruction.shuffles(runs, case.hrf_trs)
         turned = [
             reconstruction.over_mean(reconstruction.errors(made[order], true, mean), block, seed).value
-            for order in reconstruction.shuffles(runs, case.hrf_trs)
+            for order in orders
         ]
+        found.likeness[name] = {
+            NETWORK: likeness(made, true),
+            SHUFFLED: likeness(made[orders[len(orders) // 2]], true),
+            MEAN: likeness(np.broadcast_to(mean, true.shape), true),
+            CHANCE: by_chance(true),
+        }
         models = {
             NETWORK: reconstruction.over_mean(error, block, seed),
             SHUFFLED: Estimate(float(np.mean(turned)), min(turned), max(turned)),

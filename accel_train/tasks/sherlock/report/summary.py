@@ -6,7 +6,17 @@ import math
 
 import numpy as np
 
-from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, OTHERS, RIDGE, Case, Predictions
+from accel_train.tasks.sherlock.report.case import (
+    CHANCE,
+    EVERYWHERE,
+    MEAN,
+    NETWORK,
+    OTHERS,
+    RIDGE,
+    SHUFFLED,
+    Case,
+    Predictions,
+)
 from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
@@ -86,7 +96,19 @@ def _reconstructions(found: Found) -> list[str]:
     lines = [["", *names]]
     for model in models:
         lines += _with_intervals(model, [found.reconstruction[name].get(model, nothing) for name in names])
-    return ["", "error of the reconstruction over that of the training mean: below 1 is better", *aligned(lines)]
+    heads = [(name, key) for name, models in found.likeness.items() for key in models[NETWORK]]
+    like = [["", *(f"{name} {key}" for name, key in heads)]]
+    for model in (NETWORK, SHUFFLED, MEAN, CHANCE):
+        of_model = {(name, key): x for name, models in found.likeness.items() for key, x in models[model].items()}
+        like.append([model, *(_number(of_model.get(head)) for head in heads)])
+    return [
+        "",
+        "error of the reconstruction over that of the training mean: below 1 is better",
+        *aligned(lines),
+        "",
+        "likeness of reconstructions: more is better; PSNR in dB, top-k: the own one is among the k nearest",
+        *aligned(like),
+    ]
 
 
 def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
