@@ -26,7 +26,7 @@ from accel_train.tasks.sherlock.describe import summary
 from accel_train.tasks.sherlock.preprocess import confounds, inputs, mel
 from accel_train.tasks.sherlock.preprocess.finish import describe
 from accel_train.tasks.sherlock.preprocess.job import Job, prepare
-from accel_train.tasks.sherlock.preprocess.scan import Setup
+from accel_train.tasks.sherlock.preprocess.scan import MOST_TR_S, Setup
 from accel_train.tasks.sherlock.preprocess.sources import Features, Sound, Source, Text, Video
 
 MOVIES, SOUNDS = (".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm"), (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg")
@@ -79,11 +79,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Preprocess; prints a summary, and what was found to stderr."""
-    for name, least in (("workers", 1), ("gap", 0), ("drop_start", 0), ("frames", 1), ("audio_frames", 1), ("mels", 1),
-                        ("text_dim", 1)):  # fmt: skip
+    for name, least in (("workers", 1), ("gap", 0), ("preshift", 0), ("drop_start", 0), ("frames", 1),
+                        ("audio_frames", 1), ("mels", 1), ("text_dim", 1)):  # fmt: skip
         if getattr(options, name) < least:
             raise UserError(f"preprocess: --{name} must be {least} or more")
-    if options.tr is not None and not 0 < options.tr < 100:
+    if options.tr is not None and not 0 < options.tr < MOST_TR_S:
         raise UserError(f"preprocess: --tr is in seconds, {options.tr:g} cannot be")
     setup = _setup(options)
     out = Path(os.path.abspath(options.out))
@@ -151,9 +151,7 @@ def _sources(options: argparse.Namespace, runs: list[str]) -> tuple[Source, ...]
     for name, folder in inputs.pairs("features", options.features).items():
         if name in [source.name for source in found] or not name.isidentifier():
             raise UserError(f"preprocess: --features {name}: must be a name of letters that no other modality has")
-        files = inputs.of_runs("features", [folder], runs, ARRAYS)
-        if not files:
-            raise UserError(f"preprocess: --features {name}: {folder} holds no {', '.join(ARRAYS)} of a run")
+        files = inputs.of_runs(f"features {name}", [folder], runs, ARRAYS)
         found.append(Features(name, files, _rate(name, rates.pop(name, None)), layers.pop(name, None)))
     if rates or layers:
         raise UserError(f"preprocess: there are no --features {', '.join({**rates, **layers})}")
@@ -207,6 +205,5 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
 
 def _identity(path: Path) -> dict[str, Any]:
     """A file by name, size and time, so that one that changed is noticed."""
-    if not path.is_file():
-        raise UserError(f"preprocess: {path}: no such file")
+    path = inputs.existing(path)
     return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}

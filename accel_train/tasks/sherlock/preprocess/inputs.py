@@ -46,10 +46,12 @@ def of_runs(option: str, texts: Sequence[str], runs: Sequence[str], endings: Seq
     loose: list[Path] = []
     for text in texts:
         run, equals, name = text.partition("=")
+        if equals and run not in runs and not Path(text).expanduser().exists():
+            raise UserError(f"preprocess: --{option} {text}: there is no run {run}; there are {', '.join(runs)}")
         if equals and run in runs:
             if run in found:
                 raise UserError(f"preprocess: --{option}: {run} has two files, {found[run]} and {name}")
-            found[run] = _existing(option, Path(name))
+            found[run] = existing(Path(name), option)
         else:
             loose += _expanded(option, Path(text), endings)
     for path in loose:
@@ -60,6 +62,8 @@ def of_runs(option: str, texts: Sequence[str], runs: Sequence[str], endings: Seq
         if run in found:
             raise UserError(f"preprocess: --{option}: {run} has two files, {found[run]} and {path}")
         found[run] = path
+    if texts and not found:
+        raise UserError(f"preprocess: --{option}: {' '.join(texts)} holds no {', '.join(endings)} of a run")
     return {run: found[run] for run in runs if run in found}
 
 
@@ -120,14 +124,18 @@ def _of_viewers(
 def _expanded(option: str, path: Path, endings: Sequence[str]) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        return [each for each in sorted(path.rglob("*")) if each.name.lower().endswith(tuple(endings))]
-    return [_existing(option, path)]
+        found = (each for each in sorted(path.rglob("*")) if each.name.lower().endswith(tuple(endings)))
+        return [each for each in found if each.is_file()]
+    return [existing(path, option)]
 
 
-def _existing(option: str, path: Path) -> Path:
-    if not path.expanduser().is_file():
-        raise UserError(f"preprocess: --{option}: {path}: no such file")
-    return path.expanduser()
+def existing(path: Path, option: str = "") -> Path:
+    """Raises a ``UserError`` unless there is such a file."""
+    path = path.expanduser()
+    if not path.is_file():
+        wrong = "is a folder, a file is needed" if path.is_dir() else "no such file"
+        raise UserError(f"preprocess: {f'--{option}: ' if option else ''}{path}: {wrong}")
+    return path
 
 
 def _run_of(path: Path, runs: Sequence[str]) -> str | None:

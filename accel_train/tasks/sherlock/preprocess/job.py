@@ -74,6 +74,8 @@ class Job:
     def _volumes(self, subject: str, run: str) -> dict[str, Any]:
         path, first, trs = self.setup.brains[subject][run], self.scan["first"][subject][run], self.clock.trs[run]
         volumes = nifti.read(path, first, first + trs)
+        if run == max(each for each, file in self.setup.brains[subject].items() if file == path):
+            nifti.refuse_damaged(path)  # once, whatever of it is used
         tail, empty = equal_tail(volumes), ~np.isfinite(volumes).any(1)
         missing = empty | (np.arange(trs) >= trs - tail)
         if self.setup.confounds:

@@ -11,11 +11,12 @@ import numpy as np
 
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.sherlock.preprocess import confounds, nifti
-from accel_train.tasks.sherlock.preprocess.sources import Clock, Source
+from accel_train.tasks.sherlock.preprocess.sources import Clock, Features, Source
 from accel_train.tasks.sherlock.preprocess.split import rows_of, split
 
-FAR = 0.1
-"""A scan and a movie whose lengths differ by a larger share do not have the same TR."""
+FAR, FAR_ROWS = 0.1, 0.2
+"""A scan and a movie whose lengths differ by a larger share do not have the same TR, and features no row for each."""
+MOST_TR_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def scan(setup: Setup) -> dict[str, Any]:
             nifti.read_labels(path, known)
     tr_s, found = _tr(setup.tr_s, list(headers.values()))
     lengths, first = _lengths(setup, headers)
+    if setup.preshift >= min(lengths.values()):
+        raise UserError(f"preprocess: --preshift {setup.preshift}: a run has {min(lengths.values())} volumes only")
     trs: dict[str, int] = {}
     trimmed: dict[str, dict[str, int]] = {}
     for run, volumes in lengths.items():
@@ -74,6 +77,7 @@ def scan(setup: Setup) -> dict[str, Any]:
             if run in source.files and (count := source.length(run, tr_s)) is not None:
                 there[source.name] = count
         _refuse_other_tr(run, there, tr_s, setup.tr_s is not None)
+        _refuse_other_rate(setup.sources, run, there, tr_s)
         trs[run] = min([*there.values(), setup.runs[run] or volumes])
         trimmed[run] = {name: count - trs[run] for name, count in there.items() if count > trs[run]}
         if trs[run] < 1:
@@ -105,8 +109,9 @@ def _tr(asked: float | None, headers: Sequence[nifti.Header]) -> tuple[float, li
         files = ", ".join(path.name for path in said.values())
         raise DataError(f"preprocess: headers do not agree on the TR: {_or(said)} s ({files}); give --tr")
     (value,) = said
-    if value <= 0:
-        raise DataError(f"{headers[0].path}: its header says no TR; give --tr")
+    if not 0 < value < MOST_TR_S:
+        said_of = "no TR" if value <= 0 else f"a TR of {value:g} s, which cannot be"
+        raise DataError(f"{headers[0].path}: its header says {said_of}; give --tr")
     return value, []
 
 
@@ -178,6 +183,17 @@ def _refuse_other_tr(run: str, there: dict[str, int], tr_s: float, asked: bool) 
             raise DataError(f"preprocess: {run}: the scan takes {there['fmri'] * tr_s:.0f} s by its header's TR of "
                             f"{tr_s:g} s, the {name} {seconds:.0f} s; if the header is wrong, give --tr (it would be "
                             f"{seconds / there['fmri']:.3g}), else --tr {tr_s:g} to cut off")  # fmt: skip
+
+
+def _refuse_other_rate(sources: Sequence[Source], run: str, there: dict[str, int], tr_s: float) -> None:
+    """Features that do not say their rate must have a row for each TR."""
+    for source in sources:
+        if isinstance(source, Features) and run in source.files and source.rate(run) is None:
+            rows, volumes = there[source.name], there["fmri"]
+            if abs(rows / volumes - 1) > FAR_ROWS:
+                raise DataError(f"{source.files[run]}: has {rows} rows, {run} has {volumes} volumes; with a rate, give "
+                                f"--feature_rate {source.name}=HZ (it would be {rows / volumes / tr_s:.3g}; "
+                                f"{1 / tr_s:.6g} takes a row for each TR, and cuts off)")  # fmt: skip
 
 
 def _listed(counts: dict[str, int]) -> str:
