@@ -6,7 +6,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -107,13 +107,13 @@ def write(path: Path, values: np.ndarray, known: Header) -> None:
 
 
 def _load(path: Path) -> Any:
-    nibabel = library("nibabel")
+    nibabel, image = library("nibabel"), cast(Any, None)
     try:
         image = nibabel.load(path, keep_file_open=True)  # a packed file is then read on, not from its beginning
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except TypeError:  # of formats that know no keep_file_open
-        image = None
+    except TypeError:
+        pass  # a format that knows no keep_file_open
     except Exception as error:
         raise DataError(f"{path}: not a NIfTI image: {_brief(error)}") from None
     if not isinstance(image, nibabel.Nifti1Pair):  # MINC, AFNI, Analyze, ...: axes and units have other meanings
