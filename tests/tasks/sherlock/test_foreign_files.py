@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.viewers import GRID, preprocess, small_study, write_scan
 
-from accel_train.errors import DataError
+from accel_train.errors import DataError, UserError
 from accel_train.tasks.sherlock.preprocess import movie, nifti
 
 nibabel: Any = pytest.importorskip("nibabel")
@@ -101,6 +101,16 @@ def test_the_same_volumes_stored_otherwise(tmp_path, stored: Callable[[Path, Any
     made = preprocess(tmp_path / "out", "--fmri", first, stored(first, nibabel.load(first)), *given[2:])
     one, two = (made.fmri(name, "run1") for name in ("sub-01", "sub-02"))
     np.testing.assert_allclose(one, two, atol=2e-4)
+
+
+def test_an_image_behind_its_header_that_changed_is_noticed(tmp_path):
+    given = small_study(tmp_path, subjects=1)
+    first = tmp_path / "fmri/sub-01_bold.nii.gz"
+    call = ["--fmri", as_pair(first, nibabel.load(first)), *given[2:]]
+    preprocess(tmp_path / "out", *call)
+    (tmp_path / "fmri/sub-02_bold.img").touch()
+    with pytest.raises(UserError, match="made otherwise"):
+        preprocess(tmp_path / "out", *call)
 
 
 def flipped(packed: bytes) -> bytes:

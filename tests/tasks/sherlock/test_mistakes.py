@@ -125,6 +125,9 @@ def test_label_images(study, tmp_path):
     assert "rois.nii: has 2 x 2 x 2 voxels" in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
     write_scan(tmp_path / "rois.nii", np.full(GRID, 0.5))
     assert "labels are whole numbers" in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
+    write_scan(tmp_path / "rois.nii", np.random.default_rng(0).integers(0, 9, GRID).astype(np.int16))
+    (tmp_path / "rois.nii").write_bytes((tmp_path / "rois.nii").read_bytes()[:-10])
+    assert "rois.nii: cannot be read: " in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
     assert "--parcels needs the label image" in fails(tmp_path, *study, "--parcels")
 
 

@@ -24,7 +24,7 @@ from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.sherlock.data import VERSION, text_hash
 from accel_train.tasks.sherlock.describe import summary
 from accel_train.tasks.sherlock.preprocess import confounds, inputs, mel
-from accel_train.tasks.sherlock.preprocess.finish import describe
+from accel_train.tasks.sherlock.preprocess.finish import describe, roi_names
 from accel_train.tasks.sherlock.preprocess.job import Job, prepare
 from accel_train.tasks.sherlock.preprocess.scan import MOST_TR_S, Setup
 from accel_train.tasks.sherlock.preprocess.sources import Features, Sound, Source, Text, Video
@@ -190,12 +190,13 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     )
     stimulus = {each.name: {run: _identity(path) for run, path in each.files.items()} for each in setup.sources}
     images = {name: path and _identity(path) for name, path in (("mask", setup.mask), ("rois", setup.rois))}
+    names = setup.rois and roi_names(setup.rois)
     vectors = model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()]
     return {
         "version": VERSION,
         "runs": setup.runs,
         "subjects": list(setup.brains),
-        "files": text_hash([brains, tables, stimulus, images, vectors]),
+        "files": text_hash([brains, tables, stimulus, images, names, vectors]),
         "test": setup.test,
         "validation": setup.validation,
         "held_out_subjects": setup.held_out,
@@ -204,6 +205,12 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """A file by name, size and time, so that one that changed is noticed."""
+    """A file, or a header with its image, by name, size and time, so that one that changed is noticed."""
     path = inputs.existing(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
+    other = path.with_suffix({".hdr": ".img", ".img": ".hdr"}.get(path.suffix, path.suffix))
+    pair = [path.stat(), *([other.stat()] if other != path and other.is_file() else [])]
+    return {
+        "name": path.name,
+        "bytes": sum(each.st_size for each in pair),
+        "modified_ns": max(each.st_mtime_ns for each in pair),
+    }

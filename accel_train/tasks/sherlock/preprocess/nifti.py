@@ -41,6 +41,11 @@ def header(path: Path) -> Header:
     return Header(path, image.shape[:3], image.shape[3], np.asarray(image.affine), tr_s)
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Along all axes. Raises ``DataError``."""
+    return _load(path).shape
+
+
 def refuse_other_grid(known: Header, path: Path, grid: tuple[int, ...], affine: np.ndarray) -> None:
     """A ``DataError`` unless an image has the voxels of another, at the same places."""
     if grid != known.grid:
@@ -83,7 +88,7 @@ def read_labels(path: Path, known: Header) -> np.ndarray:
     """int64 [voxels of the grid] of a label image on the same grid, 0 for none. Raises ``DataError``."""
     image = _load(path)
     refuse_other_grid(known, path, image.shape, np.asarray(image.affine))
-    values = np.asarray(image.dataobj).ravel()
+    values = grid_of(path).ravel()
     if not np.array_equal(values, np.round(values)) or values.min() < 0:
         raise DataError(f"{path}: labels are whole numbers from 0 on; is it a map of probabilities?")
     return values.astype(np.int64)
