@@ -135,7 +135,7 @@ def _people(case: Case, found: Found) -> list[str]:
     return [
         "",
         f"r of each person; of the network with other people (95 %) {_interval(over)}",
-        "(ridge for an unseen one: fitted to the mean of the rest; others: their brains at this film, a bound)",
+        "(an unseen one has the ridge of the mean of the rest; what the others' brains do, nobody knows of a new film)",
         *aligned(lines),
     ]
 
