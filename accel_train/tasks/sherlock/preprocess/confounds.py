@@ -18,7 +18,7 @@ from accel_train.errors import DataError, UserError
 COLUMNS = ("trans_*", "rot_*", "cosine*")
 """6 parameters of motion with their derivatives and squares (24 in all: Friston et al., Magn. Reson. Med. 35, 346,
 1996), as far as the table has them, and the cosines that are its high-pass filter. Nothing of it is measured BOLD."""
-AT_ONCE = 8192
+AT_ONCE = 2048
 """Voxels whose volumes are taken as float64 together."""
 
 
