@@ -23,16 +23,23 @@ class Dcd(Nameless):
 
     def __init__(self, path: Path, mapping: dict[str, int] | None, topology: Path) -> None:
         super().__init__(path)
-        promised, self._version, self.dt = _header(path)
+        self._header = _Header(path)
+        self.dt = self._header.dt
         try:
             self._file = library("MDAnalysis.lib.formats.libdcd").DCDFile(str(path))
         except Exception as error:
             raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
         if self._file.ndims != 3:
             raise DataError(f"{path} has {self._file.ndims} coordinates for each atom; 3 are possible")
-        self._count(promised)
+        self._count(self._header.promised)
         self._name(topology, mapping, self._file.header["natoms"])
-        self.periodic = self[0].periodic
+        first = self[0]
+        self.periodic = first.periodic
+        if not self._header.along_x and (first.cell - np.diag(np.diag(first.cell))).any() and self.remark is None:
+            self.remark = (
+                f"{path} gives lengths and angles of its cell and not how it lies: its first vector was taken to be "
+                "along x, the second in xy; NAMD may have others, then atoms across a face are at wrong distances"
+            )
 
     def _count(self, promised: int) -> None:
         """How many frames there are by the size of the file, and whether that is what the header promises."""
@@ -57,25 +64,34 @@ class Dcd(Nameless):
         moment = self._moment(self._file, number, place)
         cell = np.zeros((3, 3))
         if self._file.is_periodic and moment.unitcell.any():
-            cell = _cell(moment.unitcell, self._version, place)
+            cell = _cell(moment.unitcell, self._header.version, place)
         return Frame(place, moment.xyz.astype(float), cell, np.full(3, bool(cell.any())), self.charges)
 
 
-def _header(path: Path) -> tuple[int, int, float | None]:
-    """How many frames it promises (0: it does not say), the version of CHARMM, and ns per frame. What the time step is
-    in is known of CHARMM, NAMD and OpenMM: LAMMPS writes its own units, and others write 1 there."""
-    with open(path, "rb") as file:
-        start = file.read(512)
-    for order in "<>":
-        form = struct.Struct(f"{order}i4s20i")
-        if len(start) >= form.size:
-            size, magic, *values = form.unpack_from(start)
-            if (size, magic) == (84, b"CORD"):
-                dt = values[2] * struct.unpack_from(f"{order}f", start, 44)[0] * AKMA
-                known = values[19] not in (0, COMMON) or any(name in start[96:] for name in (b"BY NAMD", b"by OpenMM"))
-                return values[0], values[19], float(f"{dt:.6g}") if known and dt > 0 else None
-    more = ", but as one with marks of 8 bytes" if start[8:12] == b"CORD" else ""
-    raise DataError(f"{path} cannot be read: it does not begin as a DCD of coordinates with marks of 4 bytes{more}")
+class _Header:
+    """``promised``: how many frames (0: it does not say); ``version``: of CHARMM; ``dt``: ns per frame, if it is known
+    what the time step is in, as it is of CHARMM, NAMD and OpenMM: LAMMPS writes its own units, others write 1 there."""
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            start = file.read(512)
+        for order in "<>":
+            form = struct.Struct(f"{order}i4s9if10i")
+            if len(start) >= form.size:
+                size, magic, self.promised, _, every, *_, step, _, _, _, _, _, _, _, _, _, self.version = (
+                    form.unpack_from(start)
+                )
+                if (size, magic) == (84, b"CORD"):
+                    break
+        else:
+            more = ", but as one with marks of 8 bytes" if start[8:12] == b"CORD" else ""
+            raise DataError(
+                f"{path} cannot be read: it does not begin as a DCD of coordinates with marks of 4 bytes{more}"
+            )
+        title, charmm = start[form.size :], self.version not in (0, COMMON)
+        self.along_x = charmm or b"by LAMMPS" in title or b"by OpenMM" in title
+        ns = every * step * AKMA
+        self.dt = float(f"{ns:.6g}") if ns > 0 and (charmm or b"BY NAMD" in title or b"by OpenMM" in title) else None
 
 
 def _cell(six: np.ndarray, version: int, place: str) -> np.ndarray:

@@ -103,11 +103,11 @@ def _by_word(
     texts = [_text(kind) for kind in kinds.tolist()]
     known = {text: number for text in texts if (number := read(text)) is not None}
     if unknown := [text for text in texts if text not in known]:
-        one = f"{unknown[0]!r} is no element"
+        one = f"{unknown[0]!r} is no element: give"
         if what == "names":
-            one = f"{_some(unknown)}: such names may mean more than one element, or none: give a topology that says it"
+            one = f"{_some(unknown)}: such names may mean several elements, or none: give a topology that says it, or"
         first = int(rest[np.argmax(which == texts.index(unknown[0]))])
-        raise UnknownError(first, f"{one}, or --types, as in --types {unknown[-1]}=C")
+        raise UnknownError(first, f"{one} --types, as in --types {unknown[-1]}=C")
     symbols = library("ase.data").chemical_symbols
     other = [f"{text} is {symbols[number]}" for text, number in known.items() if symbols[number] != text]
     return np.array(list(known.values()))[which], what + (f" ({_some(other)})" if other else "")

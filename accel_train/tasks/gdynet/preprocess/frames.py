@@ -128,5 +128,8 @@ def even_spacing(times: np.ndarray, dtype: Any) -> tuple[float | None, np.ndarra
         return None, None
     away = gaps - middle
     even = abs(away) <= 1e-3 * middle + 4 * np.finfo(dtype).eps * abs(times).max()
-    dt = (times[-1] - times[0]) / len(gaps) if even.all() else middle
-    return float(f"{dt:.6g}"), np.append(0, np.cumsum(np.where(even, 2, np.where(away > 0, 3, 1))))
+    dt, noise = middle, np.finfo(dtype).eps * abs(times).max()
+    if even.all():
+        dt, noise = (times[-1] - times[0]) / len(gaps), noise / len(gaps)
+    digits = np.clip(int(np.log10(dt / noise)), 1, 9)
+    return float(f"{dt:.{digits}g}"), np.append(0, np.cumsum(np.where(even, 2, np.where(away > 0, 3, 1))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Tng(Nameless):
     def __init__(self, path: Path, mapping: dict[str, int] | None, topology: Path) -> None:
         super().__init__(path)
         iterator = library("pytng", "pytng").TNGFileIterator
+        _walk(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a stride that it mends
@@ -70,3 +72,18 @@ class Tng(Nameless):
         positions, box, _ = self._at(number, place)
         cell = box.astype(float) * ANGSTROM
         return Frame(place, positions.astype(float) * ANGSTROM, cell, np.asarray(cell.any(1)), self.charges)
+
+
+def _walk(path: Path) -> None:
+    """From block to block, as their lengths say. Raises ``DataError`` unless the last one ends the file: pytng may
+    crash on what is cut short."""
+    size, at = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        order = "<" if struct.unpack("<q", file.read(8))[0] < 1 << 32 else ">"
+        while at < size:
+            file.seek(at)
+            head = file.read(16).ljust(16, b"\0")
+            lengths = struct.unpack(f"{order}2q", head)
+            if not lengths[0] > 0 <= lengths[1] or at + sum(lengths) > size:
+                raise DataError(f"{path} is cut short: its block at byte {at:,} is not all there")
+            at += sum(lengths)
