@@ -145,10 +145,9 @@ def atomic_number(label: str) -> int | None:
 
 def of_name(name: str) -> int | None:
     """Z of an atom's name, where it can be of one element only: Ba1, H12 and MG can, CA, CD1 and HW1 cannot."""
-    capitals = re.fullmatch("[A-Z]{2,}.*", name)
-    if re.fullmatch("[DT][0-9]*", name) or (capitals and (len(name) > 2 or atomic_number(name[0]) is not None)):
-        return None
-    return atomic_number(name)
+    two = re.fullmatch("[A-Z]{2}.*", name)
+    several = two and (len(name) > 2 or name[0] in library("ase.data").atomic_numbers)
+    return None if several or re.fullmatch("[DT][0-9]*", name) else atomic_number(name)
 
 
 def element(text: str) -> int:
