@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import elements, text
+from accel_train.tasks.gdynet.preprocess import elements, packed, text
 from accel_train.tasks.gdynet.preprocess.elements import Elements, Said
 from accel_train.tasks.gdynet.preprocess.frames import Source, charges, library
 
@@ -50,8 +50,9 @@ def read_atoms(topology: Path, mapping: dict[str, int] | None, trajectory: Path,
     ``UserError`` or ``DataError``, also if they are not ``count``."""
     if not topology.is_file():
         raise UserError(f"{topology}: no such file")
-    with open(topology, "rb") as file:
-        start = file.read(1 << 16)
+    how, start = packed.start(topology)
+    if how:
+        raise UserError(f"{topology}: it is compressed: unpack it first")
     suffix = topology.suffix.lower()
     if start.startswith(b"PSF"):
         read, by = _psf, ""
@@ -80,7 +81,9 @@ def _found(path: Path, mapping: dict[str, int] | None, read: Read, by: str) -> A
     except Exception as error:
         raise DataError(f"{path} cannot be read{by}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     try:
-        return Atoms(elements.find(said, mapping, str(path)), charge)
+        found = elements.find(said, mapping, str(path))
+        how = found.how if said.numbers is None else found.how.replace("atomic numbers", f"what is read{by}")
+        return Atoms(found._replace(how=how), charge)
     except elements.UnknownError as error:
         raise DataError(f"{path}: atom {error.atom}: {error}") from None
 

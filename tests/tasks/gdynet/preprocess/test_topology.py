@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def test_lammps_data(tmp_path: Path) -> None:
         UserError, match=r"t.data: atom 0: 5000 is the mass of no element: give --types, as in --types 2"
     ):
         read(path, lammps_data([15.999, 5000]), 2)
+
+
+def test_what_ase_reads_is_said_and_what_is_compressed_is_not_read(tmp_path: Path) -> None:
+    poscar = "a title\n1\n4 0 0\n0 4 0\n0 0 4\nTi O\n1 1\nDirect\n0 0 0\n0.5 0 0\n"
+    assert read(tmp_path / "POSCAR", poscar, 2) == ([22, 8], "what is read by ASE", None)
+    (tmp_path / "t.pdb.gz").write_bytes(gzip.compress(pdb(False, ["CA"]).encode()))
+    with pytest.raises(UserError, match="t.pdb.gz: it is compressed: unpack it first"):
+        read_atoms(tmp_path / "t.pdb.gz", None, Path("t.dcd"), 1)
 
 
 def test_elements_and_how_they_were_found_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
