@@ -38,7 +38,8 @@ class Variable(NamedTuple):
 
 class Header:
     """What the first bytes say (Unidata's file format specification, classic, 64-bit offset and 64-bit data).
-    ``promised``: how many frames there are, None if that is not known; ``each``: their bytes."""
+    ``promised``: how many frames there are, None if that is not known; ``first``: where they begin; ``each``: their
+    bytes. Raises ``ValueError`` or ``KeyError`` if it cannot be."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -46,13 +47,14 @@ class Header:
         self._count, self._offset = ("q" if version == 5 else "i"), ("i" if version == 1 else "q")
         promised = self._number(self._count)
         self.promised = None if promised == -1 else promised
-        dimensions = [(self._text(), self._number(self._count)) for _ in range(self._list())]
-        self.dimensions = dict(dimensions)
-        self.attributes = self._attributes()
-        self.variables = {self._text(): self._variable([size for _, size in dimensions]) for _ in range(self._list())}
+        sizes = [size for _, size in ((self._text(), self._size()) for _ in range(self._list()))]
+        self._attributes()
+        self.variables = {self._text(): self._variable(sizes) for _ in range(self._list())}
         framed = [variable for variable in self.variables.values() if variable.framed]
         self.first = min((variable.begin for variable in framed), default=0)
         self.each = sum(v.size if len(framed) == 1 else v.size + -v.size % 4 for v in framed)
+        if self.first < 0 or any(v.begin + v.size > self.first + self.each for v in framed) or promised < -1:
+            raise ValueError("its frames overlap")
 
     def _number(self, kind: str) -> int:
         size = struct.calcsize(f">{kind}")
@@ -60,27 +62,34 @@ class Header:
             raise ValueError("it ends within its header")
         return struct.unpack(f">{kind}", content)[0]
 
+    def _size(self) -> int:
+        if (size := self._number(self._count)) < 0:
+            raise ValueError("a size is below 0")
+        return size
+
     def _list(self) -> int:
         """How many entries follow."""
         self._number("i")  # what they are; 0 if there are none
-        return self._number(self._count)
+        return self._size()
+
+    def _bytes(self, size: int) -> bytes:
+        """Which are filled up to a word."""
+        return self._file.read(size + -size % 4)[:size]
 
     def _text(self) -> str:
-        length = self._number(self._count)
-        return self._file.read(length + -length % 4)[:length].decode("utf-8", "backslashreplace")
+        return self._bytes(self._size()).decode("utf-8", "backslashreplace")
 
     def _attributes(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for _ in range(self._list()):
-            name, dtype, count = self._text(), np.dtype(TYPES[self._number("i")]), self._number(self._count)
-            size = count * dtype.itemsize
-            content = self._file.read(size + -size % 4)[:size]
+            name, dtype = self._text(), np.dtype(TYPES[self._number("i")])
+            content = self._bytes(self._size() * dtype.itemsize)
             text = dtype.kind == "S"
             found[name] = content.decode("utf-8", "backslashreplace") if text else np.frombuffer(content, dtype)
         return found
 
     def _variable(self, sizes: list[int]) -> Variable:
-        of = [self._number(self._count) for _ in range(self._number(self._count))]
+        of = [self._size() for _ in range(self._size())]
         attributes, dtype = self._attributes(), np.dtype(TYPES[self._number("i")])
         self._number(self._count)  # its size, which may be wrong for large ones
         framed = bool(of) and sizes[of[0]] == 0
@@ -100,7 +109,7 @@ class Netcdf(Nameless):
         except (ValueError, KeyError, IndexError) as error:
             raise DataError(f"{path} cannot be read: its header is not that of NetCDF: {error}") from None
         coordinates = self._header.variables.get("coordinates")
-        if coordinates is None or not coordinates.framed or coordinates.shape[1:] != (3,):
+        if coordinates is None or not coordinates.framed or coordinates.shape[1:] != (3,) or not coordinates.size:
             raise DataError(f"{path}: there are no coordinates (frame, atom, 3) by AMBER's conventions")
         self._scales = {name: self._scale(name, LENGTHS) for name in ("coordinates", "cell_lengths")}
         self._scales["cell_angles"] = self._scale("cell_angles", {"degree": 1.0})
@@ -149,7 +158,9 @@ class Netcdf(Nameless):
         unit = str(variable.attributes.get("units", "")).strip("\0 ").lower().removesuffix("s")
         if unit and unit not in units:
             raise DataError(f"{self.path}: {name} is in {unit!r}; {', '.join(units)} are known")
-        factor = np.asarray(variable.attributes.get("scale_factor", 1.0), float).ravel()
+        factor = np.atleast_1d(variable.attributes.get("scale_factor", 1.0))
+        if factor.shape != (1,) or factor.dtype.kind not in "fiu":
+            raise DataError(f"{self.path}: scale_factor of {name} is not a number")
         return float(factor[0]) * (units[unit] if unit else 1.0)
 
     def _time(self) -> None:

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("ase")
 pytest.importorskip("scipy")
 
 from scipy.io import netcdf_file
-from support.trajectories import LENGTH, POSITIONS, F, check, source, wrong
+from support.trajectories import BASE, LENGTH, POSITIONS, F, check, source, wrong, xyz_frame
 
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.commands import COMMANDS
+from accel_train.tasks.gdynet.preprocess.trajectories import open_source
 
 main = COMMANDS["preprocess"].run
 
@@ -148,3 +151,24 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "t.nc").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(UserError, match="is HDF5"):
         main([str(tmp_path / "t.nc"), "--out", str(tmp_path / "o"), "--targets", "Ti"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("damaged")
+    (made / "atoms.xyz").write_bytes(xyz_frame(BASE))
+    return made
+
+
+@given(st.lists(st.tuples(st.integers(4, 520), st.integers(0, 255)), min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_a_damaged_header_is_one_line_or_harmless(folder: Path, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(write(folder / "whole.nc", times=range(F)))
+    for place, value in changes:
+        content[place] = value
+    (folder / "t.nc").write_bytes(content)
+    try:
+        found = open_source(folder / "t.nc", folder, topology=folder / "atoms.xyz")
+        assert all(found[i].positions.shape == (6, 3) for i in range(len(found)))
+    except UserError as error:
+        assert "\n" not in str(error)
