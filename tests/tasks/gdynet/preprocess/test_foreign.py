@@ -141,6 +141,8 @@ def test_frames_are_those_of_others(
     tmp_path: Path, name: str, topology: str | int | None, radius: float, dt: Any
 ) -> None:
     pytest.importorskip(NEEDED.get(name.rpartition(".")[2], "ase"))
+    if not (data / name).exists():
+        pytest.skip("this version of MDAnalysisTests does not have it")
     found = ours(name, topology, tmp_path)
     reader = theirs(name, found)
     assert (found.fault, len(found)) == (None, len(reader))

@@ -196,7 +196,7 @@ def test_files_that_others_made(tmp_path: Path) -> None:
     for name, counts, total in (
         ("Amber/anti.top", {"H": 5822, "O": 2905, "C": 120, "N": 60, "P": 8, "Na": 8}, 0),
         ("Amber/ache.prmtop", {"H": 119, "C": 88, "N": 24, "O": 20, "S": 1}, 1),  # without ATOMIC_NUMBER
-        ("tprs/2lyz_gmx_2024_4.tpr", {"H": 1161, "C": 613, "N": 193, "O": 286, "S": 10}, 8),
+        ("tprs/2lyz_gmx_2021.tpr", {"H": 1161, "C": 613, "N": 193, "O": 286, "S": 10}, 8),
     ):
         (numbers, _), charges = read_atoms(data / name, None, Path("t.nc"), sum(counts.values()))
         assert dict(zip(*map(list, np.unique(numbers, return_counts=True)), strict=True)) == {
