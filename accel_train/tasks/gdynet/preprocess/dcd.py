@@ -38,7 +38,8 @@ class Dcd(Nameless):
         if not self._header.along_x and (first.cell - np.diag(np.diag(first.cell))).any() and self.remark is None:
             self.remark = (
                 f"{path} gives lengths and angles of its cell and not how it lies: its first vector was taken to be "
-                "along x, the second in xy; NAMD may have others, then atoms across a face are at wrong distances"
+                "along x, the second in xy; NAMD may have others: then distances across a face are wrong, and extended "
+                "XYZ with the right Lattice is what to give"
             )
 
     def _count(self, promised: int) -> None:
