@@ -45,8 +45,8 @@ class MuonTask(Task, Watches, DataTools):
         eval_events: held-out events of an evaluation; half of their showers are truth to compare truth with.
         reader: by the extension; ``hf`` reads whatever the datasets library can stream, slowly.
         primary_layout, muon_layout: what the numbers in the columns ``primary`` and ``muons`` are, in order, such as
-            "major,minor,E,zenith,mass,depth" and "E,r,x,y"; ``auto`` goes by their number and refuses what could be
-            read in two ways.
+            "major,minor,E,zenith_deg,mass,depth_km" and "E,r,x,y"; ``auto`` goes by their number and refuses what
+            could be read in two ways.
         lanes: row groups that a batch is mixed from; a multiple of the number of ranks.
         shuffle: rows, row_groups, files (needed with ``staging_dir``) or none.
         on_bad_file: stop at data that cannot be read, or leave it out and say so.

@@ -336,6 +336,19 @@ def test_a_bundle_does_not_depend_on_its_neighbours(trained, tmp_path, monkeypat
         np.testing.assert_allclose(np.array(one), np.array(two), rtol=1e-4, atol=1e-4)
 
 
+def test_generate_names_the_row_of_conditions_that_cannot_be(trained, tmp_path, capsys):
+    flat = {"E": [1e6, 1e6], "zenith": [0.3, 40.0], "mass": [0.938] * 2, "depth": [1500.0] * 2}
+    pq.write_table(pa.table(flat), tmp_path / "degrees.parquet")
+    typed = [[7.0, *row] for row in zip(*flat.values(), strict=True)][:1]
+    pq.write_table(pa.table({"primary": typed}), tmp_path / "typed.parquet")
+    out = ["--out", str(tmp_path / "out"), "--conditions"]
+    assert main(["muon", "generate", str(trained), *out, f"{tmp_path}/degrees.parquet"]) == 2
+    assert "degrees.parquet, row 1: primary has a zenith outside of 0 to pi rad" in capsys.readouterr().err
+    assert main(["muon", "generate", str(trained), *out, f"{tmp_path}/typed.parquet"]) == 2
+    layout = "--primary_layout=type,E,zenith,mass,depth"
+    assert main(["muon", "generate", str(trained), *out, f"{tmp_path}/typed.parquet", layout]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
