@@ -12,8 +12,9 @@ from accel_train.data.ragged import Ragged
 from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.remote.storage import expand, open_file, place
 from accel_train.errors import UserError
-from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
+from accel_train.tasks.muon.data import HeldOut, Outliers, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
+from accel_train.tasks.muon.showers import in_split
 
 if TYPE_CHECKING:
     from accel_train.data.flat_cache import CachedSource

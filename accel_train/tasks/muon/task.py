@@ -242,12 +242,10 @@ class MuonTask(Task, Watches, DataTools):
         return floors(self.evaluated)
 
     def summary(self, metrics: dict[str, float]) -> str:
-        from accel_train.tasks.muon.metrics import table
+        from accel_train.tasks.muon.evaluation import summary
 
-        return (
-            "held-out bundles against: generated ones; other true ones; ones generated for other events' conditions\n"
-            + table(metrics)
-        )
+        assert self.evaluated is not None
+        return summary(self.evaluated, metrics)
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.muon.evaluation import samples

@@ -23,7 +23,7 @@ from accel_train.data.loader import Loader
 from accel_train.errors import DataError, NonFiniteError, UserError
 from accel_train.plan import Position
 from accel_train.tasks.muon import generate, synth
-from accel_train.tasks.muon.data import in_split, shower_number
+from accel_train.tasks.muon.showers import in_split, shower_number
 from accel_train.tasks.muon.task import MuonTask
 
 CPU = torch.device("cpu")
@@ -285,7 +285,7 @@ def trained(folder, tmp_path_factory):
 def test_a_run_ends_with_figures_and_metrics(trained):
     assert {path.stem for path in (trained / "figures").glob("*.png")} >= {"distributions", "multiplicity"}
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
-    for name in ("fpd", "kpd", "auc", "w1_energy", "w1_radius", "p_zero", "mean_n", "fano", "corr", "azimuth"):
+    for name in ("fpd", "kpd", "auc", "w1_energy", "w1_radius", "p_zero", "ks_count", "corr", "azimuth"):
         assert f"{name}/floor" in last and f"{name}/shuffled" in last
     assert any("first batch" in line for line in (trained / "events.jsonl").read_text().splitlines())
 
@@ -295,7 +295,7 @@ def test_evaluation_is_the_same_on_two_ranks(folder, tmp_path):
     (alone,) = run(job)
     pair = run(small(f"{folder}/*.parquet", tmp_path / "two", max_steps=3), 2)
     assert alone["error"] is None and pair[0]["error"] is None
-    for name in ("nll", "mean_n", "w1_energy", "w1_radius", "fpd"):
+    for name in ("nll", "p_zero", "w1_energy", "w1_radius", "fpd"):
         assert pair[0]["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-3, abs=1e-4)
 
 
