@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,7 @@ from accel_train import keyed
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import path_of
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError
 from accel_train.system.writing import refuse_unwritable, replacing, writing
 from accel_train.task import Batch
 from accel_train.tasks.muon.showers import drawn_again, units
@@ -152,17 +152,10 @@ class HeldOut:
         }
 
 
-def kind_of(files: Sequence[str], reader: Literal["auto", "parquet", "hdf5", "hf"]) -> str:
-    """parquet, hdf5 or hf, by the extension unless ``reader`` says it."""
-    if reader != "auto":
-        return reader
-    example = {_kind(path): path for path in files}
-    if len(example) > 1:
-        one, other, *_ = example.values()
-        raise UserError(f"task.init_args.files: {one} and {other} are of different kinds; give files of one kind")
-    return next(iter(example))
+Kind = Literal["parquet", "hdf5", "hf"]
 
 
-def _kind(path: str) -> str:
+def kind_of(path: str) -> Kind:
+    """By which reader a file is read, from its extension."""
     suffix = os.path.splitext(path_of(path)[0])[1].lower()
     return "parquet" if suffix in PARQUET else "hdf5" if suffix in HDF5 else "hf"

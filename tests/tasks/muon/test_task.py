@@ -106,10 +106,28 @@ def test_a_flat_cache_gives_every_event_once_and_is_built_once(folder, tmp_path)
     assert titles == [], "the second time, it is there"
 
 
-def test_files_of_two_kinds_are_refused(folder, tmp_path):
-    (tmp_path / "a.h5").touch()
-    with pytest.raises(UserError, match=r"task.init_args.files: .* are of different kinds; give files of one kind"):
-        batches(MuonTask([f"{folder}/*.parquet", str(tmp_path / "a.h5")]))
+def test_each_file_is_read_by_its_own_kind(tmp_path):
+    made = dict(seed=3, primaries=SHOWERS, log10_energy=(5.0, 6.5))
+    for layout in ("list", "hdf5"):
+        synth.write(tmp_path / layout, layout=layout, **made)
+    both = batches(MuonTask([f"{tmp_path}/list/*.parquet", f"{tmp_path}/hdf5/*.h5"], held_out=0.0))
+    primary = torch.cat([batch["primary"] for batch in both])
+    assert len(primary) == 2 * 10 * SHOWERS
+    assert set(torch.unique(primary, dim=0, return_counts=True)[1].tolist()) == {2}, "every row from either"
+    assert main(["inspect", f"{tmp_path}/list/bundles-00000.parquet", f"{tmp_path}/hdf5/bundles-00000.h5"]) == 0
+
+
+def test_batches_are_filled_for_what_is_held_out(tmp_path):
+    """On average, in mixed batches: 3 deviations of a mean over showers."""
+    synth.write(tmp_path / "data", seed=3, primaries=2000, files=4, row_group=500)
+    for held_out in (0.0, 0.2, 0.5):
+        sizes = [
+            len(batch["counts"])
+            for batch in batches(MuonTask(f"{tmp_path}/data/*.parquet", held_out=held_out), batch_size=256)
+        ]
+        assert np.mean(sizes[:-1]) == pytest.approx(256, rel=0.08) and max(sizes) < 400
+    cached = MuonTask(f"{tmp_path}/data/*.parquet", held_out=0.2, cache_dir=str(tmp_path / "cache"))
+    assert {len(batch["counts"]) for batch in batches(cached, batch_size=256)[:-1]} == {256}
 
 
 def test_held_out_showers_are_held_out_at_all_depths(folder):
