@@ -154,22 +154,6 @@ def test_neither_score_nor_penalty_depends_on_the_order_of_muons_or_on_empty_eve
     torch.testing.assert_close(with_empty, value)
 
 
-def test_a_critic_in_chunks_has_the_same_gradients():
-    torch.manual_seed(0)
-    counts, event, muons = sets([3, 0, 40, 5])
-    conditions = torch.randn(4, 3, dtype=torch.float64)
-    whole, chunked = (Critic(3, 2, width=8, chunk_muons=n).double() for n in (None, 7))
-    chunked.load_state_dict(whole.state_dict())
-    found = []
-    for critic in (whole, chunked):
-        points = muons.clone().requires_grad_()
-        slope = slopes(critic, points, conditions, counts, event)
-        loss = penalty(slope, event, counts, "event") + critic(muons, conditions, counts, event).sum()
-        loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None]))
-    torch.testing.assert_close(found[1], found[0])
-
-
 # -- multiplicity ----------------------------------------------------------------------------------------------------
 
 
