@@ -392,6 +392,18 @@ def test_inspect_shows_files(folder, capsys):
     assert "did you mean events?" in capsys.readouterr().err
 
 
+def test_inspect_shows_a_folder_of_files_and_says_whose_they_are(folder, tmp_path, capsys):
+    assert main(["inspect", str(folder), "--events=2"]) == 0
+    said = capsys.readouterr().out
+    assert "bundles-00000.parquet: parquet" in said and "bundles-00001.parquet: parquet" in said
+    pq.write_table(pa.table({"time": [1.0]}), tmp_path / "other.parquet")
+    for what in (tmp_path, tmp_path / "other.parquet"):
+        assert main(["inspect", str(what)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "no column 'primary'; there are time" in said
+        assert "read as data of muon; accel-train inspect TASK" in said
+
+
 def test_a_compiled_critic_is_refused_while_it_needs_a_second_backward_pass(folder, tmp_path):
     job = small(f"{folder}/*.parquet", tmp_path, max_steps=1, torch_compile={"critic": "default"})
     (result,) = run(job)
