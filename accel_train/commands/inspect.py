@@ -17,7 +17,7 @@ from accel_train.config.read import parse
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError, FoundError, UserError, exit_code_of
 from accel_train.registry import find
 from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
 from accel_train.run.saved import NEITHER, kind_of_folder
@@ -42,7 +42,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+    try:
+        print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+    except FoundError as report:
+        print(report)
+        return exit_code_of(report)
     return 0
 
 
