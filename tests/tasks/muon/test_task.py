@@ -309,12 +309,14 @@ def test_a_run_ends_with_figures_and_metrics(trained):
 
 
 def test_evaluation_is_the_same_on_two_ranks(folder, tmp_path):
-    job = small(f"{folder}/*.parquet", tmp_path / "one", max_steps=3)
-    (alone,) = run(job)
-    pair = run(small(f"{folder}/*.parquet", tmp_path / "two", max_steps=3), 2)
+    """In double precision: of a gradient that is nothing but rounding, Adam makes a whole step."""
+    jobs = [small(f"{folder}/*.parquet", tmp_path / str(ranks), max_steps=3) for ranks in (1, 2)]
+    for job in jobs:
+        job["task_args"]["float64"] = True
+    (alone,), pair = run(jobs[0]), run(jobs[1], 2)
     assert alone["error"] is None and pair[0]["error"] is None
     for name in ("nll", "p_zero", "w1_energy", "w1_radius", "fpd"):
-        assert pair[0]["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-3, abs=1e-4)
+        assert pair[0]["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4, abs=1e-6), name
 
 
 def generated(trained, tmp_path, name, *options) -> pa.Table:
