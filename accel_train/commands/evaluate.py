@@ -123,7 +123,8 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
         with reports("baselines", warn):
             record["baselines"] = dict(task.baselines())
         with reports("figures", warn):
-            record["figures"] = save_figures(out / "figures", lambda: task.figures(metrics, sums))
+            footer = f"{saved.weights}, step {saved.info['step']:,}, {split}"
+            record["figures"] = save_figures(out / "figures", lambda: task.figures(metrics, sums), footer=footer)
         run_folder.write_json(out / "evaluation.json", scrub_tree(plain(record)))
     ranks.all_agree(True)  # nobody leaves before rank 0 has written everything
     return metrics

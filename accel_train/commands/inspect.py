@@ -158,6 +158,7 @@ def _show_model(path: Path) -> str:
 def _show_plan(task: Task, config: TrainConfig) -> str:
     """The plan of a config, from the very objects that a run would be made of."""
     from accel_train.plan import Duration
+    from accel_train.tracking.console import memory_text
     from accel_train.train.session import Session
 
     # What only a run needs (a GPU's precision, a service's login, a compiler) must not stop a look at the plan.
@@ -190,6 +191,7 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
         count = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines.append(f"  {name:<12} {count:,}" + ("" if trained == count else f", {trained:,} of them trained"))
+    lines.append(f"memory       {memory_text(session.stepper.memory())}")
     lines.append("learning rate at 0, 25, 50, 75 and 100 % of the steps")
     for group in {id(g): g for g in session.stepper.groups.values()}.values():
         schedule = group.schedule

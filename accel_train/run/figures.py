@@ -11,6 +11,8 @@ from accel_train.run.reports import warn
 from accel_train.system.writing import replacing
 from accel_train.task import Event
 
+FOOTER_INCH = 0.16
+
 
 def save_figures(
     folder: Path,
@@ -19,6 +21,7 @@ def save_figures(
     show: Callable[[dict[str, Any]], None] | None = None,
     suffixes: Sequence[str] = ("png",),
     dpi: int = 120,
+    footer: str = "",
 ) -> list[str]:
     """Draw figures and save each as NAME.SUFFIX, with a dash for a slash; returns their names.
 
@@ -27,6 +30,7 @@ def save_figures(
         emit: is given a warning where matplotlib is missing.
         show: is given the figures, too.
         dpi: dots per inch, of png.
+        footer: of what these are figures, in small print below each: a picture travels without its folder.
     """
     try:
         figures = dict(draw())
@@ -39,10 +43,23 @@ def save_figures(
         if figures and show:
             show(figures)
         for name, figure in figures.items():
+            if footer:
+                _sign(figure, footer)
             _save(folder, name.replace("/", "-"), figure.savefig, suffixes, dpi)
     finally:
         _close(figures)
     return list(figures)
+
+
+def _sign(figure: Any, footer: str) -> None:
+    """Below everything else; a constrained layout leaves room for it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    room = FOOTER_INCH / figure.get_figheight()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, room, 1, 1 - room))
+    figure.text(0.01, 0.3 * room, footer, fontsize=6, color="0.45", va="bottom")
 
 
 def _save(folder: Path, name: str, save: Callable[..., None], suffixes: Sequence[str], dpi: int) -> None:

@@ -35,14 +35,23 @@ def export_models(
     replace_folder(folder, write)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state with every tensor in one piece and, where some share memory, stored once."""
+def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """The model's state with every tensor in one piece and, where some share memory, stored once. What was spread over
+    the ranks is in host memory.
+
+    Args:
+        keep: False to join the other ranks in gathering, and get nothing.
+    """
     tied = _tied(model)
     state, memory = {}, set()
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        verified = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.contiguous()
+        spread = hasattr(tensor, "full_tensor")
+        verified = tensor.full_tensor() if spread else tensor.contiguous()
+        if not keep:
+            continue
+        verified = verified.cpu() if spread else verified
         storage = verified.untyped_storage().data_ptr()
         state[name] = (
             verified.clone() if storage in memory else verified
@@ -110,7 +119,16 @@ def load_weights(models: dict[str, nn.Module], path: Path) -> None:
         for what, keys in (("another shape", wrong), ("no value", missing), ("no place in the model", unknown)):
             if keys:
                 raise UserError(f"{path}: {name}.{keys[0]} has {what} ({len(keys)} such); it is of another model")
-        model.load_state_dict(tensors[name], strict=False)
+        model.load_state_dict({k: _as_kept(own[k], value) for k, value in tensors[name].items()}, strict=False)
+
+
+def _as_kept(own: Any, value: Tensor) -> Tensor:
+    """Whole, or this rank's piece of it where the model is spread over ranks."""
+    if not hasattr(own, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _tied(model: nn.Module) -> set[str]:

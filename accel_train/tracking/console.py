@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -135,11 +136,18 @@ def _introduction(run: Run) -> str:
         [
             f"{run.task.task_name()}: {origin}",
             f"  parameters  {_parameters(run)}",
+            *([f"  memory      {memory_text(run.memory)}"] if run.memory else []),
             f"  device      {run.device}, precision {run.precision}, {processes}",
             f"  steps       {steps}",
             f"  folder      {run.output_dir}",
         ]
     )
+
+
+def memory_text(memory: Mapping[str, int]) -> str:
+    """Bytes on each rank, by what they are for, as a person reads them."""
+    parts = ", ".join(f"{what} {size / 1e9:,.2f} GB" for what, size in memory.items())
+    return f"{parts} on each rank; activations come on top"
 
 
 def _parameters(run: Run) -> str:

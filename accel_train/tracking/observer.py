@@ -38,6 +38,7 @@ class Run:
     precision: str = "no"
     resumed_from: str | None = None
     baselines: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)  # bytes of each rank, by what it is for
 
 
 class Observer:

@@ -242,15 +242,39 @@ def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
     for group in optimizer.param_groups:
         kept = {"weight_decay"} if group.get("no_weight_decay") else set[str]()
         group.update({name: optimizer.defaults[name] for name in names - kept})
-    cls, params = type(optimizer), [p for group in optimizer.param_groups for p in group["params"]]
-    options = {
-        name: optimizer.defaults[name] for name in inspect.signature(cls).parameters if name in optimizer.defaults
-    }
-    needed = {name for state in _rehearse(cls, params, options).state.values() for name in state}
+    cls = type(optimizer)
+    needed = {name for state in _small_copy(optimizer).state.values() for name in state}
     missing = needed - {name for state in optimizer.state.values() for name in state}
     if missing and optimizer.state and cls.__name__ != "SGD":  # which begins its momentum at any step
         raise UserError(f"optimizer.init_args: {', '.join(sorted(names))} of {cls.__name__} cannot change on resume: "
                         f"the checkpoint has no {', '.join(sorted(missing))}")  # fmt: skip
+
+
+def memory_of(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes that this process needs for what an optimiser trains, before any step: ``weights``, ``gradients``, which
+    are as many, and ``optimizer``, its state."""
+    small = _small_copy(optimizer)
+    state_of = {
+        (p.dtype, p.dim()): sum(s.element_size() for s in small.state[p].values() if getattr(s, "shape", 0) == p.shape)
+        for p in _params(small)
+    }
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in _params(optimizer)]  # pyright: ignore
+    weights = sum(p.nbytes for p in local)
+    state = sum(p.numel() * state_of[p.dtype, p.dim()] for p in local)
+    return {"weights": weights, "gradients": weights, "optimizer": state}
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _small_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """One with the same options that has made a step with small parameters."""
+    cls = type(optimizer)
+    options = {
+        name: optimizer.defaults[name] for name in inspect.signature(cls).parameters if name in optimizer.defaults
+    }
+    return _rehearse(cls, _params(optimizer), options)
 
 
 def _rehearse(cls: Any, params: list[torch.nn.Parameter], arguments: dict[str, Any]) -> torch.optim.Optimizer:

@@ -57,6 +57,7 @@ class Reporter:
             precision=session.accelerator.mixed_precision,
             resumed_from=str(self.saver.resumed_from) if resumed else None,
             baselines=baselines,
+            memory=session.stepper.memory(),
         )
         problem = ""
         if self.ranks.is_main:
@@ -115,6 +116,7 @@ class Reporter:
                 draw=lambda: self.task.figures(metrics, sums),
                 emit=self.emit,
                 show=lambda figures: self.observers.call("on_figures", self.state.position.step, figures),
+                footer=f"{self.session.output_dir}, step {self.state.position.step:,}, validation",
             )
 
     def tick(self) -> None:

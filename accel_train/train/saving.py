@@ -91,7 +91,7 @@ class Saver:
         """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over
         them; rank 0 writes."""
         self.check_folder()
-        states = {name: weights.whole_state(model) for name, model in self.session.models.items()}
+        states = {name: weights.whole_state(model, self.ranks.is_main) for name, model in self.session.models.items()}
         error = ""
         if self.ranks.is_main:
             try:
@@ -173,8 +173,8 @@ class Saver:
         """The first parameter with a NaN or an infinity, on any rank. Buffers may hold what they like, such as masks
         of -inf."""
         named = ((f"{m}.{name}", p) for m, model in self.session.models.items() for name, p in model.named_parameters())
-        whole = ((name, p.full_tensor() if hasattr(p, "full_tensor") else p) for name, p in named)  # type: ignore[operator]
-        found = [name for name, p in whole if not torch.isfinite(p).all()]
+        mine = ((name, p.to_local() if hasattr(p, "to_local") else p) for name, p in named)  # type: ignore[operator]
+        found = [name for name, p in mine if not torch.isfinite(p).all()]
         return "" if self.ranks.all_agree(not found) else next(n for n in self.ranks.gather("".join(found[:1])) if n)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from accel_train import contract, keyed
 from accel_train.config.convert import build
@@ -18,6 +19,7 @@ from accel_train.plan import Duration, Phase, Plan
 from accel_train.run.reports import Reports
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
+from accel_train.train import sharding
 from accel_train.train.optim import Schedule
 from accel_train.train.step import Stepper, group_objectives
 from accel_train.train.world import Ranks, start_accelerate
@@ -35,6 +37,7 @@ class Session:
         self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
+        self._sharded = sharding.is_sharded(self.accelerator)
         self.reports = Reports(self.output_dir, self.ranks.rank)
         self.global_batch_size = config.global_batch_size
         if config.per_device_batch_size is not None:
@@ -48,9 +51,7 @@ class Session:
         self.source = self._source("train")
         self.data = self.source.fingerprint() if self.ranks.is_main else {}
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
-        torch.manual_seed(keyed.key(config.seed, "weights") >> 1)
-        with generators(keyed.key(config.seed, "weights")):  # those of numpy and Python too
-            self.models = contract.models_of(task, self.source)
+        self.models = self._models()
         contract.refuse_sparse(self.models)
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
@@ -69,6 +70,17 @@ class Session:
         if source is None:
             raise UserError(f"{self.task.task_name()}: there is no {split} data")
         return source
+
+    def _models(self) -> dict[str, nn.Module]:
+        def build() -> dict[str, nn.Module]:
+            return contract.models_of(self.task, self.source)
+
+        key = keyed.key(self.config.seed, "weights")
+        torch.manual_seed(key >> 1)
+        if self._sharded:
+            return sharding.built_on_main(build, self.ranks, key)
+        with generators(key):  # those of numpy and Python too
+            return build()
 
     def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
         config, ranks = self.config, self.ranks
@@ -105,8 +117,9 @@ class Session:
         for name in config.optimizers:
             if name not in self.objectives:
                 raise UserError(f"optimizers: unknown objective {name!r}{suggest(name, self.objectives)}")
-        for model in self.models.values():
-            model.to(self.device)
+        if not self._sharded:  # else a whole model may be too large for the device
+            for model in self.models.values():
+                model.to(self.device)
         self._compile()
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
@@ -114,6 +127,7 @@ class Session:
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
+        trained = set[str]()
         for trains, members in group_objectives(used_objectives, list(self.models)).items():
             optimizer = self._optimizer(members)
             schedule = Schedule(
@@ -126,6 +140,10 @@ class Session:
                 **config.lr_scheduler_kwargs,
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
+            trained |= set(trains)
+        if self._sharded:
+            others = [model for name, model in self.models.items() if name not in trained]
+            sharding.complete(others, self.ranks, self.device)
         return stepper
 
     def _compile(self) -> None:

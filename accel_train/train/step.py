@@ -22,7 +22,8 @@ from accel_train import keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity
-from accel_train.train.optim import Schedule, build_optimizer
+from accel_train.train.optim import Schedule, build_optimizer, memory_of
+from accel_train.train.sharding import is_sharded, shard
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.train.totals import Totals
 from accel_train.train.world import Ranks
@@ -158,7 +159,7 @@ class Stepper:
         self, trains: tuple[str, ...], objectives: list[Objective], optimizer: dict[str, Any], schedule: Schedule
     ) -> Group:
         """Wrap and prepare the models of one group; must be called in the same order on every rank."""
-        sharded = self.accelerator.distributed_type.value == "FSDP"
+        sharded = is_sharded(self.accelerator)
         module = StepModule(self.task, self.models, trains, self.ranks.world_size > 1, sharded)
         params = [p for p in module.trained.parameters() if p.requires_grad]
         if not params:
@@ -169,13 +170,11 @@ class Stepper:
                 f"objective {objectives[0].name!r}: {', '.join(trains)} has a parameter that another objective's "
                 "models have too, and two optimizers would move it; train these models by the same objectives"
             )
-        named = {name: p for name, p in module.trained.named_parameters() if p.requires_grad}
-        built = build_optimizer(
-            named, optimizer["class_path"], schedule.base, optimizer["init_args"], optimizer["no_weight_decay"]
-        )
-        if sharded:  # must be prepared together; takes one model only
-            prepared, wrapped = self.accelerator.prepare(module, built)
-            built, params = wrapped.optimizer, [p for p in prepared.parameters() if p.requires_grad]
+        names = [name for name, p in module.trained.named_parameters() if p.requires_grad]
+        if sharded:
+            del params  # or whole weights would outlive their being handed out
+            prepared = shard(self.accelerator, module, self.ranks)
+            params = [p for p in prepared.parameters() if p.requires_grad]
             self._sharded = self._equal_forwards = True
         else:
             with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
@@ -183,7 +182,11 @@ class Stepper:
                 prepared = self.accelerator.prepare_model(module)
                 if self.ranks.world_size > 1 and not self.groups:
                     unsay_that_all_are_used(self.device)
-            self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        built = build_optimizer(
+            dict(zip(names, params, strict=True)), optimizer["class_path"], schedule.base, optimizer["init_args"],
+            optimizer["no_weight_decay"],
+        )  # fmt: skip
+        self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and _communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
@@ -435,6 +438,11 @@ class Stepper:
             for module in shards:
                 module.reshard()
                 module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
+        found = [memory_of(each) for each in {id(g): g.optimizer for g in self.groups.values()}.values()]
+        return {what: sum(each[what] for each in found) for what in found[0]}
 
     @property
     def can_abandon(self) -> bool:

@@ -48,6 +48,7 @@ class StepModule(nn.Module):
         self.task = task
         self.models = models  # a plain dict: models that are only read are not registered here
         self.several = several  # ranks
+        self._no_split_modules = _parts(self.trained)  # where accelerate looks for them
         like = next((p for p in self.trained.parameters() if p.requires_grad and p.is_floating_point()), torch.zeros(1))
         zero = torch.zeros((), dtype=like.dtype, device=like.device)  # like them, so that they are reduced together
         self.anchor = None if sharded else nn.Parameter(zero)
@@ -88,3 +89,10 @@ class StepModule(nn.Module):
 
     def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
         """Nor expected in one."""
+
+
+def _parts(models: nn.Module) -> list[str]:
+    """Names of the classes whose modules FSDP gathers one by one, as the models have them (``_no_split_modules``, the
+    attribute of Hugging Face's models, which may name more than there are)."""
+    named = {name for module in models.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    return sorted(named & {type(module).__name__ for module in models.modules()})

@@ -10,9 +10,13 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from safetensors.torch import load_file
+from support import toys
+from support.memory import Peak
+from support.runs import assert_same_run
 from torch import nn
 
-from accel_train import IndexedSource, Loss, Task, Trainer
+from accel_train import IndexedSource, Loss, Objective, Task, Trainer
+from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.system import process
 from accel_train.task import Event
@@ -78,8 +82,41 @@ class Eyes(Observer):
         self.file.close()
 
 
+class Taught(Product):
+    """By a model that is only read, whose weights the first rank alone builds, too."""
+
+    def objectives(self):
+        return [Objective("loss", trains=("model",))]
+
+    def build_model(self):
+        return {"model": super().build_model(), "teacher": super().build_model()}
+
+    def loss_step(self, models, batch, totals, objective):
+        error = models["model"](batch["x"]) - models["teacher"](batch["x"])
+        return Loss(error.square().sum() / totals["items"])
+
+
+class Deep(Product):
+    """64 MB of weights in 16 layers."""
+
+    def build_model(self):
+        model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(16)))
+        model._no_split_modules = ["Linear"]
+        return model
+
+
+class Brains(toys.Brains):
+    """Sherlock with all of its parts, in float64."""
+
+    def __init__(self, **options):
+        super().__init__(
+            float64=True, lag="fir", bottleneck="voxels", fusion_widths=[8, 8], voxel_widths=[8], time_layers=2,
+            heads=2, subject_dropout=0.4, modality_dropout=0.4, **options,
+        )  # fmt: skip
+
+
 def shard_from_now_on(parts):
-    """Each module of a class that is named in ``parts`` by itself, and the rest together."""
+    """Each module of a class that is named in ``parts``, or by the model, by itself, and the rest together."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -90,7 +127,7 @@ def shard_from_now_on(parts):
     def start(config):
         accelerator = real(config)
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP" if parts else "NO_WRAP",
+            fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP",
             transformer_cls_names_to_wrap=parts or None, state_dict_type="SHARDED_STATE_DICT",
             reshard_after_forward=True,
         )  # fmt: skip
@@ -100,27 +137,52 @@ def shard_from_now_on(parts):
     session.start_accelerate = start
 
 
-def train(folder, steps, sharded, batch=16, parts=()):
+def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None):
     assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
     if sharded:
         shard_from_now_on(list(parts))
     try:
         Trainer(
-            Product(), observers=[Eyes()],
+            globals()[task](), observers=[Eyes()],
             output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
             save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
-            monitor_steps=8, histogram_steps=12, optimizer=GROUPS,
+            monitor_steps=8, histogram_steps=12, optimizer=GROUPS, init_from=init_from,
         ).fit()  # fmt: skip
     except UserError as error:
         with open(f"{folder}-error", "a") as file:
             file.write(f"{error}\n")
 
 
-def on_two_ranks(*arguments):
-    """In a process of its own: a launcher forks, and may not find an accelerator that another test has left."""
+def train_brains(folder, steps, sharded, options):
+    if sharded:
+        shard_from_now_on([])
+    Trainer(
+        Brains(**options), output_dir=folder, max_steps=steps, global_batch_size=6, logging_steps=5, eval_steps=5,
+        save_steps=5, learning_rate=1e-2, max_grad_norm=0.5, report_to=[], warmup_steps=0, lr_scheduler_type="constant",
+    ).fit()  # fmt: skip
+
+
+def build_deep(folder, sharded):
+    """Writes how much memory that took on each rank, MB."""
+    from accel_train.train.session import Session
+
+    if sharded:
+        shard_from_now_on([])
+    config = TrainConfig(output_dir=folder, max_steps=1, report_to=[])
+    Session(Product(), config)  # imports take memory, too
+    with Peak() as peak:
+        session = Session(Deep(), config)
+    with open(f"{folder}-{session.ranks.rank}", "w") as file:
+        file.write(str(peak.growth["anonymous"]))
+
+
+def on_two_ranks(*arguments, function="train"):
+    """In a process of its own: a launcher forks, and may not find an accelerator that another test has left. What it
+    frees goes back to the system at once."""
     done = subprocess.run(
-        [sys.executable, __file__, json.dumps(arguments)], capture_output=True, text=True, timeout=200
-    )
+        [sys.executable, __file__, function, json.dumps(arguments)], capture_output=True, text=True, timeout=200,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": "1000000"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -152,11 +214,47 @@ def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
     assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 3
 
 
+@pytest.mark.slow
+def test_a_model_that_is_only_read_and_weights_from_elsewhere(tmp_path):
+    for name, sharded in (("replicated", False), ("sharded", True)):
+        folder = str(tmp_path / name)
+        on_two_ranks(folder, 5, sharded, 16, [], "Taught")
+        on_two_ranks(f"{folder}-2", 5, sharded, 16, [], "Taught", f"{folder}/model")
+    for more in ("", "-2"):
+        wanted = losses(tmp_path / f"replicated{more}")
+        assert losses(tmp_path / f"sharded{more}") == pytest.approx(wanted, rel=1e-9)
+
+
 def test_unequal_shares_are_refused_on_every_rank(tmp_path):
     on_two_ranks(str(tmp_path / "run"), 30, True, 95)  # the last batch of an epoch has one item
     said = (tmp_path / "run-error").read_text().splitlines()
     assert len(said) == 2 and all("FSDP: the ranks have [0, 1]" in line for line in said)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}], ids=["", "checkpointing"])
+def test_sherlock(tmp_path, options):
+    """Parts that the model names are gathered one by one, also those within others; a stop changes no bit."""
+    for name, sharded in (("replicated", False), ("sharded", True)):
+        on_two_ranks(str(tmp_path / name), 10, sharded, options, function="train_brains")
+    wanted = losses(tmp_path / "replicated")
+    assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 4
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("replicated", "sharded"))
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    for steps in (5, 10):
+        on_two_ranks(str(tmp_path / "stopped"), steps, True, options, function="train_brains")
+    assert_same_run(tmp_path / "stopped", tmp_path / "sharded")
+
+
+def test_no_rank_but_the_first_builds_the_whole_model(tmp_path):
+    """Of 64 MB: rank 0 has them all, and less and less while it hands them out; rank 1 its half."""
+    on_two_ranks(str(tmp_path / "run"), True, function="build_deep")
+    first, second = (float((tmp_path / f"run-{rank}").read_text()) for rank in (0, 1))
+    print(f"MB on the ranks: {first:.0f}, {second:.0f}")
+    assert 60 < first < 64 + 15 and 30 < second < 32 + 15
+
+
 if __name__ == "__main__":
-    debug_launcher(train, tuple(json.loads(sys.argv[1])), 2)
+    debug_launcher(globals()[sys.argv[1]], tuple(json.loads(sys.argv[2])), 2)

@@ -22,9 +22,10 @@ def job(folder, arguments=None, **settings):
     [
         {},
         {"fmri_loss_type": "correlation", "lag": "fir", "bottleneck": "voxels"},
+        {"fmri_loss_type": "temporal_correlation", "window_trs": 7},
         {"fmri_loss_type": "mae", "time_layers": 1, "heads": 2, "window_trs": 7},
     ],
-    ids=["plain", "through voxels", "over time"],
+    ids=["plain", "through voxels", "correlation over time", "over time"],
 )
 def test_ranks_and_cuts_change_nothing(tmp_path, arguments):
     arguments = {"float64": True} | arguments

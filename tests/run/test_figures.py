@@ -71,3 +71,17 @@ def test_figures_of_pyplot_are_closed(tmp_path):
             tmp_path, lambda: {"a": pyplot.figure()}, show=lambda _: (_ for _ in ()).throw(RuntimeError("no drawing"))
         )
     assert pyplot.get_fignums() == before
+
+
+def test_a_footer_says_what_a_figure_is_of(tmp_path):
+    """Below the axes, where the layout leaves room for it."""
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    agg = pytest.importorskip("matplotlib.backends.backend_agg")
+    axes = figure.subplots()
+    axes.set_xlabel("time")
+    save_figures(tmp_path, lambda: {"a": figure}, footer="runs/a, step 1,000")
+    (text,) = figure.texts
+    drawn = agg.FigureCanvasAgg(figure).get_renderer()
+    figure.draw(drawn)
+    assert text.get_text() == "runs/a, step 1,000"
+    assert text.get_window_extent(drawn).y1 <= axes.get_tightbbox(drawn).y0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any
@@ -16,6 +17,7 @@ from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
 from support import toys
 from support.faults import FAULTS, disk_faults
+from support.memory import Peak
 from support.runs import ON_CPU
 
 
@@ -101,7 +103,7 @@ class Watched(Loop):
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, signal_at, gradients, ..."""
+    """One run on this rank. Keys of a job: task, task_args, config, faults, disk, stop_at, gradients, memory, ..."""
     torch.set_num_threads(1)
     recorder = EventRecorder()
     FAULTS.clear()
@@ -115,6 +117,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
+    peak = Peak() if job.get("memory") else contextlib.nullcontext()
     # a full collection takes as long as the rest of a toy run
     patience = mock.patch.multiple("accel_train.train.control", GRACE_S=0.3, RELAY_S=0.1)
     watching = mock.patch("accel_train.train.trainer.Loop", watched)
@@ -124,6 +127,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         mock.patch.dict(os.environ, ON_CPU),
         patience,
         watching,
+        peak,
     ):
         try:
             done = trainer.fit()
@@ -135,6 +139,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             if job.get("raise"):
                 raise
             result["error"] = (type(error).__name__, str(error))
+    if isinstance(peak, Peak):
+        result["memory"] = peak.growth
     for loop in loops:
         stepper = loop.session.stepper
         weights = {f"{n}.{k}": v for n, m in trainer.models.items() for k, v in m.state_dict().items()}

@@ -234,6 +234,13 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
             metrics[f"t{i}_frames"] = -self.tau / math.log(s) if 0 < s < 1 else math.nan
         return metrics
 
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        """Transitions, populations and processes at ``tau``; ``accel-train gdynet analyze`` draws more."""
+        from accel_train.tasks.gdynet.analysis.analyse import at_one_lag
+        from accel_train.tasks.gdynet.analysis.figures import basic
+
+        return basic(at_one_lag(sums["moments"].double().cpu().numpy(), self.tau, self.frame_ns()))
+
     def baselines(self) -> dict[str, float]:
         """What a batch of independent features would score."""
         if self._batch_rows is None:

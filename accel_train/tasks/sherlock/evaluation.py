@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel_train.sums import Correlation
-from accel_train.tasks.sherlock.losses import FMRILoss, fmri_rows, term_masks, term_rows
+from accel_train.tasks.sherlock.losses import TaskFMRILoss, fmri_rows, term_masks, term_rows
 
 MEAN = "mean/"
 """What stands before the sums of a model that gives the training mean, or the training frequency of each code."""
@@ -23,7 +23,7 @@ def evaluation_sums(
     targets: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     code_logs: Mapping[str, Tensor],
-    loss_type: FMRILoss,
+    loss_type: TaskFMRILoss,
     fmri_variance: Tensor | float,
     subjects: int,
 ) -> dict[str, Tensor]:
@@ -40,15 +40,15 @@ def evaluation_sums(
         subjects: how many; ``subject`` is below, or negative, which counts as 0.
     """
     masks = term_masks(batch, list(targets))
-    terms = term_rows(made, targets, batch["fmri"], loss_type, fmri_variance)
+    measured = batch["measured"]
+    terms = term_rows(made, targets, batch["fmri"], measured, loss_type, fmri_variance)
     nothing = {"fmri": torch.zeros_like(made["fmri"])} | {
         name: code_logs[name][:, None].expand(*made[name].shape) if name in code_logs else torch.zeros_like(target)
         for name, target in targets.items()
     }
-    means = term_rows(nothing, targets, batch["fmri"], loss_type, fmri_variance)
+    means = term_rows(nothing, targets, batch["fmri"], measured, loss_type, fmri_variance)
     sums = {f"loss/{name}": _sum(terms[name], mask) for name, mask in masks.items()}
     sums |= {f"{MEAN}{name}": _sum(means[name], mask) for name, mask in masks.items()}
-    measured = batch["measured"]
     fmri = batch["fmri"].to(made["fmri"].dtype)
     sums["spatial"] = _sum(1 - fmri_rows(made["fmri"], fmri, "correlation"), measured)
     subject = batch["subject"].clamp(0)[:, None].expand_as(measured)[measured]

@@ -13,32 +13,34 @@ from accel_train.tasks.sherlock.scores import Estimate, Rois
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "0.55"
 SLICES = 6
+RARE = 0.02  # share of voxels at either end that no colours are made for
 MOMENTS = 6  # of a film
 POINTS = 5000  # of a scatter plot
 BAND, NUMBERS = 200, 40  # TRs and rows of a picture of numbers over time
 
 
 def slices_figure(
-    maps: Mapping[str, np.ndarray], places: np.ndarray, label: str, limits: tuple[float, float], cmap: str
+    maps: Mapping[str, np.ndarray], places: np.ndarray, label: str, limits: tuple[float, float], cmap: str | Colormap
 ) -> Figure:
     """Slices of the brain from bottom to top, a row for each map; what has no value is light grey.
 
     Args:
         maps: [V] by title. places: int [X, Y, Z], the column of each place, -1 outside.
-        label: of the colours. limits: of their values.
+        label: of the colours. limits: of their values; the bar of colours has a point where some lie beyond.
     """
     inside = places >= 0
     levels, rows, columns = (np.flatnonzero(inside.any(axes)) for axes in ((0, 1), (1, 2), (0, 2)))
     chosen = levels[np.unique(np.linspace(0, len(levels) - 1, SLICES + 2).round().astype(int)[1:-1])]
     figure = _figure(1.5 * len(chosen) + 1.6, 1.75 * len(maps) + 0.5)
     panels = figure.subplots(len(maps), len(chosen), squeeze=False)
+    colours: Any = None
     for line, (title, values) in zip(panels, maps.items(), strict=True):
-        colours: Any = None
         for axes, z in zip(line, chosen, strict=True):
             at = places[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, z].T
             axes.imshow(np.where(at >= 0, 1.0, np.nan), cmap="Greys", vmin=0, vmax=12, origin="lower")
@@ -48,8 +50,26 @@ def slices_figure(
             axes.spines[:].set_visible(False)
             axes.set_title(f"z = {z}", fontsize="x-small", pad=2)
         line[0].set_ylabel(title)
-        figure.colorbar(colours, ax=list(line), label=label, shrink=0.85)  # the same for all
+    known = np.concatenate(list(maps.values()))
+    beyond = bool((known < limits[0]).any()) + 2 * bool((known > limits[1]).any())
+    figure.colorbar(colours, ax=panels, label=label, extend=("neither", "min", "max", "both")[beyond], shrink=0.85)
     return figure
+
+
+def lag_slices_figure(scans: Mapping[str, tuple[np.ndarray, int]], places: np.ndarray) -> Figure:
+    """Where the lag scan of each voxel peaks, a colour for each TR.
+
+    Args:
+        scans: the peak of each voxel [V], NaN for none, and the one that is expected.
+    """
+    from matplotlib import colormaps
+
+    known = np.concatenate([np.append(peaks[~np.isnan(peaks)], must) for peaks, must in scans.values()])
+    low = int(np.floor(min(np.quantile(known, RARE), *(must - 2 for _, must in scans.values()))))
+    high = int(np.ceil(max(np.quantile(known, 1 - RARE), *(must + 2 for _, must in scans.values()))))
+    colours = colormaps["viridis"].resampled(high - low + 1)
+    maps = {name: peaks for name, (peaks, _) in scans.items()}
+    return slices_figure(maps, places, "lag scan peaks at (TRs)", (low - 0.5, high + 0.5), colours)
 
 
 def ceiling_figure(r: np.ndarray, ceiling: np.ndarray, rois: Rois, worth: float) -> Figure:
@@ -74,11 +94,12 @@ def ceiling_figure(r: np.ndarray, ceiling: np.ndarray, rois: Rois, worth: float)
     return figure
 
 
-def lag_figure(scans: Mapping[str, tuple[LagScan, int]], rois: Rois) -> Figure:
+def lag_figure(scans: Mapping[str, tuple[LagScan, int]], rois: Rois, label: str) -> Figure:
     """The correlation of each region for every shift, and where it must peak.
 
     Args:
         scans: each with the shift that is expected.
+        label: what the correlation is.
     """
     figure = _figure(4.6 * len(scans) + 0.4, 3.9)
     panels = figure.subplots(1, len(scans), squeeze=False, sharey=True)[0]
@@ -87,10 +108,10 @@ def lag_figure(scans: Mapping[str, tuple[LagScan, int]], rois: Rois) -> Figure:
         axes.axhline(0, color=GREY, lw=0.8)
         for i, (roi, curve) in enumerate(scan.curves(rois).items()):
             axes.plot(scan.shifts, curve, marker="o", ms=3, lw=1.4, color=_colour(i), label=roi)
-        axes.set(xlabel="shift (TRs)", title=name)
+        axes.set(xlabel="shift (TRs)", title=f"lag scan of the {name}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _bare(axes)
-    panels[0].set_ylabel("r over time")
+    panels[0].set_ylabel(label)
     _finish(figure, panels[0])
     return figure
 
@@ -128,21 +149,21 @@ def frames_figure(true: np.ndarray, made: np.ndarray, names: Sequence[str]) -> F
         true, made: [n, H, W, 3], 0 to 255. names: of the n moments.
     """
     height = 1.9 * true.shape[1] / true.shape[2]
-    figure = _figure(1.9 * len(true) + 0.3, 2 * height + 0.9)
+    figure = _figure(1.9 * len(true) + 0.3, 2 * height + 0.45)
     panels = figure.subplots(2, len(true), squeeze=False)
-    for line, frames, title in zip(panels, (true, made), ("shown", "made again"), strict=True):
+    for line, frames, title in zip(panels, (true, made), ("presented", "made again"), strict=True):
         for axes, frame, name in zip(line, frames, names, strict=True):
             axes.imshow(np.clip(np.asarray(frame, np.float64), 0, 255).round().astype(np.uint8))
             axes.set(xticks=[], yticks=[])
-            if title == "shown":
+            if title == "presented":
                 axes.set_title(name, fontsize="small")
         line[0].set_ylabel(title)
     return figure
 
 
 def numbers_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -> Figure:
-    """Numbers of a stimulus over time, such as mels, above those that were made again: the ones that vary most, in
-    deviations from their mean.
+    """Numbers of a stimulus over time, such as mels, above those that were made again: the ones that vary most, less
+    their mean, in one unit for all, as the loss has it: what hardly varies looks as little as it counts.
 
     Args:
         true, made: [T, numbers], of which the first minutes are shown.
@@ -151,16 +172,17 @@ def numbers_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -
     mean, std = true.mean(0), true.std(0)
     most = np.sort(np.argsort(-std, kind="stable")[:NUMBERS])
     most = most[std[most] > 0]
+    unit = float(np.sqrt((std[most] ** 2).mean())) if len(most) else 1.0
     figure = _figure(8, 4.2)
     panels = figure.subplots(2, 1, sharex=True)
     colours: Any = None
     for axes, values, title in zip(panels, (true, made), ("presented", "made again"), strict=True):
         ends = (0, len(values) * tr_s, 0, len(most))
         look: Any = {"aspect": "auto", "origin": "lower", "extent": ends, "vmin": -2.5, "vmax": 2.5, "cmap": "magma"}
-        colours = axes.imshow(((values[:, most] - mean[most]) / std[most]).T, interpolation="nearest", **look)
+        colours = axes.imshow(((values[:, most] - mean[most]) / unit).T, interpolation="nearest", **look)
         axes.set(ylabel=f"{name}, {title}", yticks=[])
-    panels[1].set_xlabel("time (s)")
-    figure.colorbar(colours, ax=list(panels), label="deviations")
+    panels[1].set_xlabel("time since the first of these TRs (s)")
+    figure.colorbar(colours, ax=list(panels), label="deviations (of all together)", extend="both")
     return figure
 
 
@@ -184,4 +206,7 @@ def _finish(figure: Figure, axes: Axes) -> None:
     handles: list[Any]
     handles, labels = axes.get_legend_handles_labels()
     room = int(figure.get_figwidth() / (0.5 + 0.085 * max(map(len, labels))))
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(min(len(labels), room), 1), frameon=False)
+    ncols = max(min(len(labels), room), 1)
+    legend: Any = figure.legend(handles, labels, loc="outside upper center", ncols=ncols, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)

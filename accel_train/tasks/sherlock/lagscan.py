@@ -37,8 +37,9 @@ class LagScan:
         return {name: [each[name] for each in of_shift] for name in rois}
 
     def peaks(self, rois: Rois) -> dict[str, int]:
-        """Where the curve of each region is highest."""
-        return {name: int(self.shifts[np.nanargmax(curve)]) for name, curve in self.curves(rois).items()}
+        """Where the curve of each region is highest; of those that have one."""
+        curves = {name: curve for name, curve in self.curves(rois).items() if not np.isnan(curve).all()}
+        return {name: int(self.shifts[np.nanargmax(curve)]) for name, curve in curves.items()}
 
 
 def lag_scan(reference: np.ndarray, fmri: np.ndarray, runs: np.ndarray, shifts: Sequence[int] = SHIFTS) -> LagScan:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accel_train.errors import UserError
 
 FMRILoss = Literal["mse", "mae", "correlation", "cosine"]
+TaskFMRILoss = FMRILoss | Literal["temporal_correlation"]
 MEAN_ABSOLUTE = math.sqrt(2 / math.pi)
 """The mean absolute value of standardised normal data: ``mae`` is in units of it."""
 
@@ -40,6 +41,18 @@ def fmri_rows(predicted: Tensor, measured: Tensor, loss_type: FMRILoss) -> Tenso
     return 1 - F.cosine_similarity(predicted, measured, dim=-1)
 
 
+def over_time_rows(predicted: Tensor, measured: Tensor, there: Tensor) -> Tensor:
+    """1 - Pearson's coefficient over the volumes of a window, mean over the voxels, as the loss of each volume of the
+    window: [B, W, V] and bool [B, W], which volumes count, to [B, W]. A voxel that does not change (by less than 1e-4)
+    has no correlation, and loses 1."""
+    weight = there[..., None].to(predicted.dtype)
+    count = weight.sum(1, keepdim=True).clamp(min=1)
+    x, y = ((each - (each * weight).sum(1, keepdim=True) / count) * weight for each in (predicted, measured))
+    variances = ((each.square().sum(1) / count[:, 0]).clamp(min=1e-8) for each in (x, y))
+    r = (x * y).sum(1) / count[:, 0] / torch.stack([*variances]).prod(0).sqrt()
+    return (1 - r.mean(-1, keepdim=True)).expand(there.shape)
+
+
 def code_rows(logits: Tensor, codes: Tensor) -> Tensor:
     """Cross-entropy of codes [B, W, ...] under logits [B, W, ..., codes], over the log of their number: [B, W]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -51,14 +64,19 @@ def term_rows(
     made: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
     fmri: Tensor,
-    loss_type: FMRILoss,
+    measured: Tensor,
+    loss_type: TaskFMRILoss,
     fmri_variance: Tensor | float = 1.0,
 ) -> dict[str, Tensor]:
     """The loss of each TR by term, [B, W] each: ``fmri``, in units of its training variance (mse) or of what the mean
-    absolute value then is of normal data (mae); and each modality that ``targets`` have."""
+    absolute value then is of normal data (mae); and each modality that ``targets`` have. ``measured`` bool [B, W]."""
     unit = {"mse": fmri_variance, "mae": MEAN_ABSOLUTE * fmri_variance**0.5}.get(loss_type, 1.0)
     predicted = made["fmri"]
-    rows = {"fmri": fmri_rows(predicted, fmri.to(torch.promote_types(predicted.dtype, fmri.dtype)), loss_type) / unit}
+    fmri = fmri.to(torch.promote_types(predicted.dtype, fmri.dtype))
+    if loss_type == "temporal_correlation":
+        rows = {"fmri": over_time_rows(predicted, fmri, measured)}
+    else:
+        rows = {"fmri": fmri_rows(predicted, fmri, loss_type) / unit}
     for name, target in targets.items():
         if target.is_floating_point():
             rows[name] = (made[name] - target).square().mean(-1)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock.architecture import Modality, Sizes
 from accel_train.tasks.sherlock.lag import Lag, LagKind
-from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Encoder, Fusion, OverTime, Scale, VoxelHead, dense
+from accel_train.tasks.sherlock.parts import CodeShares, Decoder, Dense, Encoder, Fusion, OverTime, Scale, VoxelHead
 
 Bottleneck = Literal["latent", "voxels"]
 
@@ -43,6 +43,7 @@ class Autoencoder(nn.Module):
 
     constant_buffers = True
     fmri_variance: Tensor
+    _no_split_modules = ("Encoder", "Dense", "Fusion", "TransformerEncoderLayer", "VoxelHead", "Decoder")  # for FSDP
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Autoencoder(nn.Module):
         self.fusion = Fusion(width, sizes, dropout)
         self.over_time = OverTime(sizes.latent, time_layers, heads, causal, dropout) if time_layers else None
         self.register_buffer("fmri_variance", torch.ones(()))
-        self.features = dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
+        self.features = Dense(sizes.latent, sizes.voxels, sizes.activation, dropout)
         self.head = VoxelHead(sizes.voxels[-1] if sizes.voxels else sizes.latent, voxels, subjects, subject_rank)
         self.baseline = nn.Parameter(torch.zeros(voxels))  # of BOLD, behind the lag
         self.lag = Lag(lag, voxels, tr_s, lags)

@@ -19,13 +19,15 @@ def activation_of(name: Activation) -> nn.Module:
     return nn.GELU() if name == "gelu" else nn.ReLU()
 
 
-def dense(inputs: int, widths: Sequence[int], activation: Activation, dropout: float) -> nn.Sequential:
+class Dense(nn.Sequential):
     """Blocks of a linear map, layer normalisation, activation and dropout; nothing for no widths."""
-    layers: list[nn.Module] = []
-    for before, width in zip([inputs, *widths], widths, strict=False):
-        block = nn.Linear(before, width), nn.LayerNorm(width), activation_of(activation), nn.Dropout(dropout)
-        layers.append(nn.Sequential(*block))
-    return nn.Sequential(*layers)
+
+    def __init__(self, inputs: int, widths: Sequence[int], activation: Activation, dropout: float) -> None:
+        blocks = [
+            nn.Sequential(nn.Linear(before, width), nn.LayerNorm(width), activation_of(activation), nn.Dropout(dropout))
+            for before, width in zip([inputs, *widths], widths, strict=False)
+        ]
+        super().__init__(*blocks)
 
 
 def last(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -141,7 +143,7 @@ class Encoder(nn.Module):
             convolutions = Convolutions(modality, branch.convolutions, activation)
             first += [convolutions, nn.Linear(convolutions.features, widths[0]), activation_of(activation)]
             features, widths = widths[0], widths[1:]
-        self.layers = nn.Sequential(*first, dense(features, widths, activation, dropout))
+        self.layers = nn.Sequential(*first, Dense(features, widths, activation, dropout))
         self.absent = nn.Parameter(torch.randn(branch.encoder[-1]))
         self.dropped = nn.Parameter(torch.randn(branch.encoder[-1]))
 
@@ -164,7 +166,7 @@ class Fusion(nn.Module):
 
     def __init__(self, inputs: int, sizes: Sizes, dropout: float) -> None:
         super().__init__()
-        self.layers = dense(inputs, sizes.fusion, sizes.activation, dropout)
+        self.layers = Dense(inputs, sizes.fusion, sizes.activation, dropout)
         self.out = nn.Linear(sizes.fusion[-1] if sizes.fusion else inputs, sizes.latent)
         self.skip = nn.Linear(inputs, sizes.latent) if sizes.skip and sizes.fusion else None
         self.norm = nn.LayerNorm(sizes.latent) if sizes.latent_norm else nn.Identity()
@@ -252,13 +254,13 @@ class Decoder(nn.Module):
 
     def __init__(self, modalities: Sequence[Modality], inputs: int, sizes: Sizes, dropout: float) -> None:
         super().__init__()
-        self.trunk = dense(inputs, sizes.decoder, sizes.activation, dropout)
+        self.trunk = Dense(inputs, sizes.decoder, sizes.activation, dropout)
         width = sizes.decoder[-1] if sizes.decoder else inputs
         self.branches, self.out = nn.ModuleDict(), nn.ModuleDict()
         self.shapes = {m.name: (*m.shape, m.codes) if m.kind == "codes" else (m.features,) for m in modalities}
         for modality in modalities:
             widths, outputs = sizes.branch(modality.kind).decoder, math.prod(self.shapes[modality.name])
-            self.branches[modality.name] = dense(width, widths, sizes.activation, dropout)
+            self.branches[modality.name] = Dense(width, widths, sizes.activation, dropout)
             self.out[modality.name] = last(widths[-1] if widths else width, outputs)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.tasks.sherlock.data import Items, Prepared
+    from accel_train.tasks.sherlock.losses import TaskFMRILoss
 
 Weight = Annotated[float, Range(0)]
 TOO_LARGE = 0.9
@@ -55,7 +56,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         video_weight: of this modality among the reconstructions; those without a weight of their own have 1.
         audio_weight: likewise.
         text_weight: likewise.
-        fmri_loss_type: mse, mae, correlation (over voxels) or cosine (the guide's correlation, which is not centred).
+        fmri_loss_type: mse, mae, correlation (over voxels), cosine (the guide's correlation, which is not centred) or
+            temporal_correlation (of each voxel, over the volumes of a window; it leaves scale and offset open).
         checkpointing: compute encoders and decoder again in the backward pass instead of keeping them.
     """
 
@@ -64,7 +66,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         "global_batch_size": 16, "learning_rate": 3e-3, "max_grad_norm": 1.0,
         "optimizer": {"class_path": "AdamW", "init_args": {"weight_decay": 0.1}},
         "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "warmup_steps": "5ep",
-        "eval_steps": "5ep",
+        "eval_steps": "5ep", "monitor_steps": 100,
     }  # fmt: skip
     movable = ("data", "checkpointing")
     file_types = FILE_TYPES
@@ -96,7 +98,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         video_weight: Weight = 1.0,
         audio_weight: Weight = 1.0,
         text_weight: Weight = 1.0,
-        fmri_loss_type: Literal["mse", "mae", "correlation", "cosine"] = "mse",
+        fmri_loss_type: Literal["mse", "mae", "correlation", "cosine", "temporal_correlation"] = "mse",
         checkpointing: bool = False,
     ) -> None:
         self.folder, self.window_trs, self.lags = data, window_trs, lags
@@ -110,8 +112,12 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         self.dropouts = {"modality_dropout": modality_dropout, "subject_dropout": subject_dropout}
         self.reconstruction_weight, self.fmri_weight = reconstruction_weight, fmri_weight
         self.modality_weights = {"video": video_weight, "audio": audio_weight, "text": text_weight}
-        self.fmri_loss_type: Literal["mse", "mae", "correlation", "cosine"] = fmri_loss_type
+        self.fmri_loss_type: TaskFMRILoss = fmri_loss_type
+        if fmri_loss_type == "temporal_correlation" and window_trs < 3:
+            raise UserError(f"fmri_loss_type: temporal_correlation is over the volumes of a window, and window_trs is "
+                            f"{window_trs}; give 20 or more")  # fmt: skip
         self._prepared: Prepared | None = None
+        self._told = False
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -228,7 +234,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         masks = term_masks(batch, self.names)
         counts = {name: mask.sum() for name, mask in masks.items()} if totals is None else totals
         model: Any = models["model"]
-        rows = term_rows(made, targets, batch["fmri"], self.fmri_loss_type, model.fmri_variance)
+        rows = term_rows(made, targets, batch["fmri"], batch["measured"], self.fmri_loss_type, model.fmri_variance)
         return {
             name: (rows[name] * mask).sum() / counts[name].clamp(min=1).to(rows[name].dtype)
             for name, mask in masks.items()
@@ -283,12 +289,13 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         return {"file": "fmri.npy", "window_trs": self.window_trs, "target": self.target, **names, "rows": rows}
 
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
-        """A term that is nearly all of the loss hides the others."""
+        """A term that is nearly all of the loss hides the others; said once."""
         from accel_train.tasks.sherlock.evaluation import largest_share
 
         terms = self._terms(models, batch)
         largest = largest_share({name: self.weights[name] * float(term) for name, term in terms.items()})
-        if largest is not None and largest[1] > TOO_LARGE:
+        if largest is not None and largest[1] > TOO_LARGE and not self._told:
+            self._told = True
             name, share = largest
             yield Event("warning", f"loss: {name} is {share:.0%} of it, and hides the others; look at the weights")
 

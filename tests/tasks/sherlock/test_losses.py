@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import CombinedAutoEncoderLoss, FMRIMatchingLoss, ReconstructionLoss
-from accel_train.tasks.sherlock.losses import code_rows, fmri_rows, term_rows
+from accel_train.tasks.sherlock.losses import code_rows, fmri_rows, over_time_rows, term_rows
 
 
 def random(*shape, seed=0):
@@ -83,16 +83,42 @@ def test_correlation_ignores_scale_and_offset(scale, offset, seed):
 # -- the task's ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss_type", ["mse", "mae", "correlation", "cosine"])
+@pytest.mark.parametrize("loss_type", ["mse", "mae", "correlation", "cosine", "temporal_correlation"])
 def test_the_training_mean_loses_one_in_every_term(loss_type):
     made = {"fmri": 1e-3 * random(50, 4, 40, seed=1), "text": torch.zeros(50, 4, 30, dtype=torch.float64),
             "tokens": torch.zeros(50, 4, 2, 3, 8, dtype=torch.float64)}  # fmt: skip
     codes = torch.randint(8, (50, 4, 2, 3), generator=torch.Generator().manual_seed(0))
     targets = {"text": random(50, 4, 30, seed=2), "tokens": codes}
-    rows = term_rows(made, targets, random(50, 4, 40, seed=3), loss_type)
+    rows = term_rows(made, targets, random(50, 4, 40, seed=3), torch.ones(50, 4, dtype=torch.bool), loss_type)
     assert {name: values.shape for name, values in rows.items()} == dict.fromkeys(("fmri", *targets), (50, 4))
     for name, values in rows.items():
         assert float(values.mean()) == pytest.approx(1, abs=0.05), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.floats(0.1, 10), missing=st.sets(st.integers(0, 8), max_size=6))
+def test_over_time_is_pearson_of_what_was_measured(seed, scale, missing):
+    x, y = scale * random(2, 9, 4, seed=seed) + 3, random(2, 9, 4, seed=seed + 100)
+    there = torch.ones(2, 9, dtype=torch.bool)
+    there[0, list(missing)] = False
+    y[~there] = 0  # as data are read
+    rows = over_time_rows(x.requires_grad_(), y, there)
+    for b in range(2):
+        seen = there[b].numpy()
+        pairs = zip(x[b].detach().numpy()[seen].T, y[b].numpy()[seen].T, strict=True)
+        wanted = 1 - np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])
+        assert rows[b].tolist() == pytest.approx([wanted] * 9, rel=1e-6)
+    rows[there].sum().backward()
+    assert x.grad is not None and bool((x.grad[~there] == 0).all())
+
+
+def test_what_never_changes_has_no_correlation_and_a_finite_gradient():
+    x, y = torch.full((1, 5, 2), 0.3, requires_grad=True), torch.randn(1, 5, 2)
+    for there in (torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.bool)):
+        rows = over_time_rows(x, y, there)
+        rows.sum().backward()
+        assert rows.tolist() == [pytest.approx([1.0] * 5, abs=1e-2)]
+        assert x.grad is not None and bool(x.grad.isfinite().all())
 
 
 def test_cross_entropy_of_codes():

@@ -111,7 +111,7 @@ def test_ceiling_significance_and_identification(found: judge.Found):
     assert numbers["r2"] == pytest.approx(2 / 3 * (0.36 - 0.09) - 0.09 / 3, abs=0.05)
     assert found.volumes["train mean"]["r2"] == 0
     assert found.identified[NETWORK][10].two_way > 0.95 and found.identified[NETWORK][10].segments == 26
-    assert found.shifts == 260 - 2 * 22 + 1
+    assert found.shifts == 260 - 1
 
 
 def test_ridge_weighs_the_band_of_a_region(found: judge.Found):
@@ -176,7 +176,9 @@ def test_a_test_that_is_too_short_says_what_it_lacks(film: Movie, case: Case):
     rows = np.arange(240, 270)
     made = (film.signal[rows] + 0.1).astype(np.float32)
     found = report(case, Predictions(rows, dict.fromkeys(case.people, made)))
-    assert any(text.startswith("no significance of network: shifts of 22 TRs") for text in found.missing)
+    assert any(
+        text.startswith("no significance of network: circular shifts: a stretch of 30 TRs") for text in found.missing
+    )
     assert any(text.startswith("no identification by network") for text in found.missing)
     assert np.isnan(found.r[NETWORK]["visual"].low)  # one block
     summary(case, Predictions(rows, dict.fromkeys(case.people, made)), found)
@@ -191,6 +193,9 @@ def test_files(tmp_path: Path, case: Case, predicted: Predictions, found: judge.
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in names)
     written: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
     assert written["r"][NETWORK]["visual"]["low"] == found.r[NETWORK]["visual"].low
+    scan = written["lag_scans"]["stimulus"]
+    assert (scan["must_peak_at"], scan["peaks_at"]["visual"]) == (0, 0)
+    assert scan["r"]["visual"][scan["shifts"].index(0)] == max(scan["r"]["visual"])
     assert written["seed"] == 0 and written["circular_shifts"] == found.shifts
     with np.load(tmp_path / "maps.npz") as maps:
         assert {"r network", "ceiling", "lag stimulus"} <= set(maps) and maps["ceiling"].shape == (60,)

@@ -82,7 +82,7 @@ def test_nothing_is_withheld_from_an_evaluation():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("loss_type", ["mse", "mae", "correlation", "cosine"])
+@pytest.mark.parametrize("loss_type", ["mse", "mae", "correlation", "cosine", "temporal_correlation"])
 @pytest.mark.parametrize("options", [{}, {"lag": "fir", "bottleneck": "voxels"}, {"time_layers": 1, "heads": 2}])
 def test_every_term_begins_near_one(loss_type, options):
     task = Brains(fmri_loss_type=loss_type, **options)
@@ -126,6 +126,11 @@ def test_nothing_to_train_is_said():
     models, batch = built(task)
     with pytest.raises(UserError, match="every weight of the loss is 0"):
         task.loss_step(models, batch, task.totals(models, batch, task.objectives()[0]), task.objectives()[0])
+
+
+def test_two_volumes_have_no_correlation_over_time():
+    with pytest.raises(UserError, match="window_trs is 2; give 20 or more"):
+        Brains(fmri_loss_type="temporal_correlation", window_trs=2)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ def analyse(
     splits: int = 5,
     split_by: str | None = None,
     dt_ns: float | None = None,
+    known_timescales: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Everything as JSON can hold it (not finite: null), times in frames and, where dt is known, in ns.
 
@@ -72,6 +73,7 @@ def analyse(
         splits: of the data, for error bands, at least 2.
         split_by: ``targets`` or ``time`` (default: targets where there are enough).
         dt_ns: ns per frame (default: as predictions.json says).
+        known_timescales: frames, of a system whose truth is known.
 
     Raises:
         UserError: an argument that does not fit the predictions. DataError: predictions.json makes no sense.
@@ -141,6 +143,7 @@ def analyse(
             **_time("timescales", implied["timescales"], dt),
             **_time("low", implied["low"], dt),
             **_time("high", implied["high"], dt),
+            **_time("known", np.asarray(known_timescales, float), dt),
             "splits_used": implied["splits_used"],
         },
         "chapman_kolmogorov": {
@@ -161,6 +164,31 @@ def analyse(
     if loaded.about.get("dt_ns") not in (None, dt):
         warnings.append(f"dt_ns is {dt} as given, but {loaded.about['dt_ns']} in {INDEX}")
     return plain(_lists(found | {"warnings": warnings}))
+
+
+def at_one_lag(around: np.ndarray, lag: int, dt_ns: float | None) -> dict[str, Any]:
+    """What the sums of an evaluation tell, for the ``basic`` figures.
+
+    Args:
+        around: ``vamp.moments`` of x at t and y at t + lag (frames), which are around 1/k, float64 [2k+1, 2k+1].
+        dt_ns: ns per frame.
+    """
+    k = len(around) // 2
+    back = np.eye(len(around))
+    back[0, 1:] = 1 / k
+    whole = back.T @ around @ back
+    return plain(
+        _lists(
+            {
+                "states": k,
+                "dt_ns": dt_ns,
+                **_time("lag", lag, dt_ns),
+                "predictions": {"mean": whole[0, 1 : k + 1] / whole[0, 0]},
+                "koopman": _described(koopman(whole), lag, dt_ns),
+                "constrained": None,
+            }
+        )
+    )
 
 
 # -- choices ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from accel_train.run.folder import write_json
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.analysis.analyse import analyse, figures, load, summary
 from accel_train.tasks.gdynet.analysis.moments import SPLIT_BY
-from accel_train.tasks.gdynet.analysis.predictions import Loaded
+from accel_train.tasks.gdynet.analysis.predictions import Loaded, known_timescales
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,7 +22,10 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or _beside(options.what[0])
     refuse_unwritable("--out", out)
     loaded = load(options.what, options.states, options.coords)
-    found = analyse(loaded, options.lag, options.lags, options.steps, options.splits, options.split_by, options.dt_ns)
+    known = () if options.truth is None else known_timescales(options.truth, loaded.predictions[0].shape[2])
+    found = analyse(
+        loaded, options.lag, options.lags, options.steps, options.splits, options.split_by, options.dt_ns, known
+    )
     print(summary(found))
     with writing("--out", out):
         write(out, found, loaded)
@@ -39,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--dt_ns", type=float, help="ns per frame (default: as predictions.json says)")
     parser.add_argument("--states", type=Path, nargs="+", default=(), help="true_states.npy of each trajectory, where "
                         "they are known, to compare with")  # fmt: skip
+    parser.add_argument("--truth", type=Path, help="metadata.json of synthetic data, whose timescales are known")
     parser.add_argument("--coords", type=Path, help="traj_coords.npy of the one trajectory, for maps in space")
     parser.add_argument("--out", type=Path, help="folder for the results (default: analysis beside the predictions)")
 
@@ -53,5 +57,9 @@ def write(out: Path, found: dict[str, Any], loaded: Loaded) -> None:
     write_json(out / "analysis.json", found)
     np.savez_compressed(out / "populations.npz", *(p.astype(np.float32) for p in loaded.populations))
     print(f"wrote {out / 'analysis.json'} and {out / 'populations.npz'}")
-    if drawn := save_figures(out, lambda: figures(found, loaded), suffixes=("png", "pdf"), dpi=200):
+    rows, lag = found["predictions"]["rows"], found["lag_frames"]
+    footer = f"{', '.join(loaded.names)}: {rows:,} frames x targets, lag {lag:,} frames; bands and bars: 95 % over "
+    footer += f"{found['splits']} splits by {found['split_by']}"
+    draw = lambda: figures(found, loaded)  # noqa: E731
+    if drawn := save_figures(out, draw, suffixes=("png", "pdf"), dpi=200, footer=footer):
         print(f"figures in {out}, as PNG and PDF: {', '.join(drawn)}")

@@ -33,9 +33,7 @@ def figures(found: dict[str, Any], loaded: Loaded | None = None) -> dict[str, Fi
     drawn = {
         "implied_timescales": _timescales(found),
         "chapman_kolmogorov": _chapman_kolmogorov(found),
-        "koopman": _koopman(found),
-        "stationary": _stationary(found),
-        "eigenvectors": _eigenvectors(found),
+        **basic(found),
         "autocorrelation": _autocorrelation(found),
     }
     if loaded is None:
@@ -46,6 +44,11 @@ def figures(found: dict[str, Any], loaded: Loaded | None = None) -> dict[str, Fi
     if (learned := curves(loaded.history)).lines:
         drawn["training"] = _training(learned)
     return drawn
+
+
+def basic(found: dict[str, Any]) -> dict[str, Figure]:
+    """Those of ``at_one_lag``: transitions, populations and processes."""
+    return {"koopman": _koopman(found), "stationary": _stationary(found), "eigenvectors": _eigenvectors(found)}
 
 
 def _look(i: int) -> dict[str, Any]:
@@ -86,7 +89,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _timescales(found: dict[str, Any]) -> Figure:
-    """Timescales over the lag, with the bands of the splits; grey: below the lag, where nothing can be resolved."""
+    """Timescales over the lag, with the bands of the splits and, where it is known, the truth; grey: below the lag,
+    where nothing can be resolved."""
     unit, _ = _unit(found)
     implied = found["implied_timescales"]
     lags = _array(implied[f"lags_{unit}"])
@@ -101,6 +105,8 @@ def _timescales(found: dict[str, Any]) -> Figure:
     for i in range(times.shape[1]):
         axes.fill_between(lags, low[:, i], high[:, i], color=COLOURS[i % len(COLOURS)], alpha=0.25, lw=0)
         axes.plot(lags, times[:, i], marker="o", ms=3.5, lw=1.4, label=f"process {i + 1}", **_look(i))
+    for i, known in enumerate(_array(implied[f"known_{unit}"])):
+        axes.axhline(known, color="black", lw=0.9, ls=(0, (5, 3)), label="" if i else "known")
     axes.axvline(found[f"lag_{unit}"], color="0.35", lw=0.8, ls=(0, (2, 2)), label="lag used")
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=(bottom, top))
     axes.set(xlabel=f"lag ({unit})", ylabel=f"implied timescale ({unit})")
@@ -176,11 +182,12 @@ def _stationary(found: dict[str, Any]) -> Figure:
     k = found["states"]
     bars = {
         "mean probability": found["predictions"]["mean"],
-        "likeliest state": found["predictions"]["argmax_share"],
+        "likeliest state": found["predictions"].get("argmax_share"),
         "stationary": found["koopman"]["stationary"],
     }
     if found["constrained"]:
         bars["stationary, constrained"] = found["constrained"]["stationary"]
+    bars = {name: values for name, values in bars.items() if values is not None}
     figure = _figure(max(0.8 * k + 2.0, 5.2), 3.8)
     axes = figure.subplots()
     width = 0.8 / len(bars)

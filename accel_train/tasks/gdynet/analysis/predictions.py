@@ -97,6 +97,20 @@ def load(
     )
 
 
+def known_timescales(metadata: Path, states: int) -> list[float]:
+    """In frames, slowest first, of what ``accel-train synth gdynet`` made: as many as so many states can show, of what
+    distances show alone where that is as much.
+
+    Raises:
+        UserError: this file says none.
+    """
+    truth = read_object(metadata).get("truth") or {}
+    seen = [each["timescales_frames"] for each in (truth, truth.get("vanilla") or {}) if "timescales_frames" in each]
+    if not seen:
+        raise UserError(f"--truth: {metadata} is no metadata.json of accel-train synth gdynet, which says timescales")
+    return next((times for times in seen if len(times) == states - 1), seen[0])[: states - 1]
+
+
 def _files(folder: Path) -> list[Path]:
     inside = (folder / "evaluation" / "predictions", folder / "predictions")
     found = next((path for path in inside if path.is_dir()), folder)

@@ -64,12 +64,15 @@ def _process_rows(found: dict[str, Any]) -> list[list[str]]:
     here = implied["lags_frames"].index(found["lag_frames"])
     low, high = (implied[f"{name}_{unit}"][here] for name in ("low", "high"))
     others = [found["constrained"], found["argmax"]["likeliest"], found["argmax"]["reversible"]]
+    known = implied[f"known_{unit}"]
     rows = [["process", "eigenvalue", f"timescale ({unit})", "95 % band", "constrained", "likeliest", "reversible"]]
+    rows[0] += ["known"] if known else []
     for i in range(states - 1):
         times = [(each or {}).get(f"timescales_{unit}", []) for each in (found["koopman"], *others)]
         shown = [_text(each[i]) if i < len(each) else "-" for each in times]
         real, imaginary = (found["koopman"][name][i + 1] for name in ("eigenvalues", "eigenvalues_imaginary"))
         value = f"{real:.4f}" + (f"{imaginary:+.4f}i" if imaginary else "")
+        shown += [_text(known[i]) if i < len(known) else "-"] if known else []
         rows.append([str(i + 1), value, shown[0], f"{_text(low[i])} to {_text(high[i])}", *shown[1:]])
     return rows
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NETWORK, RIDGE, MEAN, SHUFFLED = "network", "banded ridge", "train mean", "shuffled stimulus"
+STIMULUS = "stimulus"
+"""A lag scan without a network."""
 EVERYWHERE = "all"
 AVERAGE = "average"
 """The name of the mean over people, where that is what is predicted."""
@@ -54,9 +56,14 @@ class Case:
         found = {roi: columns for roi, columns in self.rois.items() if len(columns) > 1 and roi != EVERYWHERE}
         return dict([*found.items()][:most])
 
+    def must_peak(self, scan: str) -> int:
+        """The shift at which a lag scan peaks if all is right: by ``STIMULUS`` or by the predictions of a model, which
+        stand where the volumes are."""
+        return self.preshift if scan == STIMULUS else 0
+
     @property
     def hrf_trs(self) -> int:
-        """How long the response lasts, 32 s, in TRs; at least 20, which is what nulls are moved by."""
+        """How long the response lasts, 32 s, in TRs; at least 20. A stimulus moved by so much is a wrong one."""
         return max(int(np.ceil(32 / self.tr_s)), 20)
 
 

@@ -18,6 +18,7 @@ from accel_train.tasks.sherlock.report.case import (
     NETWORK,
     RIDGE,
     SHUFFLED,
+    STIMULUS,
     Case,
     Predictions,
     average,
@@ -183,7 +184,7 @@ def _volumes(case: Case, predicted: Predictions, runs: np.ndarray, of: Of, name:
         share = ceiling.of_ceiling(r, limit)
         numbers |= {f"of_ceiling/{roi}": _of_defined(np.mean, share[columns]) for roi, columns in case.rois.items()}
     try:
-        null = nulls.circular_shifts(pairs, runs, case.hrf_trs)
+        null = nulls.circular_shifts(pairs, runs)
     except UserError as error:
         found.missing.append(f"no significance of {name}: {error}")
     else:
@@ -205,7 +206,7 @@ def _lags(case: Case, predicted: Predictions, runs: np.ndarray, found: Found) ->
     true = average(case.fmri(person) for person in predicted.fmri)
     test = np.zeros(len(case.runs), bool)
     test[predicted.rows] = True
-    found.lags["stimulus"] = lagscan.stimulus_lag_scan(case.features, case.response, true, case.runs, case.train, test)
+    found.lags[STIMULUS] = lagscan.stimulus_lag_scan(case.features, case.response, true, case.runs, case.train, test)
     made = np.mean([predicted.fmri[person] for person in predicted.fmri], 0)
     found.lags[NETWORK] = lagscan.lag_scan(made, true[predicted.rows], runs)
     for name, scan in found.lags.items():
@@ -246,14 +247,14 @@ def _cautions(case: Case, predicted: Predictions, found: Found) -> list[str]:
     if predicted.about.get("split") == "validation":
         said.append("the weights may have been chosen by these TRs; the test split is for judging")
     for name, scan in found.lags.items():
-        expected = case.preshift if name == "stimulus" else 0
+        expected = case.must_peak(name)
         curve = scan.curves({EVERYWHERE: case.rois[EVERYWHERE]})[EVERYWHERE]
         if np.isnan(curve).all():
             continue
         peak = int(scan.shifts[np.nanargmax(curve)])
         if abs(peak - expected) > PEAK_AT_MOST:
             said.append(f"the lag scan of the {name} peaks at {peak:+d} TRs and must at {expected:+d}"
-                        + (": is --preshift of preprocess right?" if name == "stimulus" else ""))  # fmt: skip
+                        + (": is --preshift of preprocess right?" if name == STIMULUS else ""))  # fmt: skip
     network, bar = (found.r[name][EVERYWHERE].value for name in (NETWORK, RIDGE))
     if not network > bar:
         said.append(f"banded ridge is at least as good as the network (r {bar:.3f} and {network:.3f})")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, Case, Predictions
+from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, STIMULUS, Case, Predictions
 from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
@@ -64,7 +64,7 @@ def _volumes(case: Case, found: Found) -> list[str]:
         lines.append(["chance", *[""] * 4, *(text for each in by_chance for text in ("50 %", each))])
     # no p is below 1 / (1 + shifts), so a few voxels alone cannot be told from as many that are best by chance
     least = math.ceil(len(case.rois[EVERYWHERE]) / (1 + found.shifts) / 0.05)
-    few = f", which cannot find fewer than {least:,}" if found.shifts and least > 1 else ""
+    few = f"; fewer than {least:,} cannot be found" if found.shifts and least > 1 else ""
     text = [
         "over all voxels; r/ceiling where the ceiling is above 0.1;",
         f"significant: share of the voxels, at most 5 % of them false, against {found.shifts} circular shifts" + few,
@@ -95,7 +95,7 @@ def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
     for name, scan in found.lags.items():
         rois = {roi: shown[roi] for roi, curve in scan.curves(shown).items() if np.nan_to_num(curve).max() > least}
         peaks = ", ".join(f"{roi} {peak:+d}" for roi, peak in scan.peaks(rois).items())
-        must = f"{case.preshift:+d}, as declared" if name == "stimulus" else "+0"
+        must = f"{case.must_peak(name):+d}" + (", as declared" if name == STIMULUS else "")
         lines.append(f"lag scan of the {name} peaks at (TRs; must be {must}): {peaks or 'nowhere'}")
     return lines
 

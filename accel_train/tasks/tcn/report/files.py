@@ -30,7 +30,7 @@ def write(out: Path, found: Found, about: Mapping[str, Any]) -> list[str]:
     """
     write_json(out / "report.json", scrub_tree(plain({**about, **as_json(found)})))
     with Reports(out)("figures", warn):
-        return save_figures(out, lambda: drawn(found))
+        return save_figures(out, lambda: drawn(found), footer=", ".join(f"{k} {v}" for k, v in about.items()))
     return []
 
 

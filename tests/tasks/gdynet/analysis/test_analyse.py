@@ -1,20 +1,25 @@
 """The analysis, end to end: how it was learned, the command, its figures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.chains import FASTER, chain, one_hot, soft
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet import truth
+from accel_train.tasks.gdynet import truth, vamp
 from accel_train.tasks.gdynet.analysis.analyse import (
     analyse,
+    at_one_lag,
     figures,
     load,
     summary,
 )
+from accel_train.tasks.gdynet.analysis.figures import basic
 from accel_train.tasks.gdynet.analysis.history import curves
+from accel_train.tasks.gdynet.analysis.predictions import Loaded
 from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.task import epoch_lists
 
@@ -148,6 +153,33 @@ def test_known_states(run, capsys):
     np.save(known[0], np.zeros((400, 6)))
     with pytest.raises(DataError, match="holds float64"):
         load(run, known)
+
+
+def test_known_timescales(run, tmp_path, capsys):
+    """Of synthetic data, in the table and as lines in the figure."""
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(json.dumps({"truth": {"timescales_frames": [99.5, 32.8], "vanilla": {}}}))
+    assert main([str(run), "--truth", str(metadata)]) == 0
+    table = capsys.readouterr().out
+    assert "known" in table and "49.75" in table  # ns, at 0.5 ns for each frame
+    found = json.loads((run / "evaluation/analysis/analysis.json").read_text())
+    assert found["implied_timescales"]["known_frames"] == [99.5, 32.8][: found["states"] - 1]
+    lines = figures(found)["implied_timescales"].axes[0].get_lines()
+    assert [line.get_label() for line in lines].count("known") == 1
+    metadata.write_text("{}")
+    with pytest.raises(UserError, match="--truth: .*is no metadata.json of accel-train synth gdynet"):
+        main([str(run), "--truth", str(metadata)])
+
+
+def test_an_evaluation_alone_gives_the_basic_figures():
+    """From its sums, around 1/k: the matrix is that of all pairs."""
+    p, _ = soft(chain(FASTER, 4000, 4, seed=1))
+    x, y = (torch.from_numpy(part.reshape(-1, 3)) for part in (p[:-5], p[5:]))
+    found = at_one_lag(vamp.moments(x, y).numpy(), 5, 0.001)
+    whole = analyse(Loaded(["a"], [Path("a.npy")], [p], {"dt_ns": 0.001}, {}, None), lag=5)
+    assert np.allclose(found["koopman"]["matrix"], whole["koopman"]["matrix"])
+    assert np.allclose(found["koopman"]["timescales_ns"], whole["koopman"]["timescales_ns"])
+    assert list(basic(found)) == ["koopman", "stationary", "eigenvectors"]
 
 
 def test_what_does_not_converge_is_left_out(run, monkeypatch):
