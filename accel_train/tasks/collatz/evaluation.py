@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -157,51 +157,3 @@ def summary(metrics: Mapping[str, float], rivals: Rivals) -> str:
 
 def _against(metrics: Mapping[str, float], key: str, name: str) -> str:
     return f"   {name} {metrics[key]:+.4f} ({metrics[f'{key}/low']:+.4f} to {metrics[f'{key}/high']:+.4f})"
-
-
-def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-    """Predicted against true T, the error by mode, the error by size of n, and the confusion of the next parity."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    (prediction, distribution), (by_size, confused) = figure.subplots(2, 2)
-
-    edges = np.exp(np.linspace(GRID_LOW, GRID_HIGH, GRID + 1))
-    image = prediction.pcolormesh(edges, edges, np.log1p(sums["grid"].numpy().T), cmap="viridis")
-    prediction.plot(edges[[0, -1]], edges[[0, -1]], color="white", lw=0.8)
-    prediction.set(xscale="log", yscale="log", xlabel="true T (steps)", ylabel="predicted T (steps)")
-    prediction.set_title("stopping time, held-out rows")
-    figure.colorbar(image, ax=prediction, label="log(1 + rows)")
-
-    for mode, histogram in zip(MODES, sums["errors"][:, :-1].numpy(), strict=True):
-        if histogram.sum():
-            share = np.cumsum(histogram) / histogram.sum()
-            distribution.plot(np.arange(len(share)), share, label=f"{mode} ({int(histogram.sum())})")
-    distribution.set(
-        xscale="symlog", xlim=(0, len(ERRORS) - 1), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
-    )
-    distribution.set_title(f"MAE {metrics['mae']:.1f}, median {metrics['median']:.0f}, p99 {metrics['p99']:.0f} steps")
-    if sums["errors"].any():
-        distribution.legend(frameon=False)
-
-    sizes = [name for name in MAGNITUDES if f"mae/{name}" in metrics]
-    bars = by_size.bar(
-        [name.replace("_", " ") for name in sizes], [metrics[f"mae/{name}"] for name in sizes], color="0.6"
-    )
-    by_size.bar_label(bars, fmt="%.0f")
-    by_size.set(ylabel="MAE of T (steps)", title="by size of n")
-    by_size.tick_params(axis="x", labelrotation=20)
-
-    table = sums["confusion"].numpy()
-    table = table / np.maximum(table.sum(1, keepdims=True), 1)
-    confused.imshow(table, vmin=0, vmax=1, cmap="Greys")
-    for i in range(2):
-        for j in range(2):
-            confused.text(
-                j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="white" if table[i, j] > 0.5 else "black"
-            )
-    confused.set(xticks=[0, 1], xticklabels=["even", "odd"], yticks=[0, 1], yticklabels=["even", "odd"])
-    confused.set(
-        xlabel="predicted next parity", ylabel="true", title=f"next parity: {metrics['next']:.4f} nats (floor 0.4621)"
-    )
-    return {"evaluation": figure}

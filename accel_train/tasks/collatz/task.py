@@ -179,7 +179,7 @@ class CollatzTask(Task, Watches, DataTools):
         rows, sums = self._held_rows or self._rows(held_out=True), {}
         for first in range(0, len(rows), 1024):
             batch = _tensors(rows, np.arange(first, min(first + 1024, len(rows))))
-            part = statistics(model, batch, self._counts(batch["steps"]))
+            part = statistics(model.cpu(), batch, self._counts(batch["steps"]))
             sums = {name: sums[name] + value if sums else value for name, value in part.items()}
         return self.eval_metrics(sums)
 
@@ -190,7 +190,7 @@ class CollatzTask(Task, Watches, DataTools):
 
             batch = _tensors(self._rows(held_out=False), np.arange(FITTED_ON))
             last, last_8 = (Trivial(batch["tokens"], batch["steps"], order, self.prefix) for order in (1, 8))
-            self._found_rivals = {("next", "bigram"): last, ("next", "last 8"): last_8, ("stop", "count"): last}
+            self._found_rivals = {("next", "bigram"): last, ("next", "last8"): last_8, ("stop", "count"): last}
         return self._found_rivals
 
     # -- evaluation --------------------------------------------------------------------------------------------------
@@ -211,9 +211,9 @@ class CollatzTask(Task, Watches, DataTools):
         return summary(metrics, self._rivals()) if self._rivals() else ""
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-        from accel_train.tasks.collatz.evaluation import figures
+        from accel_train.tasks.collatz.figures import figures
 
-        return figures(metrics, sums)
+        return figures(metrics, sums, self.baselines())
 
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Orbits that closed without reaching 1, and rows whose T the model finds far less likely than the others'."""

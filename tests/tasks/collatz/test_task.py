@@ -182,7 +182,7 @@ def test_baselines_are_measured():
     ]
     assert found["next:bigram"] == pytest.approx(sum(costs) / len(costs), rel=1e-6)
     assert 0.43 < found["next/dense:bigram"] < found["next:bigram"] < NEXT_PARITY_LIMIT
-    assert found["next:last 8"] < found["next:bigram"]
+    assert found["next:last8"] < found["next:bigram"]
     assert 0.01 < found["stop:count"] < 0.5 and found["mae/normal:count"] < found["mae:count"]
     batch_of(task, 256, "test")
     assert task.baselines()["next:bigram"] != found["next:bigram"]  # of the rows that are judged
@@ -198,7 +198,7 @@ def test_gains_over_trivial_models_are_paired_by_row():
         parts = [task.eval_step({"model": model}, part) for part in task.split(batch, 100)]
     found = task.eval_metrics({name: sum(part[name].double() for part in parts) for name in parts[0]})
     known = task.baselines()
-    for term, name in (("next", "bigram"), ("next", "last 8"), ("stop", "count")):
+    for term, name in (("next", "bigram"), ("next", "last8"), ("stop", "count")):
         for mode in ("", "/normal", "/dense"):
             gain = found[f"gain/{term}/{name}{mode}"]
             assert gain == pytest.approx(known[f"{term}{mode}:{name}"] - found[f"{term}{mode}"], abs=1e-6)
@@ -328,7 +328,7 @@ def test_the_small_preset_reaches_its_floor(tmp_path):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_figures_of_next_to_nothing(rows):
     pytest.importorskip("matplotlib")
-    from accel_train.tasks.collatz.evaluation import ERRORS, GRID, MODES, figures
+    from accel_train.tasks.collatz.figures import ERRORS, GRID, MODES, figures
 
     sums = {
         "grid": torch.zeros(GRID, GRID),
@@ -337,4 +337,5 @@ def test_figures_of_next_to_nothing(rows):
     }
     for values in sums.values():
         values.view(-1)[0] = rows
-    figures({"mae": 0.0, "median": 0.0, "p99": 0.0, "next": float("nan")}, sums)["evaluation"].canvas.draw()
+    metrics = {"mae": 0.0, "median": 0.0, "p99": 0.0, "next": float("nan"), "stop": 0.0}
+    figures(metrics, sums, {"next:leaks, floor": 0.0})["evaluation"].canvas.draw()

@@ -98,15 +98,17 @@ def figures(metrics: Mapping[str, float], sums: Mapping[str, Tensor], trivial: M
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     by_class, by_digit = figure.subplots(1, 2)
 
-    rows, exact = (sums[name].cpu().numpy() for name in ("rows", "exact"))
-    share = np.divide(exact, rows, out=np.full(rows.shape, np.nan), where=rows >= FEW)
+    rows = sums["rows"].cpu().numpy()
+    share, of_table = (_share(one["exact"].cpu().numpy(), rows) for one in (sums, trivial["table"]))
     image = by_class.imshow(share, vmin=0, vmax=1, cmap="viridis", origin="lower")
     for k, h in np.ndindex(*rows.shape):
-        text, pale = f"{share[k, h]:.2f}" if rows[k, h] >= FEW else "", share[k, h] < 0.5
+        text, pale = f"{share[k, h]:.2f}\n({of_table[k, h]:.2f})" if rows[k, h] >= FEW else "", share[k, h] < 0.5
         by_class.text(h, k, text, ha="center", va="center", color="white" if pale else "black", fontsize=8)
     ticks = [*map(str, range(1, CLASSES)), f"{CLASSES}+"]
     by_class.set(xticks=range(CLASSES), xticklabels=ticks, yticks=range(CLASSES), yticklabels=ticks)
-    by_class.set(xlabel="halvings h", ylabel="odd steps k", title="exact results by loop lengths")
+    by_class.set(
+        xlabel="halvings h", ylabel="odd steps k", title=f"exact (table) of {int(rows.sum()):,} held-out numbers"
+    )
     figure.colorbar(image, ax=by_class, label="share of rows")
 
     total, places = rows.sum(), np.arange(len(sums["digits"]))
@@ -115,6 +117,10 @@ def figures(metrics: Mapping[str, float], sums: Mapping[str, Tensor], trivial: M
         by_digit.plot(places, one["digits"].cpu().numpy() / total, marker="o", label=label)
     by_digit.set(ylim=(0, 1.02), xlabel="digit of the result, the lowest first", ylabel="share of rows")
     by_digit.set_title(f"right digits; {metrics['exact']:.1%} of the results are exact")
-    by_digit.legend(frameon=False)
-    figure.supxlabel(f"{int(total):,} held-out numbers; classes of fewer than {FEW} are left empty", fontsize="x-small")
+    by_digit.legend(frameon=False, loc=(0.05, 0.25))
     return {"evaluation": figure}
+
+
+def _share(exact: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """NaN where there are few rows."""
+    return np.divide(exact, rows, out=np.full(rows.shape, np.nan), where=rows >= FEW)
