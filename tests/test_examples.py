@@ -158,6 +158,20 @@ def test_the_python_of_pages_runs(pages: list[str], tmp_path: Path, monkeypatch:
             exec(compile(block, page, "exec"), space)
 
 
+def test_the_quick_start_of_the_guide_of_sherlock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the page has it, but for 4 epochs, on two short runs of one viewer."""
+    from accel_train.tasks.sherlock import SherlockTask
+
+    monkeypatch.chdir(tmp_path)
+    viewers(SherlockTask, tmp_path / "raw", tmp_path / "data/sherlock/prepared")
+    (block,) = blocks(ROOT / "docs/tasks/sherlock.md")
+    space: dict[str, Any] = {"__name__": "page"}
+    assert "num_train_epochs=100" in block
+    exec(compile(block.replace("=100", "=4"), "sherlock.md", "exec"), space)
+    assert space["trainer"].config.learning_rate == 1e-4 and space["trainer"].config.global_batch_size == 64
+    assert space["history"]["eval_step"] == [4] and space["history"]["eval_fmri_r"]
+
+
 def test_the_task_of_the_page_does_not_depend_on_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {"__name__": "page"}

@@ -44,7 +44,7 @@ def source(folder: Path, name: str, content: bytes) -> Source:
     path.write_bytes(content)
     work.mkdir()
     prepare(path, work)
-    if name.endswith((".dcd", ".xtc", ".trr")):
+    if name.endswith((".dcd", ".xtc", ".trr", ".nc")):
         (folder / "atoms.xyz").write_bytes(xyz_frame(BASE))
         return open_source(path, work, topology=folder / "atoms.xyz")
     return open_source(path, work, MAPPING if name.endswith(".dump") else None)

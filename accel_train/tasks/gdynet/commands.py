@@ -5,7 +5,7 @@ from accel_train.command import Command, by_name
 COMMANDS = by_name(
     Command(
         "preprocess",
-        "a LAMMPS dump, extxyz, DCD or .npz trajectory to a folder of neighbour lists, resumable and in parallel",
+        "a trajectory of molecular dynamics to a folder of neighbour lists, resumable and in parallel",
         "accel_train.tasks.gdynet.preprocess.command",
     ),
     Command(

@@ -112,10 +112,9 @@ def _line(path: Path, tr: float | None) -> str | None:
 
 
 def _scan(path: Path, tr: float | None) -> str:
-    from accel_train.tasks.sherlock.libraries import library
     from accel_train.tasks.sherlock.preprocess import nifti
 
-    shape = library("nibabel").load(path).shape
+    shape = nifti.shape_of(path)
     if len(shape) == 3:
         return f"one volume, {' x '.join(map(str, shape))} voxels (a mask, labels?)"
     header = nifti.header(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from accel_train.arguments import Count, Range
 from accel_train.data.source import IndexedSource
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 from accel_train.task import Batch, BatchSource, DataTools, Event, Loss, Objective, Predicts, Task, Watches
 from accel_train.tasks.sherlock.architecture import Modality, sizes_of
 from accel_train.tasks.sherlock.describe import FILE_TYPES, describe_files
@@ -36,6 +36,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         lags: TRs of stimulus before a volume that it may depend on.
         target: the volumes of each subject, or their average over subjects.
         modalities: which of those in the data; null for all.
+        held_out_subjects: withheld from training, besides those of the data, and predicted in the test by what the
+            others share.
         bottleneck: what the decoder reads: the ``latent``, or the ``voxels``, so that the brain is in the path.
         lag: the response of the brain: a fixed one (``hrf``), or one learned for each voxel (``fir``).
         preset: ``default``, or ``legacy``: the widths of the guide that this task replaces.
@@ -78,6 +80,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         lags: Annotated[int, Range(0)] = 14,
         target: Literal["per_subject", "average"] = "per_subject",
         modalities: list[str] | None = None,
+        held_out_subjects: list[str] | None = None,
         bottleneck: Literal["latent", "voxels"] = "latent",
         lag: Literal["hrf", "fir"] = "hrf",
         preset: Literal["default", "legacy"] = "default",
@@ -103,7 +106,9 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
     ) -> None:
         self.folder, self.window_trs, self.lags = data, window_trs, lags
         self.target: Literal["per_subject", "average"] = target
-        self.chosen = modalities
+        self.chosen, self.withheld = modalities, held_out_subjects or []
+        if self.withheld and target == "average":
+            raise UserError("held_out_subjects: with target average nobody is predicted alone; take per_subject")
         self.sizes = sizes_of(preset, latent, encoder_widths, fusion_widths, voxel_widths, decoder_widths)
         self.options: dict[str, Any] = dict(
             lag=lag, bottleneck=bottleneck, subject_rank=subject_rank, time_layers=time_layers, heads=heads,
@@ -159,6 +164,19 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         found = self.prepared.statistics("stimulus_stats")
         return {part: found[f"{name}_{part}"] for part in ("mean", "var", "counts") if f"{name}_{part}" in found}
 
+    @cached_property
+    def held_out(self) -> list[str]:
+        """Subjects of whom nothing is used in training, in the order of the data."""
+        there = self.prepared.subjects
+        for name in self.withheld:
+            if name not in there:
+                raise UserError(f"held_out_subjects: there is no {name!r}{suggest(name, there)}; there are "
+                                f"{', '.join(there)}")  # fmt: skip
+        found = [name for name in there if name in self.withheld or name in self.prepared.held_out]
+        if len(found) == len(there):
+            raise UserError("held_out_subjects: nobody is left for training")
+        return found
+
     def items(self, split: str) -> Items | None:
         """The items of a split; None if it has none. Subjects that are held out are in the test alone."""
         from accel_train.tasks.sherlock.data import Items
@@ -166,10 +184,8 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         if not self.prepared.stretches(split):
             return None
         everybody = split == "test" and self.target == "per_subject"
-        return Items(
-            self.prepared, split, self.window_trs, self.lags, self.target,
-            self.prepared.subjects if everybody else None, self.names,
-        )  # fmt: skip
+        subjects = [name for name in self.prepared.subjects if everybody or name not in self.held_out]
+        return Items(self.prepared, split, self.window_trs, self.lags, self.target, subjects, self.names)
 
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
         from accel_train.tasks.sherlock.source import StimulusSource
@@ -261,7 +277,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         from accel_train.tasks.sherlock.evaluation import metrics_of
 
         prepared = self.prepared
-        new = [prepared.subjects.index(name) for name in prepared.held_out] if self.target == "per_subject" else []
+        new = [prepared.subjects.index(name) for name in self.held_out] if self.target == "per_subject" else []
         return metrics_of(sums, self.weights, prepared.rois, new)
 
     def summary(self, metrics: dict[str, float]) -> str:
@@ -284,6 +300,7 @@ class SherlockTask(Task, Predicts, Watches, DataTools):
         if items is None:
             return {}
         names = {"subjects": list(self.prepared.subjects), "runs": list(self.prepared.runs)}
+        names["held_out_subjects"] = self.held_out
         subject, run, tr = (numbers.tolist() for numbers in items.place(np.arange(len(items))))
         rows = {"subject": subject, "run": run, "tr": tr}
         return {"file": "fmri.npy", "window_trs": self.window_trs, "target": self.target, **names, "rows": rows}

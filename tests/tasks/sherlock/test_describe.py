@@ -36,7 +36,9 @@ def test_a_folder_that_is_not_preprocessed(raw):
 def test_what_is_wrong_has_its_line(tmp_path):
     (tmp_path / "film.mp4").write_text("no film")
     write_scan(tmp_path / "s1.nii", np.zeros((5, *GRID)))
+    (tmp_path / "s2.nii.gz").write_bytes(b"no scan")
     text = describe_files([str(tmp_path)])
+    assert "s2.nii.gz: not a NIfTI image" in text
     assert "WRONG" in text and "film.mp4: cannot be read as video" in text and "s1.nii: 5 volumes" in text
     with pytest.raises(UserError, match="no such file"):
         describe_files([str(tmp_path / "nowhere")])

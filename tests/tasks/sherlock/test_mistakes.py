@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.viewers import GRID, PREPROCESS, preprocess, small_study, write_scan
+from support.viewers import GRID, preprocess, small_study, write_scan
 
-from accel_train.errors import UserError
+from accel_train.cli import main
 from accel_train.tasks.sherlock import render
 from accel_train.tasks.sherlock.preprocess import tables
 
 
 def fails(tmp_path: Path, *options: object) -> str:
-    """The one line of the error; nothing is left in place of OUT."""
-    with pytest.raises(UserError) as caught:
-        PREPROCESS.run([f"--out={tmp_path / 'out'}", *map(str, options)])
+    """The one line that a user sees; nothing is left in place of OUT."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(["sherlock", "preprocess", f"--out={tmp_path / 'out'}", *map(str, options)]) == 2
     assert not (tmp_path / "out").exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    (line,) = said.getvalue().splitlines()
+    return line.removeprefix("accel-train: error: ")
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_a_missing_viewer_or_run(study, tmp_path):
 
 def test_voxels_that_are_nan_everywhere(study, tmp_path):
     write_scan(scan(tmp_path, 2), np.full((40, *GRID), np.nan))
-    assert "sub-02: has 0 volumes in the TRs for training; leave it out with --subjects" in fails(tmp_path, *study)
+    assert "sub-02: has 0 volumes in the TRs for training (equal ones at the end" in fails(tmp_path, *study)
 
 
 def test_brains_that_do_not_lie_in_one_place(study, tmp_path):
@@ -122,6 +125,9 @@ def test_label_images(study, tmp_path):
     assert "rois.nii: has 2 x 2 x 2 voxels" in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
     write_scan(tmp_path / "rois.nii", np.full(GRID, 0.5))
     assert "labels are whole numbers" in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
+    write_scan(tmp_path / "rois.nii", np.random.default_rng(0).integers(0, 9, GRID).astype(np.int16))
+    (tmp_path / "rois.nii").write_bytes((tmp_path / "rois.nii").read_bytes()[:-10])
+    assert "rois.nii: cannot be read: " in fails(tmp_path, *study, "--rois", tmp_path / "rois.nii")
     assert "--parcels needs the label image" in fails(tmp_path, *study, "--parcels")
 
 
@@ -155,6 +161,51 @@ def test_a_movie_that_ends_before_its_header_says(study, tmp_path):
     assert "film.mkv" in message and ("is the file complete?" in message or "does not say how long" in message)
 
 
+def test_movies_that_are_not_whole(study, tmp_path):
+    film = tmp_path / "film.mp4"
+    render.write_movie(film, np.random.default_rng(0).random((40, 6)), True)
+    whole = film.read_bytes()
+    hole = whole[: len(whole) // 3] + bytes(4000) + whole[len(whole) // 3 + 4000 :]
+    for i, (content, text) in enumerate((
+        (b"", "film.mp4: cannot be read as video: Invalid data found when processing input; is the file complete?"),
+        (whole[: len(whole) // 2], "film.mp4: cannot be read as video"),
+        (hole, "film.mp4: cannot be decoded after"),
+    )):  # fmt: skip
+        film.write_bytes(content)
+        assert text in fails(tmp_path / str(i), *study, "--video", film, "--audio", "movie")
+
+
+def test_sounds_of_another_length(study, tmp_path):
+    sound = tmp_path / "film.wav"
+    render.write_sound(sound, np.full((20, 6), 0.5))
+    message = fails(tmp_path, *study, "--audio", sound)
+    assert (
+        "the scan takes 60 s by its header's TR of 1.5 s, the audio 30 s; if the header is wrong, give --tr" in message
+    )
+    made = preprocess(tmp_path / "out", *study, "--audio", sound, "--tr=1.5")
+    assert made.runs == {"run1": 20} and any("20 TRs are common" in text for text in made.manifest["found"])
+    sound.write_bytes(sound.read_bytes()[:44])
+    message = fails(tmp_path / "else", *study, "--audio", sound)
+    assert "film.wav: does not say how long its audio is" in message or "film.wav: its sound is empty" in message
+    render.write_sound(sound, np.full((40, 6), 0.5))
+    message = fails(tmp_path / "else", *study, "--audio", sound, "--audio_frames=200")
+    assert message.endswith("--audio_frames 200: a TR of 1.5 s has at most 93, of 16 ms each")
+
+
+def test_folders_and_files_in_the_wrong_place(study, tmp_path):
+    fmri = tmp_path / "fmri"
+    assert "--video: " + str(fmri) + " holds no .mp4" in fails(tmp_path, *study, "--video", fmri)
+    assert "--annotations: " + str(fmri) + " holds no .xlsx" in fails(tmp_path, *study, "--annotations", fmri)
+    assert "is a folder, a file is needed" in fails(tmp_path, *study, "--mask", fmri)
+    assert "is a folder, a file is needed" in fails(tmp_path, *study, "--rois", fmri)
+    assert "is a folder, a file is needed" in fails(tmp_path, *study, "--video", f"run1={fmri}")
+    message = fails(tmp_path, *study, "--video", f"part9={scan(tmp_path, 1)}")
+    assert "there is no run part9; there are run1" in message
+    assert "cannot be read as video" in fails(tmp_path, *study, "--video", scan(tmp_path, 1))
+    (fmri / "sub-03_bold.nii.gz").mkdir()  # is no scan, whatever its name
+    assert preprocess(tmp_path / "out", *study).subjects == ["sub-01", "sub-02"]
+
+
 def test_a_movie_of_another_length(study, tmp_path):
     render.write_movie(tmp_path / "film.mp4", np.full((20, 6), 0.5), False)
     message = fails(tmp_path, *study, "--video", tmp_path / "film.mp4")
@@ -174,6 +225,31 @@ def test_features_that_do_not_fit(study, tmp_path):
     assert "clip: never changes in the TRs for training" in fails(tmp_path, *study)
     np.save(tmp_path / "clip/film.npy", np.full((40, 2), np.inf))
     assert "film.npy: number 0 of TR 0 is inf" in fails(tmp_path / "else", *study)
+
+
+@pytest.mark.parametrize("rows", [0, 20, 120])
+def test_features_with_another_number_of_rows(study, tmp_path, rows):
+    """At two a second and not said, they would be three times too slow."""
+    np.save(tmp_path / "clip/film.npy", np.random.default_rng(0).normal(size=(rows, 2)))
+    message = fails(tmp_path, *study)
+    assert f"film.npy: has {rows} rows, run1 has 40 volumes; with a rate, give --feature_rate clip=HZ" in message
+    if rows == 120:
+        assert preprocess(tmp_path / "out", *study, "--feature_rate", "clip=2").runs == {"run1": 40}
+
+
+def test_features_that_cannot_be_read(study, tmp_path):
+    import h5py
+
+    (tmp_path / "clip/film.npy").write_bytes(b"")
+    assert "film.npy: cannot be read: No data left in file" in fails(tmp_path, *study)
+    (tmp_path / "clip/film.npy").unlink()
+    for i, rate in enumerate((-2.0, np.nan)):
+        with h5py.File(tmp_path / "clip/film.h5", "w") as file:
+            file["a"] = np.zeros((40, 2))
+            file.attrs["rate_hz"] = rate
+        assert "film.h5: rate_hz is " in fails(tmp_path / str(i), *study)
+    (tmp_path / "clip/film.h5").write_bytes(b"no HDF5")
+    assert "film.h5: cannot be read" in fails(tmp_path, *study)
 
 
 def test_runs_of_other_shapes(tmp_path):
@@ -222,6 +298,14 @@ def test_columns_of_annotations(study, tmp_path):
     assert "which column is the text? Give --text_columns" in fails(tmp_path, *study, "--annotations", path)
     path.write_text("")
     assert "is empty" in fails(tmp_path, *study, "--annotations", path)
+    path.write_bytes("start,end,text\n0,3,café\n".encode("latin1"))
+    assert "annotations.csv: is not UTF-8; save it as UTF-8, or as .xlsx" in fails(
+        tmp_path, *study, "--annotations", path
+    )
+    path.write_text("start,end,text\n0,60,a\n")
+    assert "text: never changes in the TRs for training; is it right? It is from annotations.csv" in fails(
+        tmp_path / "else", *study, "--annotations", path
+    )
     other = tmp_path / "annotations.xlsx"
     other.write_text("no table")
     assert "annotations.xlsx: cannot be read as a table" in fails(tmp_path, *study, "--annotations", other)
@@ -244,6 +328,8 @@ def test_columns_of_annotations(study, tmp_path):
         (["--runs", "a=0"], "--runs is NAME or NAME=TRS"),
         (["--workers=0"], "--workers must be 1 or more"),
         (["--tr=-1"], "--tr is in seconds"),
+        (["--preshift=-3"], "--preshift must be 0 or more"),
+        (["--preshift=40"], "--preshift 40: a run has 40 volumes only"),
         (["--text_model=/nowhere"], "/nowhere is no folder"),
     ],
 )

@@ -15,7 +15,17 @@ from accel_train.errors import UserError
 from accel_train.tasks.sherlock import scores
 from accel_train.tasks.sherlock.reconstruction import errors
 from accel_train.tasks.sherlock.report import judge
-from accel_train.tasks.sherlock.report.case import AVERAGE, EVERYWHERE, NETWORK, RIDGE, SHUFFLED, Case, Predictions
+from accel_train.tasks.sherlock.report.case import (
+    AVERAGE,
+    EVERYWHERE,
+    MEAN,
+    NETWORK,
+    OTHERS,
+    RIDGE,
+    SHUFFLED,
+    Case,
+    Predictions,
+)
 from accel_train.tasks.sherlock.report.files import write
 from accel_train.tasks.sherlock.report.summary import summary
 
@@ -126,11 +136,27 @@ def test_reconstructions_and_lesions(found: judge.Found):
     assert audio["lesion of visual"] == audio[NETWORK] and audio[NETWORK].low < audio[NETWORK].value
 
 
+def test_likeness_of_reconstructions(case: Case, predicted: Predictions, found: judge.Found):
+    video, audio = found.likeness["video"], found.likeness["audio"]  # which has a vector of 2 numbers a TR here
+    assert video[NETWORK]["PSNR"] > video[MEAN]["PSNR"] > video[SHUFFLED]["PSNR"] > 0
+    assert video[NETWORK]["SSIM"] > video[SHUFFLED]["SSIM"]
+    assert video[MEAN]["SSIM"] > 0.9  # noise in frames of one colour is more unlike than the mean: so it stands beside
+    assert audio[NETWORK]["cosine"] > 0.7 > abs(audio[SHUFFLED]["cosine"])
+    assert audio[NETWORK]["top-5"] > 4 * audio["chance"]["top-5"] == pytest.approx(4 * 5 / 260)
+    said = summary(case, predicted, found)
+    assert "video PSNR" in said and "audio top-5" in said and "0.019" in said
+
+
 def test_people_and_the_one_held_out(case: Case, predicted: Predictions, found: judge.Found):
     assert set(found.people) == {"s0", "s1", "s2"}
     over = found.over_people["visual"]
     assert over.low < over.value < over.high
-    assert "s2 (held out) 0." in summary(case, predicted, found)
+    (line,) = [line for line in summary(case, predicted, found).splitlines() if line.startswith("s2 (unseen)")]
+    assert line.split()[2:] == [f"{r['all']:.3f}" for r in found.people["s2"].values()]
+    for person in ("s0", "s2"):  # ridge of s2 was fitted to the mean of s0 and s1
+        r = {name: of_roi["visual"] for name, of_roi in found.people[person].items()}
+        assert 0.45 < r[NETWORK] < 0.65 and 0.45 < r[RIDGE] < 0.65
+        assert r[OTHERS] == pytest.approx(0.36 / np.sqrt(0.36 + 0.64 / 2), abs=0.05)
 
 
 @pytest.mark.parametrize("declared", [0, 3])

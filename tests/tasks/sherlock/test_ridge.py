@@ -83,16 +83,34 @@ def test_each_voxel_gets_the_best_of_all_pairs(widths: dict[str, int]):
         np.testing.assert_allclose(found.predict(test)[:, [voxel]], of_voxel, rtol=1e-6, atol=1e-6)
 
 
-def test_himalaya_says_the_same():
+@pytest.mark.parametrize("widths", [{"a": 4, "b": 5}, {"a": 40, "b": 30}])
+def test_himalaya_says_the_same(widths: dict[str, int]):
+    """Its banded search over the same weights, strengths and folds: what it chooses for each voxel and predicts."""
     kernel_ridge: Any = pytest.importorskip("himalaya.kernel_ridge")
-    features, delays, gamma, alpha = random_features(5, {"a": 40, "b": 30}), [1, 2], np.array([0.3, 0.7]), 2.0
-    y = np.random.default_rng(6).normal(size=(len(RUNS), 4))
-    fitted, test = np.flatnonzero(TRAIN), np.flatnonzero(~TRAIN)
-    x = columns_of(features, gamma, delays)
-    x = x - x[fitted].mean(0)
-    model = kernel_ridge.KernelRidge(alpha=alpha, kernel="linear").fit(x[fitted], y[fitted] - y[fitted].mean(0))
-    found = ridge.fit(ridge.Design(features, RUNS, TRAIN, delays), y, gamma[None], np.array([alpha])).predict(test)
-    np.testing.assert_allclose(found, model.predict(x[test]) + y[fitted].mean(0), atol=1e-6)
+    from sklearn.model_selection import PredefinedSplit
+
+    runs, delays = np.repeat([0, 1, 2], [40, 40, 25]), [1, 2]  # folds of one size: himalaya averages over folds
+    features, candidates, alphas = random_features(5, widths), ridge.simplex(2, seed=1), np.logspace(-3, 3, 7)
+    train, test = np.flatnonzero(runs < 2), np.flatnonzero(runs == 2)
+    standard = [(x - x[train].mean(0)) / x[train].std(0) for x in features.values()]
+    late = [ridge.delayed(x, runs, delays) for x in standard]
+    scaled = [x / np.sqrt((x[train] ** 2).sum(1).mean()) for x in late]
+    draw = np.random.default_rng(6)
+    signal = sum(x[:, :3] @ draw.normal(size=(3, 12)) * share for x, share in zip(scaled, (1, 0.3), strict=True))
+    y = signal / signal.std(0) + draw.normal(5, 1, (len(runs), 12))
+
+    search = {"n_iter": candidates, "alphas": alphas, "progress_bar": False}
+    model = kernel_ridge.MultipleKernelRidgeCV(
+        "precomputed", solver="random_search", solver_params=search, fit_intercept=True, cv=PredefinedSplit(runs[train])
+    )
+    with np.errstate(divide="ignore"):  # it takes the logarithm of a weight of 0
+        model.fit(np.stack([x[train] @ x[train].T for x in scaled]), y[train])
+    found = ridge.fit(ridge.Design(features, runs, runs < 2, delays), y, candidates, alphas)
+    np.testing.assert_allclose(found.alpha, model.best_alphas_, rtol=1e-9)
+    np.testing.assert_allclose(found.weights.T, np.exp(model.deltas_) * model.best_alphas_, atol=1e-9)
+    assert len(np.unique(found.weights, axis=0)) > 2
+    predicted = model.predict(np.stack([x[test] @ x[train].T for x in scaled]))
+    np.testing.assert_allclose(found.predict(test), predicted, atol=1e-6)
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.lists(st.integers(-4, 8), min_size=1, max_size=4))

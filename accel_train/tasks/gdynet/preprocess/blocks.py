@@ -11,7 +11,8 @@ import numpy as np
 from accel_train.data.work_folder import create_rows, refuse_no_room, write_rows
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.preprocess import polarization, trajectories
-from accel_train.tasks.gdynet.preprocess.frames import Source, element
+from accel_train.tasks.gdynet.preprocess.elements import element
+from accel_train.tasks.gdynet.preprocess.frames import Source, library
 from accel_train.tasks.gdynet.preprocess.neighbours import nearest
 
 BYTES, MOST_FRAMES = 32 << 20, 1000
@@ -139,10 +140,11 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "radius": plan["radius"],
         "n_nbrs": most,
-        **({"dt_ns": plan["dt"] * job.frames.step} if plan["dt"] else {}),
+        **({"dt_ns": dt * job.frames.step} if (dt := plan["dt"] or job.source.dt) else {}),
         "frames": len(job.frames),
         "atoms": len(job.source.types),
         "targets": len(targets),
+        "elements": {"counts": _counts(job.source.types), "by": job.source.how},
         "source": plan["source"]["name"],
         "units": units,
         "neighbours": {
@@ -156,8 +158,14 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "directions": directions,
         "uneven": _uneven(job),
+        "dt_of_source": job.source.dt,
         "remark": job.source.remark,
     }
+
+
+def _counts(types: np.ndarray) -> dict[str, int]:
+    symbols = library("ase.data").chemical_symbols
+    return {symbols[number]: count for number, count in enumerate(np.bincount(types).tolist()) if count}
 
 
 def _asks_for_whole_ones(frames: list[int | None], whole: int) -> bool:

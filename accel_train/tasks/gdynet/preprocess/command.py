@@ -21,7 +21,7 @@ from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.preprocess import blocks
-from accel_train.tasks.gdynet.preprocess.frames import element
+from accel_train.tasks.gdynet.preprocess.elements import element, element_or_site
 from accel_train.tasks.gdynet.preprocess.trajectories import READER
 
 CLOSE = 0.5
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, or .npz with "
-                        "traj_coords, lattices, atom_types, target_index")  # fmt: skip
+    parser.add_argument("source", type=Path, help="LAMMPS text dump, extended XYZ, DCD, XTC, TRR, NetCDF, TNG, "
+                        "GSD, or .npz with traj_coords, lattices, atom_types, target_index")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--targets", help="element or atomic number (Ti, 22), FILE.npy of 0-based indices, or indices "
                         "with commas (0,5,10; one: 5,); default: target_index of an npz")  # fmt: skip
@@ -59,9 +59,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--radius", type=float, default=7.0, help="where they are looked for, in Angstrom (default 7)")
     parser.add_argument("--pad", action="store_true", help="allow atoms with fewer neighbours (index -1)")
     parser.add_argument("--frames", default="::", metavar="START:STOP:STEP", help="which frames (default all)")
-    parser.add_argument("--dt", type=float, help="nanoseconds from one frame of SOURCE to the next")
-    parser.add_argument("--types", metavar="1=Ba,2=Ti,3=O", help="elements of LAMMPS types")
-    parser.add_argument("--topology", type=Path, help="the atoms of a DCD, XTC or TRR: LAMMPS data file, PDB, XYZ, ...")
+    parser.add_argument("--dt", type=float, help="nanoseconds from one frame of SOURCE to the next (default: as "
+                        "it says, if it does)")  # fmt: skip
+    parser.add_argument("--types", metavar="1=Ba,CA=C", help="elements of LAMMPS types, of symbols, or of names of "
+                        "atoms; X: none")  # fmt: skip
+    parser.add_argument("--topology", type=Path, help="the atoms of a SOURCE that has only places: LAMMPS data file, "
+                        "PDB, PSF, prmtop, TPR, GRO, XYZ, ...")  # fmt: skip
     parser.add_argument("--directions", choices=("none", "displacement", "charges"), default="none",
                         help="atom_directions of a perovskite ABO3, at B: its displacement from the six O, or the "
                         "polarisation by charges")  # fmt: skip
@@ -102,7 +105,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         "pad": options.pad,
         "frames": _slice(options.frames),
         "dt": options.dt,
-        "types": _pairs("types", options.types, element),
+        "types": _pairs("types", options.types, element_or_site),
         "directions": kind,
         **(sites if kind != "none" else {}),
         "reader": READER,
@@ -157,7 +160,11 @@ def _summary(meta: dict[str, Any]) -> str:
     found, listed, radius = meta["neighbours"], meta["n_nbrs"], meta["radius"]
     lines = [
         f"  {meta['frames']:,} frames of {meta['atoms']:,} atoms, {meta['targets']:,} of them targets; "
-        + (f"{meta['dt_ns']:g} ns per frame" if "dt_ns" in meta else "no --dt, so times will be in frames"),
+        + (f"{meta['dt_ns']:g} ns per frame" if "dt_ns" in meta else "no --dt, so times will be in frames")
+        + (" (as the file says)" if "dt_ns" in meta and not meta["options"]["dt"] else ""),
+        "  elements: "
+        + ", ".join(f"{count:,} {symbol}" for symbol, count in meta["elements"]["counts"].items())
+        + f"; by {meta['elements']['by']}",
         f"  {listed} neighbours are listed; within {radius:g} A there are {found['min']} at least, "
         f"{found['median']}{' or more' if found['median'] > listed else ''} in the median",
         f"  {found['cut']:.1%} of the lists end before the radius, because more atoms are within it than are listed; "
@@ -175,6 +182,9 @@ def _warnings(meta: dict[str, Any]) -> list[str]:
     if found["padded"]:
         texts.append(f"{found['padded']:.1%} of the lists are padded: fewer than {meta['n_nbrs']} neighbours within "
                      f"{meta['radius']:g} A")  # fmt: skip
+    given, of_source = meta["options"]["dt"], meta["dt_of_source"]
+    if given and of_source and abs(given / of_source - 1) > 0.01:
+        texts.append(f"--dt says {given:g} ns from frame to frame, the file says {of_source:g}: --dt was taken")
     if meta["uneven"] is not None:
         texts.append(f"the time steps are not evenly spaced, first at frame {meta['uneven']} of the source (a restart "
                      "that repeats frames?): a lag in frames is then not one in time")  # fmt: skip

@@ -8,28 +8,39 @@ from pathlib import Path
 import numpy as np
 
 from accel_train.errors import DataError
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, library
-from accel_train.tasks.gdynet.preprocess.topology import read_atoms
+from accel_train.tasks.gdynet.preprocess.frames import Frame, library, vectors
+from accel_train.tasks.gdynet.preprocess.topology import Nameless
+
+AKMA = 4.888821e-5
+"""Nanoseconds in CHARMM's unit of time: Angstrom, dalton and kcal/mol are 1 with it."""
 
 COMMON = 24
 """The version that every other program writes where CHARMM writes its own."""
 
 
-class Dcd(Source):
+class Dcd(Nameless):
     """Frames as many as the file holds. ``topology``: the atoms. A file without a unit cell is not periodic."""
 
     def __init__(self, path: Path, mapping: dict[str, int] | None, topology: Path) -> None:
         super().__init__(path)
-        promised, self._version = _header(path)
+        self._header = _Header(path)
+        self.dt = self._header.dt
         try:
             self._file = library("MDAnalysis.lib.formats.libdcd").DCDFile(str(path))
         except Exception as error:
             raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
         if self._file.ndims != 3:
             raise DataError(f"{path} has {self._file.ndims} coordinates for each atom; 3 are possible")
-        self._count(promised)
-        self.types, self._fixed = read_atoms(topology, mapping, path, self._file.header["natoms"])
-        self.periodic = self[0].periodic
+        self._count(self._header.promised)
+        self._name(topology, mapping, self._file.header["natoms"])
+        first = self[0]
+        self.periodic = first.periodic
+        if not self._header.along_x and (first.cell - np.diag(np.diag(first.cell))).any() and self.remark is None:
+            self.remark = (
+                f"{path} gives lengths and angles of its cell and not how it lies: its first vector was taken to be "
+                "along x, the second in xy; NAMD may have others: then distances across a face are wrong, and extended "
+                "XYZ with the right Lattice is what to give"
+            )
 
     def _count(self, promised: int) -> None:
         """How many frames there are by the size of the file, and whether that is what the header promises."""
@@ -54,22 +65,34 @@ class Dcd(Source):
         moment = self._moment(self._file, number, place)
         cell = np.zeros((3, 3))
         if self._file.is_periodic and moment.unitcell.any():
-            cell = _cell(moment.unitcell, self._version, place)
-        return Frame(place, moment.xyz.astype(float), cell, np.full(3, bool(cell.any())), self._fixed)
+            cell = _cell(moment.unitcell, self._header.version, place)
+        return Frame(place, moment.xyz.astype(float), cell, np.full(3, bool(cell.any())), self.charges)
 
 
-def _header(path: Path) -> tuple[int, int]:
-    """How many frames it promises (0: it does not say), and the version of CHARMM."""
-    with open(path, "rb") as file:
-        start = file.read(96)
-    for order in "<>":
-        form = struct.Struct(f"{order}i4s20i")
-        if len(start) >= form.size:
-            size, magic, *values = form.unpack_from(start)
-            if (size, magic) == (84, b"CORD"):
-                return values[0], values[19]
-    more = ", but as one with marks of 8 bytes" if start[8:12] == b"CORD" else ""
-    raise DataError(f"{path} cannot be read: it does not begin as a DCD of coordinates with marks of 4 bytes{more}")
+class _Header:
+    """``promised``: how many frames (0: it does not say); ``version``: of CHARMM; ``dt``: ns per frame, if it is known
+    what the time step is in, as it is of CHARMM, NAMD and OpenMM: LAMMPS writes its own units, others write 1 there."""
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            start = file.read(512)
+        for order in "<>":
+            form = struct.Struct(f"{order}i4s9if10i")
+            if len(start) >= form.size:
+                size, magic, self.promised, _, every, *_, step, _, _, _, _, _, _, _, _, _, self.version = (
+                    form.unpack_from(start)
+                )
+                if (size, magic) == (84, b"CORD"):
+                    break
+        else:
+            more = ", but as one with marks of 8 bytes" if start[8:12] == b"CORD" else ""
+            raise DataError(
+                f"{path} cannot be read: it does not begin as a DCD of coordinates with marks of 4 bytes{more}"
+            )
+        title, charmm = start[form.size :], self.version not in (0, COMMON)
+        self.along_x = charmm or b"by LAMMPS" in title or b"by OpenMM" in title
+        ns = every * step * AKMA
+        self.dt = float(f"{ns:.6g}") if ns > 0 and (charmm or b"BY NAMD" in title or b"by OpenMM" in title) else None
 
 
 def _cell(six: np.ndarray, version: int, place: str) -> np.ndarray:
@@ -85,19 +108,8 @@ def _cell(six: np.ndarray, version: int, place: str) -> np.ndarray:
     cosines = rest if (abs(rest) <= 1).all() else np.cos(np.radians(rest))
     angles = (abs(rest) <= 1).all() or ((rest > 0) & (rest < 180)).all()
     readings = [matrix] if np.linalg.eigvalsh(matrix)[0] > 0 else []
-    if angles and (lengths > 0).all() and (vectors := _vectors(lengths, cosines)) is not None:
-        readings.insert(len(readings) if version not in (0, COMMON) else 0, vectors)
+    if angles and (lengths > 0).all() and (made := vectors(lengths, cosines)) is not None:
+        readings.insert(len(readings) if version not in (0, COMMON) else 0, made)
     if not readings:
         raise DataError(f"{place}: the unit cell {np.round(six, 4).tolist()} is none that is known")
     return readings[0]
-
-
-def _vectors(lengths: np.ndarray, cosines: np.ndarray) -> np.ndarray | None:
-    """Cell vectors with these lengths and cosines of alpha, beta, gamma; None if there are none."""
-    (a, b, c), (alpha, beta, gamma) = lengths, cosines
-    sine = np.sqrt(1 - gamma**2)
-    along = (alpha - beta * gamma) / sine if sine else np.inf
-    height = 1 - beta**2 - along**2
-    if not height > 0:
-        return None
-    return np.array([[a, 0, 0], [b * gamma, b * sine, 0], [c * beta, c * along, c * np.sqrt(height)]])

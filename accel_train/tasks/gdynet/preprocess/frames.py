@@ -1,9 +1,8 @@
-"""A frame of a molecular-dynamics trajectory, where frames come from, and which elements their atoms are."""
+"""A frame of a molecular-dynamics trajectory, and where frames come from."""
 
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,17 @@ class Source:
     types: np.ndarray
     """int32 [N], atomic numbers."""
 
+    how: str = "atomic numbers"
+    """What they are known by."""
+
     targets: np.ndarray | None = None
     """The file's own target atoms, if it names any."""
 
     steps: np.ndarray | None = None
     """int64 [F], the simulation's time steps, if the file gives them."""
+
+    dt: float | None = None
+    """Nanoseconds from one frame to the next, if the file says so."""
 
     periodic: np.ndarray | None = None
     """Along which vectors the first frame is periodic, and all others must be."""
@@ -86,55 +91,45 @@ class Source:
             raise DataError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def library(name: str) -> Any:
-    """A module of the extra ``gdynet``. Raises ``UserError`` if it is not installed."""
+def library(name: str, install: str = "'accel_train[gdynet]'") -> Any:
+    """A module of the extra ``gdynet``, or of a package of its own. Raises ``UserError`` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
         needed = name.partition(".")[0]
-        raise UserError(f"preprocess needs {needed}, which is not here: pip install 'accel_train[gdynet]'") from None
-
-
-def atomic_number(label: str) -> int | None:
-    """Z of a symbol in capitals or not, of D and T, or of an atom's name such as Ba1 (symbol and number); else None."""
-    symbol = re.fullmatch(r"([A-Z][a-z]?)[0-9]+", label)
-    name = symbol[1] if symbol else label.capitalize()
-    return library("ase.data").atomic_numbers.get({"D": "H", "T": "H"}.get(name, name))
-
-
-def element(text: str) -> int:
-    """Atomic number of a symbol or a number, 1 to 99. Raises ``UserError``."""
-    number = int(text) if text.isdecimal() else library("ase.data").atomic_numbers.get(text)
-    if number is None or not 1 <= number <= 99:
-        raise UserError(f"{text!r} is no element: give a symbol (Ti) or an atomic number from 1 to 99")
-    return number
-
-
-def elements(atoms: Any, mapping: dict[str, int] | None, place: str) -> np.ndarray:
-    """int32 [N], atomic numbers of an ``ase.Atoms``; of its LAMMPS types where there is a mapping."""
-    if mapping is None:
-        numbers = atoms.numbers
-    else:
-        if "type" not in atoms.arrays:
-            raise DataError(f"{place} has no LAMMPS types for --types")
-        kinds, which = np.unique(atoms.arrays["type"], return_inverse=True)
-        missing = [str(k) for k in kinds if str(k) not in mapping]
-        if missing:
-            raise DataError(f"{place} has type {', '.join(missing)}, which --types does not name")
-        numbers = np.array([mapping[str(k)] for k in kinds])[which]
-    return check_types(numbers, place)
-
-
-def check_types(numbers: np.ndarray, place: str) -> np.ndarray:
-    """The numbers as int32. Raises ``DataError`` unless all are from 0 to 99: a network has vectors for these."""
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) == 0:
-        raise DataError(f"{place}: atomic numbers must be integers (N,), there is {numbers.dtype} {numbers.shape}")
-    if numbers.min() < 0 or numbers.max() > 99:
-        raise DataError(f"{place}: atomic numbers go from {numbers.min()} to {numbers.max()}; 0 to 99 are possible")
-    return numbers.astype(np.int32)
+        raise UserError(f"preprocess needs {needed}, which is not here: pip install {install}") from None
 
 
 def charges(atoms: Any) -> np.ndarray | None:
     """From a dump's column q, or a column charge, charges, initial_charges or q of extended XYZ."""
     found = {**(atoms.calc.results if atoms.calc else {}), **atoms.arrays}
     return next((np.asarray(found[k], float) for k in ("initial_charges", "charges", "q") if k in found), None)
+
+
+def vectors(lengths: np.ndarray, cosines: np.ndarray) -> np.ndarray | None:
+    """Cell vectors (as rows) with these lengths and cosines of alpha, beta, gamma; None if there are none. The first is
+    along x, the second in xy."""
+    (a, b, c), (alpha, beta, gamma) = lengths, cosines
+    sine = np.sqrt(1 - gamma**2)
+    along = (alpha - beta * gamma) / sine if sine else np.inf
+    height = 1 - beta**2 - along**2
+    if not height > 0:
+        return None
+    return np.array([[a, 0, 0], [b * gamma, b * sine, 0], [c * beta, c * along, c * np.sqrt(height)]])
+
+
+def even_spacing(times: np.ndarray, dtype: Any) -> tuple[float | None, np.ndarray | None]:
+    """(ns from one frame to the next, steps int64 [F]) of times [F] in ns that were numbers of ``dtype``, whose
+    rounding is no unevenness. The steps are even where the times are. None where times do not grow: they say nothing.
+    """
+    gaps = np.diff(times)
+    middle = float(np.median(gaps)) if len(gaps) else 0.0
+    if middle <= 0:
+        return None, None
+    away = gaps - middle
+    even = abs(away) <= 1e-3 * middle + 4 * np.finfo(dtype).eps * abs(times).max()
+    dt, noise = middle, np.finfo(dtype).eps * abs(times).max()
+    if even.all():
+        dt, noise = (times[-1] - times[0]) / len(gaps), noise / len(gaps)
+    digits = np.clip(int(np.log10(dt / noise)), 1, 9)
+    return float(f"{dt:.{digits}g}"), np.append(0, np.cumsum(np.where(even, 2, np.where(away > 0, 3, 1))))

@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from accel_train.errors import DataError
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, library
+from accel_train.tasks.gdynet.preprocess.frames import Frame, even_spacing, library
 from accel_train.tasks.gdynet.preprocess.rows import CutError
-from accel_train.tasks.gdynet.preprocess.topology import read_atoms
+from accel_train.tasks.gdynet.preprocess.topology import Nameless
 
 XTC, TRR = "xtc", "trr"
 MAGIC = {XTC: 1995, TRR: 1993}
 LESS = "it has less than nothing in it"
 
-ANGSTROM = 10.0
-"""Angstrom in a nanometre."""
+ANGSTROM, NS = 10.0, 1e-3
+"""Angstrom in a nanometre, nanoseconds in a picosecond."""
 
 
 def kind(start: bytes) -> str | None:
@@ -30,15 +30,15 @@ def kind(start: bytes) -> str | None:
 
 
 def prepare(path: Path, format: str, folder: Path) -> None:
-    """Write to ``folder`` where the frames begin, their steps, and what is after them that is no frame. Raises
-    ``DataError`` if there is no frame."""
-    starts, steps, fault, atoms = [0], [], None, None
+    """Write to ``folder`` where the frames begin, their steps and times [ns], and what is after them that is no frame.
+    Raises ``DataError`` if there is no frame."""
+    starts, steps, times, fault, atoms = [0], [], [], None, None
     size, head = path.stat().st_size, _xtc if format == XTC else _trr
     with open(path, "rb") as file:
         while starts[-1] < size and fault is None:
             file.seek(starts[-1])
             try:
-                count, step, length = head(file)
+                count, step, time, length = head(file)
                 there = size - starts[-1]
                 if there < length:
                     raise CutError(f": {there:,} of its {length:,} bytes are there")
@@ -47,6 +47,7 @@ def prepare(path: Path, format: str, folder: Path) -> None:
                 else:
                     starts.append(starts[-1] + length)
                     steps.append(step)
+                    times.append(time * NS)
             except CutError as cut:
                 fault = f"is cut short{cut}"
             except ValueError as error:
@@ -55,6 +56,7 @@ def prepare(path: Path, format: str, folder: Path) -> None:
         raise DataError(f"{path}: frame 0 {fault}")
     np.save(folder / "starts.npy", np.array(starts[:-1], np.int64))
     np.save(folder / "steps.npy", np.array(steps, np.int64))
+    np.save(folder / "times.npy", np.array(times))
     (folder / "fault.json").write_text(json.dumps(fault))
 
 
@@ -66,23 +68,23 @@ def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
     return struct.unpack(form, content)
 
 
-def _xtc(file: BinaryIO) -> tuple[int, int, int]:
-    """Atoms, step, and length in bytes of the frame that begins here. Few atoms are not compressed."""
+def _xtc(file: BinaryIO) -> tuple[int, int, float, int]:
+    """Atoms, step, time in ps, and length in bytes of the frame that begins here. Few atoms are not compressed."""
     (magic,) = _unpack(file, "i")
     if magic != MAGIC[XTC]:
         raise ValueError(f"its number is {magic}, it should be {MAGIC[XTC]}")
-    atoms, step, *_ = _unpack(file, "2i11f")
+    atoms, step, time, *_ = _unpack(file, "2i11f")
     if atoms < 0:
         raise ValueError(LESS)
     if atoms <= 9:
-        return atoms, step, 56 + 12 * atoms
+        return atoms, step, time, 56 + 12 * atoms
     *_, packed = _unpack(file, "f8i")
     if packed < 0:
         raise ValueError(LESS)
-    return atoms, step, 92 + packed + -packed % 4
+    return atoms, step, time, 92 + packed + -packed % 4
 
 
-def _trr(file: BinaryIO) -> tuple[int, int, int]:
+def _trr(file: BinaryIO) -> tuple[int, int, float, int]:
     """The same. It may hold positions, velocities and forces, in numbers of 4 or of 8 bytes."""
     (magic,) = _unpack(file, "i")
     if magic != MAGIC[TRR]:
@@ -93,15 +95,17 @@ def _trr(file: BinaryIO) -> tuple[int, int, int]:
     if min(sizes) < 0 or atoms < 0:
         raise ValueError(LESS)
     width = box // 9 if box else each[0] // (3 * atoms) if each and atoms else 4
-    return atoms, step, 76 + 2 * width + sum(sizes)
+    (time,) = _unpack(file, "d" if width == 8 else "f")
+    return atoms, step, time, 76 + 2 * width + sum(sizes)
 
 
-class Gromacs(Source):
+class Gromacs(Nameless):
     """A file for which ``prepare`` was called. A frame without a box is not periodic."""
 
     def __init__(self, path: Path, format: str, folder: Path, mapping: dict[str, int] | None, topology: Path) -> None:
         super().__init__(path)
         self._starts, self.steps = np.load(folder / "starts.npy"), np.load(folder / "steps.npy")
+        self.dt, _ = even_spacing(np.load(folder / "times.npy"), np.float32)
         if fault := json.loads((folder / "fault.json").read_text()):
             self._end(fault)
         reader = library("MDAnalysis.lib.formats.libmdaxdr")
@@ -110,7 +114,7 @@ class Gromacs(Source):
             self._file.set_offsets(self._starts)
         except Exception as error:
             raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-        self.types, self._charges = read_atoms(topology, mapping, path, self._file.n_atoms)
+        self._name(topology, mapping, self._file.n_atoms)
         self.periodic = self[0].periodic
 
     def __len__(self) -> int:
@@ -121,4 +125,4 @@ class Gromacs(Source):
         if not getattr(moment, "hasx", True):
             raise DataError(f"{place} has no positions: write a file of those that have")
         cell = moment.box.astype(float) * ANGSTROM
-        return Frame(place, moment.x.astype(float) * ANGSTROM, cell, np.asarray(cell.any(1)), self._charges)
+        return Frame(place, moment.x.astype(float) * ANGSTROM, cell, np.asarray(cell.any(1)), self.charges)

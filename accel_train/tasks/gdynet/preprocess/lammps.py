@@ -7,13 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from accel_train.tasks.gdynet.preprocess import rows
-from accel_train.tasks.gdynet.preprocess.frames import library
+from accel_train.tasks.gdynet.preprocess.elements import Said
+from accel_train.tasks.gdynet.preprocess.frames import even_spacing, library
 from accel_train.tasks.gdynet.preprocess.rows import CutError, Parsed, WrongError
 
 ITEM, ATOMS = b"ITEM:", b"ITEM: ATOMS"
-COUNT, STEP, BOX, UNITS = "NUMBER OF ATOMS", "TIMESTEP", "BOX BOUNDS", "UNITS"
-LENGTHS = {UNITS: 1, "TIME": 1, STEP: 1, COUNT: 1, BOX: 3}
+COUNT, STEP, BOX, UNITS, TIME = "NUMBER OF ATOMS", "TIMESTEP", "BOX BOUNDS", "UNITS", "TIME"
+LENGTHS = {UNITS: 1, TIME: 1, STEP: 1, COUNT: 1, BOX: 3}
 """Lines of the sections that are known. Others may have any number and are passed over."""
+
+PLAIN = ("real", "metal")
+"""Units in which lengths are in Angstrom and charges in e."""
 
 STYLES = ("si", "cgs", "electron", "micro", "nano")
 """Units in which lengths are not in Angstrom."""
@@ -26,10 +30,10 @@ def begins(line: bytes) -> bool:
 
 
 def pass_over(line: bytes, lines: Iterator[bytes]) -> dict[str, str]:
-    """Read the frame that begins with ``line`` to its end; returns its TIMESTEP, and its UNITS if it has them."""
+    """Read the frame that begins with ``line`` to its end; returns its TIMESTEP, and UNITS and TIME if it has them."""
     head = _Head(line, lines)
     rows.pass_over(lines, head.count, "atoms")
-    return {name: head.value(name) for name in (STEP, UNITS) if name in head.sections}
+    return {name: head.value(name) for name in (STEP, UNITS, TIME) if name in head.sections}
 
 
 def parse(lines: list[bytes], units: str | None = None) -> Parsed:
@@ -62,14 +66,12 @@ def parse(lines: list[bytes], units: str | None = None) -> Parsed:
     length, charges = _unit("distance", units), numbers("q")
     return Parsed(
         lines=first + order,
+        said=Said(symbols=words("element"), masses=numbers("mass"), types=words("type")),
         positions=positions[order] * length,
         cell=cell * length,
         periodic=periodic,
         charges=None if charges is None else charges * _unit("charge", units),
         ids=ids[order],
-        labels=words("element"),
-        masses=None if "element" in columns else numbers("mass"),
-        types=words("type"),
     )
 
 
@@ -140,10 +142,22 @@ def _cell(head: _Head, lines: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return np.diag(high - low) + [[0, 0, 0], [xy, 0, 0], [xz, yz, 0]], periodic
 
 
+def spacing(heads: list[dict[str, str]], units: str | None) -> float | None:
+    """Nanoseconds from one frame to the next, by TIME and UNITS, if the file has both."""
+    if units in (None, "lj") or any(TIME not in head for head in heads):
+        return None
+    try:
+        times = np.array([head[TIME] for head in heads], float)
+    except ValueError:
+        return None
+    ns = _unit("time", units) / (1e6 * library("ase.units").fs)
+    return even_spacing(times * ns, np.float32)[0]  # the digits that LAMMPS writes are fewer than those of a float64
+
+
 def _unit(kind: str, units: str | None) -> float:
     """What to multiply by for Angstrom or e."""
-    if units in (None, "lj", "real", "metal"):
+    if units in (None, "lj") or (units in PLAIN and kind != "time"):
         return 1.0
-    if units not in STYLES:
+    if units not in (*PLAIN, *STYLES):
         raise WrongError(0, f"ITEM: UNITS {units} is no style of units that is known")
     return float(library("ase.calculators.lammps").convert(1.0, kind, units, "ASE"))

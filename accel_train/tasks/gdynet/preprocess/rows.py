@@ -12,6 +12,8 @@ from itertools import islice
 
 import numpy as np
 
+from accel_train.tasks.gdynet.preprocess.elements import Said
+
 DECIMALS = 10
 """Rows that must agree on how many decimals a number has before one with others is taken for a cut one."""
 
@@ -30,19 +32,15 @@ class CutError(Exception):
 
 @dataclass(frozen=True)
 class Parsed:
-    """The atoms of a frame. ``lines`` [N]: the line of each in the frame. Of ``numbers`` (atomic), ``labels`` (of
-    elements), ``masses`` and ``types`` (of LAMMPS) there are those that the file has."""
+    """The atoms of a frame. ``lines`` [N]: the line of each in the frame."""
 
     lines: np.ndarray
+    said: Said
     positions: np.ndarray
     cell: np.ndarray
     periodic: np.ndarray
     charges: np.ndarray | None = None
     ids: np.ndarray | None = None
-    numbers: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    masses: np.ndarray | None = None
-    types: np.ndarray | None = None
 
 
 def shown(text: bytes) -> str:

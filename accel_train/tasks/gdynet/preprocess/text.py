@@ -11,16 +11,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from accel_train.errors import DataError
-from accel_train.tasks.gdynet.preprocess import lammps, rows, xyz
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, atomic_number, check_types, library
+from accel_train.tasks.gdynet.preprocess import elements, lammps, rows, xyz
+from accel_train.tasks.gdynet.preprocess.frames import Frame, Source
+from accel_train.tasks.gdynet.preprocess.packed import unpack
 from accel_train.tasks.gdynet.preprocess.rows import CutError, Parsed, WrongError
 
 FORMATS: dict[str, ModuleType] = {"lammps-dump-text": lammps, "extxyz": xyz}
+UNPACKED = "text"
+"""What was compressed, in the work folder."""
+
 MARK = b"\xef\xbb\xbf"
 """What some programs put before UTF-8."""
-
-MASS = 0.3
-"""How far a mass may be from that of its element."""
 
 
 def kind(start: bytes) -> str | None:
@@ -32,8 +33,9 @@ def kind(start: bytes) -> str | None:
 
 def prepare(path: Path, format: str, folder: Path) -> None:
     """Write to ``folder`` where the frames begin and the last ends, their time steps, and what is after them that is
-    no frame. Raises ``DataError`` if there is no frame at all, or if their units differ."""
-    scan = _Scan(path, FORMATS[format])
+    no frame; also the text itself, if it is compressed. Raises ``DataError`` if there is no frame at all, or if their
+    units differ."""
+    scan = _Scan(unpack(path, folder / UNPACKED), FORMATS[format])
     if not scan.count and scan.fault:
         raise DataError(f"{path}: frame 0 {scan.fault}")
     units = {head.get(lammps.UNITS) for head in scan.heads} - {None}
@@ -42,7 +44,9 @@ def prepare(path: Path, format: str, folder: Path) -> None:
     np.save(folder / "starts.npy", np.array(scan.starts, np.int64))
     if format == "lammps-dump-text":
         np.save(folder / "steps.npy", np.array([int(head[lammps.STEP]) for head in scan.heads], np.int64))
-    (folder / "text.json").write_text(json.dumps({"fault": scan.fault, "units": next(iter(units), None)}))
+    unit = next(iter(units), None)
+    dt = lammps.spacing(scan.heads, unit) if scan.heads and format == "lammps-dump-text" else None
+    (folder / "text.json").write_text(json.dumps({"fault": scan.fault, "units": unit, "dt": dt}))
 
 
 class _Scan:
@@ -131,29 +135,31 @@ def _line(file: BinaryIO, start: int) -> int:
 
 
 class Text(Source):
-    """A file for which ``prepare`` was called. ``mapping``: atomic numbers of LAMMPS types."""
+    """A file for which ``prepare`` was called. ``mapping``: atomic numbers of types, or of symbols."""
 
     def __init__(self, path: Path, format: str, folder: Path, mapping: dict[str, int] | None) -> None:
         super().__init__(path)
         self._format, self._mapping = FORMATS[format], mapping
         self._starts = np.load(folder / "starts.npy")
+        self._file = unpacked if (unpacked := folder / UNPACKED).exists() else path
         said = json.loads((folder / "text.json").read_text())
         self._options: dict[str, Any] = {"units": said["units"]} if self._format is lammps else {}
         if self._format is lammps:
             self.steps = np.load(folder / "steps.npy")
+        self.dt = said["dt"]
         if said["fault"]:
             self._end(said["fault"])
         first = self._parse(0)
         if not len(first.positions):
             raise DataError(f"{path}: frame 0 has no atoms")
         self._ids, self.periodic = first.ids, first.periodic
-        self.types = self._numbers(first, 0)
+        self.types, self.how = self._elements(first, 0)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def _parse(self, number: int) -> Parsed:
-        with open(self.path, "rb") as file:
+        with open(self._file, "rb") as file:
             lines = _lines(file, *self._starts[number : number + 2])
         try:
             return self._format.parse(lines, **self._options)
@@ -161,53 +167,22 @@ class Text(Source):
             raise self._error(number, wrong.line, str(wrong)) from None
 
     def _error(self, number: int, line: int, text: str) -> DataError:
-        with open(self.path, "rb") as file:
+        with open(self._file, "rb") as file:
             line += _line(file, int(self._starts[number]))
         return DataError(f"{self.path}: frame {number}, line {line}: {text}")
 
-    def _numbers(self, parsed: Parsed, number: int) -> np.ndarray:
-        """int32 [N], atomic numbers: of the types where there is a mapping, else of what the file says."""
+    def _elements(self, parsed: Parsed, number: int) -> elements.Elements:
         place = f"{self.path}: frame {number}"
-        if self._mapping is not None:
-            if parsed.types is None:
-                raise DataError(f"{place} has no LAMMPS types for --types")
-            kinds, which = np.unique(parsed.types, return_inverse=True)
-            known = [self._mapping.get(_text(kind)) for kind in kinds.tolist()]
-            if missing := [_text(kinds[i]) for i, value in enumerate(known) if value is None]:
-                raise DataError(f"{place} has type {', '.join(missing)}, which --types does not name")
-            return np.array(known, np.int32)[which]
-        if parsed.numbers is not None:
-            return check_types(parsed.numbers, place)
-        if parsed.labels is not None:
-            kinds, which = np.unique(parsed.labels, return_inverse=True)
-            known = [atomic_number(_text(kind)) for kind in kinds.tolist()]
-            if None in known:
-                atom = int(np.flatnonzero(which == known.index(None))[0])
-                line = int(parsed.lines[atom])
-                raise self._error(number, line, f"{rows.shown(parsed.labels[atom])} is no element")
-            return check_types(np.array(known)[which], place)
-        if parsed.masses is not None:
-            return self._by_mass(parsed.masses, parsed.lines, number)
-        raise DataError(f"{place} names no elements: give --types, as in --types 1=Ba,2=Ti,3=O")
-
-    def _by_mass(self, masses: np.ndarray, lines: np.ndarray, number: int) -> np.ndarray:
-        """The elements whose masses are nearest."""
-        table = library("ase.data").atomic_masses[:100]
-        nearest = np.abs(table[None, 1:] - masses[:, None]).argmin(1) + 1
-        far = np.flatnonzero(~(abs(table[nearest] - masses) <= MASS))
-        if len(far):
-            raise self._error(number, int(lines[far[0]]), f"{masses[far[0]]:g} is the mass of no element: give --types")
-        return nearest.astype(np.int32)
+        try:
+            return elements.find(parsed.said, self._mapping, place)
+        except elements.UnknownError as error:
+            raise self._error(number, int(parsed.lines[error.atom]), str(error)) from None
 
     def _read(self, number: int, place: str) -> Frame:
         parsed = self._parse(number)
         if len(parsed.positions) == len(self.types):
             if parsed.ids is not None and (parsed.ids != self._ids).any():
                 raise DataError(f"{place} has atoms with other ids than the first")
-            if (self._numbers(parsed, number) != self.types).any():
+            if (self._elements(parsed, number).numbers != self.types).any():
                 raise DataError(f"{place} has other elements than the first, or the same in another order")
         return Frame(place, parsed.positions, parsed.cell, parsed.periodic, parsed.charges)
-
-
-def _text(field: bytes) -> str:
-    return field.decode("utf-8", "backslashreplace")

@@ -1,5 +1,4 @@
-"""Molecular-dynamics trajectories with random access to their frames: LAMMPS dumps, extended XYZ, DCD, XTC,
-TRR, npz."""
+"""Molecular-dynamics trajectories with random access to their frames, whatever their format."""
 
 from __future__ import annotations
 
@@ -10,18 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.gdynet.preprocess import gromacs, text
+from accel_train.tasks.gdynet.preprocess import gromacs, hoomd, netcdf, packed, text, tng
 from accel_train.tasks.gdynet.preprocess.dcd import Dcd
-from accel_train.tasks.gdynet.preprocess.frames import Frame, Source, check_types
+from accel_train.tasks.gdynet.preprocess.elements import check_types
+from accel_train.tasks.gdynet.preprocess.frames import Frame, Source
 
 NPZ = ("traj_coords", "lattices", "atom_types")
 """What an npz must hold; also ``target_index`` where the targets are not given otherwise."""
 
-LAMMPS, DCD = "lammps-dump-text", "dcd"
-READER = 2
+DCD, NETCDF, TNG, GSD = "dcd", "netcdf", "tng", "gsd"
+READER = 3
 """Changes with how files are read: work that was begun by another reader is not gone on with."""
 
-NO_ATOMS = (DCD, gromacs.XTC, gromacs.TRR)
+SCANNED = (gromacs.XTC, gromacs.TRR)
+NO_ATOMS = (DCD, NETCDF, TNG, *SCANNED)
 """Formats that do not say which atoms they hold."""
 
 
@@ -29,50 +30,62 @@ def kind(path: Path) -> str:
     """The format, by what the file begins with. Raises ``UserError``."""
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    with open(path, "rb") as file:
-        start = file.read(1 << 16)
     if path.suffix.lower() == ".npz":
         return "npz"
-    if path.suffix.lower() == ".dcd" or b"CORD" in (start[4:8], start[8:12]):
-        return DCD
-    if found := gromacs.kind(start) or text.kind(start):
+    how, start = packed.start(path)
+    found = text.kind(start)
+    if how and not found:
+        raise UserError(f"{path}: it is compressed, and no LAMMPS text dump or extended XYZ: unpack it first")
+    if found or (found := _binary(start, path.suffix.lower())):
         return found
     if not start.strip():
         raise UserError(f"{path} is empty")
-    packed = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/"))  # gzip, bzip2, xz, zstd
-    more = "; it is compressed: unpack it first" if packed else ""
-    raise UserError(f"{path}: neither a LAMMPS text dump, extended XYZ, DCD, XTC, TRR nor .npz{more}")
+    if start.startswith(b"\x89HDF"):
+        raise UserError(f"{path} is HDF5 (NetCDF-4, H5MD), which is not read; nccopy -k nc6 makes NetCDF of NetCDF-4")
+    raise UserError(f"{path}: neither a LAMMPS text dump, extended XYZ, DCD, XTC, TRR, NetCDF, TNG, GSD nor .npz")
+
+
+def _binary(start: bytes, suffix: str) -> str | None:
+    if suffix == ".dcd" or b"CORD" in (start[4:8], start[8:12]):
+        return DCD
+    if start.startswith(netcdf.MAGIC):
+        return NETCDF
+    if start.startswith(hoomd.MAGIC):
+        return GSD
+    return TNG if tng.NAME in start[:64] else gromacs.kind(start)
 
 
 def prepare(path: Path, folder: Path) -> None:
-    """Write to ``folder`` what random access needs: where the frames of text, XTC and TRR begin (one pass
-    over the file), the arrays of an npz (unpacked, so that they can be mapped)."""
+    """Write to ``folder`` what random access needs: where the frames of text, XTC and TRR begin (one pass over the
+    file), text that was compressed, the arrays of an npz (unpacked, so that they can be mapped)."""
     format = kind(path)
     if format == "npz":
         _unpack(path, folder)
     elif format in text.FORMATS:
         text.prepare(path, format, folder)
-    elif format != DCD:
+    elif format in SCANNED:
         gromacs.prepare(path, format, folder)
 
 
 def open_source(path: Path, folder: Path, types: dict[str, int] | None = None, topology: Path | None = None) -> Source:
-    """The source for which ``prepare(path, folder)`` was called. ``types``: atomic numbers of LAMMPS types.
-    ``topology``: the atoms of a DCD, XTC or TRR, in any format that ASE reads (a LAMMPS data file, PDB, XYZ, ...)."""
+    """The source for which ``prepare(path, folder)`` was called. ``types``: atomic numbers of LAMMPS types, of symbols
+    or of names of atoms. ``topology``: the atoms of a file that has none."""
     format = kind(path)
     if topology is not None and format not in NO_ATOMS:
-        raise UserError(f"{path}: --topology is for DCD, XTC and TRR, this file has its own atoms")
-    if types is not None and format not in (LAMMPS, *NO_ATOMS):
-        raise UserError(f"{path}: --types is for LAMMPS types, this file has its own elements")
+        raise UserError(f"{path}: --topology is for DCD, XTC, TRR, NetCDF and TNG, this file has its own atoms")
+    if types is not None and format == "npz":
+        raise UserError(f"{path}: --types is for types and names of atoms, this file has atomic numbers")
     if format == "npz":
         return _Npz(path, folder)
-    if format not in NO_ATOMS:
+    if format == GSD:
+        return hoomd.Gsd(path, types)
+    if format in text.FORMATS:
         return text.Text(path, format, folder, types)
     if topology is None:
         raise UserError(f"{path}: {format.upper()} does not say which atoms it holds: give --topology FILE")
-    if format == DCD:
-        return Dcd(path, types, topology)
-    return gromacs.Gromacs(path, format, folder, types, topology)
+    if format in SCANNED:
+        return gromacs.Gromacs(path, format, folder, types, topology)
+    return {DCD: Dcd, NETCDF: netcdf.Netcdf, TNG: tng.Tng}[format](path, types, topology)
 
 
 class _Npz(Source):

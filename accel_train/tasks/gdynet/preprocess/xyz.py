@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from accel_train.tasks.gdynet.preprocess import rows
+from accel_train.tasks.gdynet.preprocess.elements import Said
 from accel_train.tasks.gdynet.preprocess.rows import Parsed, WrongError
 
 KEY = re.compile(
@@ -47,12 +48,14 @@ def parse(lines: list[bytes]) -> Parsed:
     cell, periodic = _cell(comment)
     return Parsed(
         lines=np.arange(2, 2 + count),
+        said=Said(
+            numbers=rows.numbers(number[0], 2, int) if number else None,
+            symbols=np.array(label[0], bytes) if label else None,
+        ),
         positions=rows.table(place, 2),
         cell=cell,
         periodic=periodic,
         charges=rows.numbers(charge[0], 2) if charge else None,
-        numbers=rows.numbers(number[0], 2, int) if number else None,
-        labels=np.array(label[0], bytes) if label else None,
     )
 
 

@@ -23,13 +23,15 @@ from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.sherlock.data import VERSION, text_hash
 from accel_train.tasks.sherlock.describe import summary
-from accel_train.tasks.sherlock.preprocess import inputs, mel
-from accel_train.tasks.sherlock.preprocess.finish import describe
+from accel_train.tasks.sherlock.preprocess import confounds, inputs, mel
+from accel_train.tasks.sherlock.preprocess.finish import describe, roi_names
 from accel_train.tasks.sherlock.preprocess.job import Job, prepare
-from accel_train.tasks.sherlock.preprocess.scan import Setup
+from accel_train.tasks.sherlock.preprocess.scan import MOST_TR_S, Setup
 from accel_train.tasks.sherlock.preprocess.sources import Features, Sound, Source, Text, Video
 
 MOVIES, SOUNDS = (".mp4", ".m4v", ".mkv", ".mov", ".avi", ".webm"), (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg")
+CONFOUNDS = ("confounds_timeseries.tsv", "confounds_regressors.tsv", "confounds.tsv")
+"""How fMRIPrep calls its tables, now and formerly."""
 TABLES, ARRAYS = (".xlsx", ".tsv", ".csv"), (".npy", ".h5", ".hdf5")
 FROM_MOVIE = "movie"
 RUN = "run1"
@@ -58,6 +60,8 @@ def add_arguments(parser: Parser) -> None:
     many("validation", "RUN:FIRST-LAST", "as --test, or a share at the end of training (default 0.15)", ["0.15"])
     parser.add_argument("--gap", type=int, default=21, help="TRs between training and what is held out (default 21)")
     parser.add_argument("--drop_start", type=int, default=0, help="TRs at the start of runs that no split has")
+    many("confounds", "[RUN=]PATH", "tables of fMRIPrep, of each run of each viewer, to regress out of the volumes")
+    many("confound_columns", "NAME", f"which columns; * is anything (default {' '.join(confounds.COLUMNS)})", None)
     parser.add_argument("--mask", type=Path, help="image of the voxels to keep at most")
     parser.add_argument("--rois", type=Path, help="label image on the same grid; names in a .tsv (index, name) beside")
     parser.add_argument("--parcels", action="store_true", help="the mean of each label of --rois in place of voxels")
@@ -75,11 +79,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Preprocess; prints a summary, and what was found to stderr."""
-    for name, least in (("workers", 1), ("gap", 0), ("drop_start", 0), ("frames", 1), ("audio_frames", 1), ("mels", 1),
-                        ("text_dim", 1)):  # fmt: skip
+    for name, least in (("workers", 1), ("gap", 0), ("preshift", 0), ("drop_start", 0), ("frames", 1),
+                        ("audio_frames", 1), ("mels", 1), ("text_dim", 1)):  # fmt: skip
         if getattr(options, name) < least:
             raise UserError(f"preprocess: --{name} must be {least} or more")
-    if options.tr is not None and not 0 < options.tr < 100:
+    if options.tr is not None and not 0 < options.tr < MOST_TR_S:
         raise UserError(f"preprocess: --tr is in seconds, {options.tr:g} cannot be")
     setup = _setup(options)
     out = Path(os.path.abspath(options.out))
@@ -112,12 +116,16 @@ def _setup(options: argparse.Namespace) -> Setup:
     sources = _sources(options, list(runs))
     if not sources:
         raise UserError("preprocess: there is no stimulus; give --video, --audio, --annotations or --features")
+    if options.confound_columns is not None and not options.confounds:
+        raise UserError("preprocess: --confound_columns needs the tables, --confounds")
     if options.parcels and options.rois is None:
         raise UserError("preprocess: --parcels needs the label image, --rois")
     test = options.test if options.test is not None else [*runs][-1:] if len(runs) > 1 else []
     return Setup(
         runs, brains, sources, options.tr, options.preshift, tuple(test), tuple(options.validation), options.gap,
         options.drop_start, tuple(options.held_out_subjects), options.mask, options.rois, options.parcels,
+        inputs.confounds(options.confounds, list(runs), list(brains), CONFOUNDS),
+        None if options.confound_columns is None else tuple(options.confound_columns),
     )  # fmt: skip
 
 
@@ -143,9 +151,7 @@ def _sources(options: argparse.Namespace, runs: list[str]) -> tuple[Source, ...]
     for name, folder in inputs.pairs("features", options.features).items():
         if name in [source.name for source in found] or not name.isidentifier():
             raise UserError(f"preprocess: --features {name}: must be a name of letters that no other modality has")
-        files = inputs.of_runs("features", [folder], runs, ARRAYS)
-        if not files:
-            raise UserError(f"preprocess: --features {name}: {folder} holds no {', '.join(ARRAYS)} of a run")
+        files = inputs.of_runs(f"features {name}", [folder], runs, ARRAYS)
         found.append(Features(name, files, _rate(name, rates.pop(name, None)), layers.pop(name, None)))
     if rates or layers:
         raise UserError(f"preprocess: there are no --features {', '.join({**rates, **layers})}")
@@ -173,20 +179,24 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     """All that decides what is written, in plain values."""
     settings = (
         "tr", "preshift", "gap", "drop_start", "parcels", "frames", "frame_size", "audio_frames", "mels", "text_dim",
-        "text_columns", "feature_rate", "layer",
+        "text_columns", "feature_rate", "layer", "confound_columns",
     )  # fmt: skip
     model = options.text_model
     if model is not None and not model.is_dir():
         raise UserError(f"preprocess: --text_model: {model} is no folder")
-    brains = {name: {run: _identity(path) for run, path in files.items()} for name, files in setup.brains.items()}
+    brains, tables = (
+        {name: {run: _identity(path) for run, path in files.items()} for name, files in each.items()}
+        for each in (setup.brains, setup.confounds)
+    )
     stimulus = {each.name: {run: _identity(path) for run, path in each.files.items()} for each in setup.sources}
     images = {name: path and _identity(path) for name, path in (("mask", setup.mask), ("rois", setup.rois))}
+    names = setup.rois and roi_names(setup.rois)
     vectors = model and [_identity(path) for path in sorted(model.rglob("*")) if path.is_file()]
     return {
         "version": VERSION,
         "runs": setup.runs,
         "subjects": list(setup.brains),
-        "files": text_hash([brains, stimulus, images, vectors]),
+        "files": text_hash([brains, tables, stimulus, images, names, vectors]),
         "test": setup.test,
         "validation": setup.validation,
         "held_out_subjects": setup.held_out,
@@ -195,7 +205,12 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """A file by name, size and time, so that one that changed is noticed."""
-    if not path.is_file():
-        raise UserError(f"preprocess: {path}: no such file")
-    return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
+    """A file, or a header with its image, by name, size and time, so that one that changed is noticed."""
+    path = inputs.existing(path)
+    other = path.with_suffix({".hdr": ".img", ".img": ".hdr"}.get(path.suffix, path.suffix))
+    pair = [path.stat(), *([other.stat()] if other != path and other.is_file() else [])]
+    return {
+        "name": path.name,
+        "bytes": sum(each.st_size for each in pair),
+        "modified_ns": max(each.st_mtime_ns for each in pair),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "split": job.scan["split"],
         **sums,
         "files": {
-            "fmri": {name: {run: path.name for run, path in files.items()} for name, files in job.setup.brains.items()},
-            "stimulus": {s.name: {run: path.name for run, path in s.files.items()} for s in job.setup.sources},
+            "fmri": _names(job.setup.brains),
+            "confounds": _names(job.setup.confounds),
+            "stimulus": _names({source.name: source.files for source in job.setup.sources}),
         },
         "found": [*job.scan["found"], *found, *more, *_shared_beginnings(job)],
     }  # fmt: skip
@@ -113,7 +114,8 @@ def _good(job: Job, subject: str) -> np.ndarray:
             good &= np.isfinite(raw.still)
     train = sum(int((job.clock.train[run] & ~raw.missing).sum()) for run, raw in zip(job.setup.runs, raws, strict=True))
     if train < 2:
-        raise DataError(f"{subject}: has {train} volumes in the TRs for training; leave it out with --subjects")
+        raise DataError(f"{subject}: has {train} volumes in the TRs for training (equal ones at the end count as "
+                        "missing, and those without a number); leave it out with --subjects")  # fmt: skip
     return good
 
 
@@ -242,7 +244,9 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
         mean = np.sum([part.sum(0, dtype=np.float64) for part in parts], 0) / count
         squares = np.sum([((row - mean) ** 2).sum() for part in parts for row in part])
         if squares == 0:
-            raise DataError(f"{name}: never changes in the TRs for training; is the file right?")
+            (files,) = (source.files for source in job.setup.sources if source.name == name)
+            raise DataError(f"{name}: never changes in the TRs for training; is it right? It is from "
+                            f"{', '.join(sorted({path.name for path in files.values()}))}")  # fmt: skip
         stats |= {f"{name}_mean": mean, f"{name}_var": np.float64(squares / (count * mean.size))}
     _save(job, "stimulus_stats.npz", stats)
 
@@ -283,6 +287,10 @@ def _shared_beginnings(job: Job) -> list[str]:
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _names(files: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, str]]:
+    return {whose: {run: path.name for run, path in each.items()} for whose, each in files.items()}
 
 
 def _save(job: Job, name: str, content: np.ndarray | dict[str, Any]) -> None:

@@ -46,10 +46,12 @@ def of_runs(option: str, texts: Sequence[str], runs: Sequence[str], endings: Seq
     loose: list[Path] = []
     for text in texts:
         run, equals, name = text.partition("=")
+        if equals and run not in runs and not Path(text).expanduser().exists():
+            raise UserError(f"preprocess: --{option} {text}: there is no run {run}; there are {', '.join(runs)}")
         if equals and run in runs:
             if run in found:
                 raise UserError(f"preprocess: --{option}: {run} has two files, {found[run]} and {name}")
-            found[run] = _existing(option, Path(name))
+            found[run] = existing(Path(name), option)
         else:
             loose += _expanded(option, Path(text), endings)
     for path in loose:
@@ -60,32 +62,23 @@ def of_runs(option: str, texts: Sequence[str], runs: Sequence[str], endings: Seq
         if run in found:
             raise UserError(f"preprocess: --{option}: {run} has two files, {found[run]} and {path}")
         found[run] = path
+    if texts and not found:
+        raise UserError(f"preprocess: --{option}: {' '.join(texts)} holds no {', '.join(endings)} of a run")
     return {run: found[run] for run in runs if run in found}
 
 
 def brains(texts: Sequence[str], runs: Sequence[str], wanted: Sequence[str] | None) -> dict[str, dict[str, Path]]:
-    """The file of each run of each viewer, in the order of their numbers; the same file where it holds all runs.
+    """The scan of each run of each viewer, in the order of their numbers; the same file where it holds all runs.
 
     Raises:
         UserError: a viewer or a run of one is missing, or two files are of the same.
     """
-    files = [path for text in texts for path in _expanded("fmri", Path(text), NIFTI)]
-    if not files:
-        raise UserError(f"preprocess: --fmri {' '.join(texts)}: there is no .nii or .nii.gz")
-    found: dict[str, dict[str, Path]] = {}
-    for path in files:
-        run = _run_of(path, runs)
-        mine = found.setdefault(_viewer_of(path, run), {})
-        for each in [run] if run else runs:
-            if each in mine:
-                raise UserError(f"preprocess: {mine[each].name} and {path.name} are both of {each} of the same viewer; "
-                                "leave one out")  # fmt: skip
-            mine[each] = path
+    found = _of_viewers("fmri", texts, runs, NIFTI)
     names = sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
     if wanted is not None:
         if missing := [name for name in wanted if name not in found]:
             raise UserError(f"preprocess: --subjects: no file is of {', '.join(missing)}; there are {', '.join(names)}")
-        names = list(wanted)
+        names = list(dict.fromkeys(wanted))
     for name in names:
         if lacking := [run for run in runs if run not in found[name]]:
             raise UserError(f"preprocess: {name} has no file for run {', '.join(lacking)}; leave out the viewer with "
@@ -93,17 +86,56 @@ def brains(texts: Sequence[str], runs: Sequence[str], wanted: Sequence[str] | No
     return {name: {run: found[name][run] for run in runs} for name in names}
 
 
+def confounds(
+    texts: Sequence[str], runs: Sequence[str], viewers: Sequence[str], endings: Sequence[str]
+) -> dict[str, dict[str, Path]]:
+    """The table of each run of each of these viewers; empty where none is asked for. Raises ``UserError``."""
+    if not texts:
+        return {}
+    found = _of_viewers("confounds", texts, runs, endings)
+    for name in viewers:
+        if lacking := [run for run in runs if run not in found.get(name, {})]:
+            raise UserError(f"preprocess: --confounds: no table is of {name}, {', '.join(lacking)}; there are those of "
+                            f"{', '.join(sorted(found))}")  # fmt: skip
+    return {name: {run: found[name][run] for run in runs} for name in viewers}
+
+
+def _of_viewers(
+    option: str, texts: Sequence[str], runs: Sequence[str], endings: Sequence[str]
+) -> dict[str, dict[str, Path]]:
+    """By viewer and run; a file that names no run is of all."""
+    found: dict[str, dict[str, Path]] = {}
+    for text in texts:
+        start, equals, rest = text.partition("=")
+        given = start if equals and start in runs else None
+        for path in _expanded(option, Path(rest if given else text), endings):
+            run = given or _run_of(path, runs)
+            mine = found.setdefault(_viewer_of(path, run), {})
+            for each in [run] if run else runs:
+                if each in mine:
+                    raise UserError(f"preprocess: {mine[each].name} and {path.name} are both of {each} of the same "
+                                    "viewer; leave one out")  # fmt: skip
+                mine[each] = path
+    if not found:
+        raise UserError(f"preprocess: --{option} {' '.join(texts)}: there is no {' or '.join(endings)}")
+    return found
+
+
 def _expanded(option: str, path: Path, endings: Sequence[str]) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        return [each for each in sorted(path.rglob("*")) if each.name.lower().endswith(tuple(endings))]
-    return [_existing(option, path)]
+        found = (each for each in sorted(path.rglob("*")) if each.name.lower().endswith(tuple(endings)))
+        return [each for each in found if each.is_file()]
+    return [existing(path, option)]
 
 
-def _existing(option: str, path: Path) -> Path:
-    if not path.expanduser().is_file():
-        raise UserError(f"preprocess: --{option}: {path}: no such file")
-    return path.expanduser()
+def existing(path: Path, option: str = "") -> Path:
+    """Raises a ``UserError`` unless there is such a file."""
+    path = path.expanduser()
+    if not path.is_file():
+        wrong = "is a folder, a file is needed" if path.is_dir() else "no such file"
+        raise UserError(f"preprocess: {f'--{option}: ' if option else ''}{path}: {wrong}")
+    return path
 
 
 def _run_of(path: Path, runs: Sequence[str]) -> str | None:

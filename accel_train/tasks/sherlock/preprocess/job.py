@@ -1,7 +1,7 @@
 """The pieces of ``preprocess``: a modality of a run, or the volumes of a run of one viewer.
 
-A piece of volumes keeps the voxels that change in it, in raw/ of the work folder; which of them all viewers have, and
-their mean and deviation, is known when all pieces are there: ``finish``.
+A piece of volumes keeps the voxels that change in it, without confounds, in raw/ of the work folder; which of them all
+viewers have, and their mean and deviation, is known when all pieces are there: ``finish``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from accel_train.data.work_folder import refuse_no_room
 from accel_train.tasks.sherlock.data import array_hash
-from accel_train.tasks.sherlock.preprocess import nifti
+from accel_train.tasks.sherlock.preprocess import confounds, nifti
 from accel_train.tasks.sherlock.preprocess.scan import Setup, clock_of, scan
 
 TAIL = 3
@@ -74,8 +74,13 @@ class Job:
     def _volumes(self, subject: str, run: str) -> dict[str, Any]:
         path, first, trs = self.setup.brains[subject][run], self.scan["first"][subject][run], self.clock.trs[run]
         volumes = nifti.read(path, first, first + trs)
+        if run == max(each for each, file in self.setup.brains[subject].items() if file == path):
+            nifti.refuse_damaged(path)  # once, whatever of it is used
         tail, empty = equal_tail(volumes), ~np.isfinite(volumes).any(1)
         missing = empty | (np.arange(trs) >= trs - tail)
+        if self.setup.confounds:
+            _, columns = confounds.read(self.setup.confounds[subject][run], self.setup.confound_columns)
+            confounds.regress_out(volumes, ~missing, columns[:trs])
         there = volumes[~missing]
         grid = volumes.shape[1]
         finite = np.isfinite(there).all(0) if len(there) else np.zeros(grid, bool)

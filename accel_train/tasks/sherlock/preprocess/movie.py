@@ -84,8 +84,8 @@ def _open(path: Path, kind: str) -> Generator[tuple[Any, Any]]:
     av = library("av")
     try:
         file = av.open(str(path))
-    except (OSError, ValueError) as error:  # all errors of FFmpeg are one of these
-        raise DataError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {kind}: {_brief(error)}; is the file complete?") from None
     with file:
         streams = getattr(file.streams, kind)
         if not streams:
@@ -94,10 +94,17 @@ def _open(path: Path, kind: str) -> Generator[tuple[Any, Any]]:
 
 
 def _decoded(path: Path, file: Any, stream: Any) -> Iterator[Any]:
-    now = 0.0
+    now, av = 0.0, library("av")
     try:
         for frame in file.decode(stream):
             now = float(frame.time or now)
             yield frame
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be decoded after {now:.1f} s: {' '.join(str(error).split())}") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be decoded after {now:.1f} s: {_brief(error)}; is the file complete?"
+        ) from None
+
+
+def _brief(error: Exception) -> str:
+    """What FFmpeg says, without its number."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from accel_train.errors import DataError
 from accel_train.tasks.sherlock.libraries import library
 
-BLOCK = 32
-"""Volumes that are read at once."""
+BLOCK, CHUNK = 32, 2**20
+"""Volumes, and bytes, that are read at once."""
 SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SAME_MM = 1e-3
 
@@ -39,6 +41,11 @@ def header(path: Path) -> Header:
     return Header(path, image.shape[:3], image.shape[3], np.asarray(image.affine), tr_s)
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Along all axes. Raises ``DataError``."""
+    return _load(path).shape
+
+
 def refuse_other_grid(known: Header, path: Path, grid: tuple[int, ...], affine: np.ndarray) -> None:
     """A ``DataError`` unless an image has the voxels of another, at the same places."""
     if grid != known.grid:
@@ -47,6 +54,19 @@ def refuse_other_grid(known: Header, path: Path, grid: tuple[int, ...], affine: 
     if (off := float(np.abs(affine - known.affine).max())) > SAME_MM:
         raise DataError(f"{path}: its affine differs from that of {known.path.name} by up to {off:.3g} mm; bring all "
                         "to one space first")  # fmt: skip
+
+
+def refuse_damaged(path: Path) -> None:
+    """A ``DataError`` if a packed file is not as it was packed: its check sum, which stands at its end, says so."""
+    if path.suffix.lower() != ".gz":
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(CHUNK):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged ({_brief(error)}); copy it again, or pack it again if what it holds is "
+                        "right") from None  # fmt: skip
 
 
 def read(path: Path, first: int, last: int) -> np.ndarray:
@@ -59,7 +79,8 @@ def read(path: Path, first: int, last: int) -> np.ndarray:
             block = np.asarray(image.dataobj[..., start:stop])
         except Exception as error:  # gzip, zlib and nibabel have errors of their own
             raise DataError(f"{path}: volume {start} and on cannot be read: {_brief(error)}") from None
-        out[start - first : stop - first] = block.reshape(-1, stop - start).T
+        with np.errstate(over="ignore"):  # what is too large is infinite, and no voxel
+            out[start - first : stop - first] = block.reshape(-1, stop - start).T
     return out
 
 
@@ -67,7 +88,7 @@ def read_labels(path: Path, known: Header) -> np.ndarray:
     """int64 [voxels of the grid] of a label image on the same grid, 0 for none. Raises ``DataError``."""
     image = _load(path)
     refuse_other_grid(known, path, image.shape, np.asarray(image.affine))
-    values = np.asarray(image.dataobj).ravel()
+    values = grid_of(path).ravel()
     if not np.array_equal(values, np.round(values)) or values.min() < 0:
         raise DataError(f"{path}: labels are whole numbers from 0 on; is it a map of probabilities?")
     return values.astype(np.int64)
@@ -86,20 +107,25 @@ def write(path: Path, values: np.ndarray, known: Header) -> None:
     """An image on the grid of ``known``; the same values give the same bytes. ``values``: [voxels of the grid]."""
     nibabel = library("nibabel")
     image = nibabel.Nifti1Image(values.reshape(known.grid), known.affine)
-    import gzip
-
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         file.write(image.to_bytes())
 
 
 def _load(path: Path) -> Any:
-    nibabel = library("nibabel")
+    nibabel, image = library("nibabel"), cast(Any, None)
     try:
-        return nibabel.load(path, keep_file_open=True)  # a packed file is then read on, not from its beginning
+        image = nibabel.load(path, keep_file_open=True)  # a packed file is then read on, not from its beginning
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except TypeError:
+        pass  # a format that knows no keep_file_open
     except Exception as error:
         raise DataError(f"{path}: not a NIfTI image: {_brief(error)}") from None
+    if not isinstance(image, nibabel.Nifti1Pair):  # MINC, AFNI, Analyze, ...: axes and units have other meanings
+        raise DataError(f"{path}: not a NIfTI image, but one of another format; convert it to .nii.gz first")
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"{path}: holds {image.get_data_dtype()}, voxels must be real numbers")
+    return image
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from accel_train.errors import DataError, UserError
-from accel_train.tasks.sherlock.preprocess import nifti
-from accel_train.tasks.sherlock.preprocess.sources import Clock, Source
+from accel_train.tasks.sherlock.preprocess import confounds, nifti
+from accel_train.tasks.sherlock.preprocess.sources import Clock, Features, Source
 from accel_train.tasks.sherlock.preprocess.split import rows_of, split
 
-FAR = 0.1
-"""A scan and a movie whose lengths differ by a larger share do not have the same TR."""
+FAR, FAR_ROWS = 0.1, 0.2
+"""A scan and a movie whose lengths differ by a larger share do not have the same TR, and features no row for each."""
+MOST_TR_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Setup:
         held_out: viewers of whom nothing is used in training.
         mask: image of the voxels to keep at most.
         rois: label image; ``parcels`` averages the voxels of each label.
+        confounds: table of each run of each viewer, none if empty; which columns are regressed out of the volumes.
     """
 
     runs: dict[str, int | None]
@@ -46,6 +48,8 @@ class Setup:
     mask: Path | None
     rois: Path | None
     parcels: bool
+    confounds: dict[str, dict[str, Path]]
+    confound_columns: tuple[str, ...] | None
 
 
 def scan(setup: Setup) -> dict[str, Any]:
@@ -63,6 +67,8 @@ def scan(setup: Setup) -> dict[str, Any]:
             nifti.read_labels(path, known)
     tr_s, found = _tr(setup.tr_s, list(headers.values()))
     lengths, first = _lengths(setup, headers)
+    if setup.preshift >= min(lengths.values()):
+        raise UserError(f"preprocess: --preshift {setup.preshift}: a run has {min(lengths.values())} volumes only")
     trs: dict[str, int] = {}
     trimmed: dict[str, dict[str, int]] = {}
     for run, volumes in lengths.items():
@@ -71,6 +77,7 @@ def scan(setup: Setup) -> dict[str, Any]:
             if run in source.files and (count := source.length(run, tr_s)) is not None:
                 there[source.name] = count
         _refuse_other_tr(run, there, tr_s, setup.tr_s is not None)
+        _refuse_other_rate(setup.sources, run, there, tr_s)
         trs[run] = min([*there.values(), setup.runs[run] or volumes])
         trimmed[run] = {name: count - trs[run] for name, count in there.items() if count > trs[run]}
         if trs[run] < 1:
@@ -79,6 +86,7 @@ def scan(setup: Setup) -> dict[str, Any]:
             found.append(f"{run}: {trs[run]} TRs are common to all; cut off at the end: {_listed(trimmed[run])}")
         if lacking := [source.name for source in setup.sources if run not in source.files]:
             found.append(f"{run}: has no {', '.join(lacking)}")
+    found += _confounds(setup, headers, trs)
     parts = split(trs, setup.test, setup.validation, setup.gap, setup.drop_start)
     clock = clock_of({"tr_s": tr_s, "trs": trs, "split": parts})
     for source in setup.sources:
@@ -101,8 +109,9 @@ def _tr(asked: float | None, headers: Sequence[nifti.Header]) -> tuple[float, li
         files = ", ".join(path.name for path in said.values())
         raise DataError(f"preprocess: headers do not agree on the TR: {_or(said)} s ({files}); give --tr")
     (value,) = said
-    if value <= 0:
-        raise DataError(f"{headers[0].path}: its header says no TR; give --tr")
+    if not 0 < value < MOST_TR_S:
+        said_of = "no TR" if value <= 0 else f"a TR of {value:g} s, which cannot be"
+        raise DataError(f"{headers[0].path}: its header says {said_of}; give --tr")
     return value, []
 
 
@@ -144,6 +153,29 @@ def _concatenated(
     return counts, dict(zip(counts, starts, strict=False))
 
 
+def _confounds(setup: Setup, headers: dict[Path, nifti.Header], trs: dict[str, int]) -> list[str]:
+    """What is taken of the tables, which must have a row for each volume, and leave something of them."""
+    counts = set[int]()
+    for subject, tables in setup.confounds.items():
+        for run, path in tables.items():
+            names, rows = confounds.read(path, setup.confound_columns)
+            scan = setup.brains[subject][run]
+            shared = len(setup.runs) > 1 and len(set(setup.brains[subject].values())) == 1
+            volumes = setup.runs[run] if shared else headers[scan].volumes
+            if len(rows) != volumes:
+                raise DataError(
+                    f"{path}: has {len(rows)} rows, {subject} has {volumes} volumes of {run} in {scan.name}"
+                )
+            if len(names) + 2 > trs[run]:
+                raise DataError(f"{path}: {len(names)} confounds leave nothing of {trs[run]} volumes; choose fewer by "
+                                "--confound_columns")  # fmt: skip
+            counts.add(len(names))
+    if not counts:
+        return []
+    columns = ", ".join(setup.confound_columns or confounds.COLUMNS)
+    return [f"confounds: {_or(sorted(counts))} columns are regressed out of each run ({columns})"]
+
+
 def _refuse_other_tr(run: str, there: dict[str, int], tr_s: float, asked: bool) -> None:
     for name, count in there.items():
         if not asked and abs(count / there["fmri"] - 1) > FAR and name in ("video", "audio"):
@@ -151,6 +183,17 @@ def _refuse_other_tr(run: str, there: dict[str, int], tr_s: float, asked: bool) 
             raise DataError(f"preprocess: {run}: the scan takes {there['fmri'] * tr_s:.0f} s by its header's TR of "
                             f"{tr_s:g} s, the {name} {seconds:.0f} s; if the header is wrong, give --tr (it would be "
                             f"{seconds / there['fmri']:.3g}), else --tr {tr_s:g} to cut off")  # fmt: skip
+
+
+def _refuse_other_rate(sources: Sequence[Source], run: str, there: dict[str, int], tr_s: float) -> None:
+    """Features that do not say their rate must have a row for each TR."""
+    for source in sources:
+        if isinstance(source, Features) and run in source.files and source.rate(run) is None:
+            rows, volumes = there[source.name], there["fmri"]
+            if abs(rows / volumes - 1) > FAR_ROWS:
+                raise DataError(f"{source.files[run]}: has {rows} rows, {run} has {volumes} volumes; with a rate, give "
+                                f"--feature_rate {source.name}=HZ (it would be {rows / volumes / tr_s:.3g}; "
+                                f"{1 / tr_s:.6g} takes a row for each TR, and cuts off)")  # fmt: skip
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from accel_train.errors import DataError
+from accel_train.errors import DataError, UserError
 from accel_train.tasks.sherlock.preprocess import mel, movie, tables, words
 
 Kind = Literal["frames", "mel", "codes", "vectors"]
@@ -79,6 +79,9 @@ class Sound:
     kind: Kind = "mel"
 
     def length(self, run: str, tr_s: float) -> int:
+        if tr_s * mel.HZ < self.frames * mel.HOP:
+            raise UserError(f"preprocess: --audio_frames {self.frames}: a TR of {tr_s:g} s has at most "
+                            f"{int(tr_s * mel.HZ / mel.HOP)}, of {mel.HOP / mel.HZ * 1e3:.0f} ms each")  # fmt: skip
         return whole(movie.duration_s(self.files[run], "audio"), tr_s)
 
     def at_trs(self, run: str, clock: Clock) -> np.ndarray:
@@ -202,6 +205,10 @@ class Features:
             rows = np.stack([np.asarray(array[a:b], np.float64).mean(0) for a, b in pairwise(edges)])
         return self._checked(rows, run)
 
+    def rate(self, run: str) -> float | None:
+        """Rows a second, asked for or said by the file. Raises ``DataError``."""
+        return self._open(run)[1]
+
     def found(self, clock: Clock) -> list[str]:
         return []
 
@@ -242,7 +249,9 @@ def open_array(path: Path, layer: str | None) -> tuple[Any, float | None]:
             array = file[layer or sets[0]]
             said = array.attrs.get("rate_hz", file.attrs.get("rate_hz"))
             rate = None if said is None else float(said)
-    except (OSError, ValueError) as error:
+            if rate is not None and not 0 < rate < float("inf"):
+                raise DataError(f"{path}: rate_hz is {rate:g}, rows a second are a number above 0; give --feature_rate")
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:160]}") from None
     if array.ndim < 2 or array.dtype.kind not in "iuf":
         raise DataError(f"{path}: is {array.dtype} {array.shape}, features are numbers with a row per time")

@@ -121,6 +121,8 @@ def _table(path: Path) -> tuple[list[Any], list[tuple[int, list[Any]]]]:
                 lines = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except UserError:
         raise
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8; save it as UTF-8, or as .xlsx") from None
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a table: {' '.join(str(error).split())[:160]}") from None
     if not lines:
@@ -149,7 +151,7 @@ def _text_columns(path: Path, names: dict[str, int], asked: Sequence[str] | None
 def _seconds(path: Path, line: int, cell: Any) -> float:
     value = _number(cell)
     if value is None or not 0 <= value < float("inf"):
-        raise DataError(f"{path}, row {line}: {cell!r} is no time in seconds")
+        raise DataError(f"{path}, row {line}: {'an empty cell' if cell is None else repr(cell)} is no time in seconds")
     return value
 
 

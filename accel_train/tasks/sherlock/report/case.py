@@ -10,6 +10,7 @@ import numpy as np
 NETWORK, RIDGE, MEAN, SHUFFLED = "network", "banded ridge", "train mean", "shuffled stimulus"
 STIMULUS = "stimulus"
 """A lag scan without a network."""
+OTHERS, CHANCE = "mean of the others", "chance"
 EVERYWHERE = "all"
 AVERAGE = "average"
 """The name of the mean over people, where that is what is predicted."""
@@ -77,6 +78,7 @@ class Predictions:
         voxels were silenced.
     missing: a line for each of these that is not there.
     about: split and weights.
+    held_out: people whom the network has not seen.
     """
 
     rows: np.ndarray
@@ -86,6 +88,7 @@ class Predictions:
     lesioned: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     about: Mapping[str, str] = field(default_factory=dict)
+    held_out: list[str] = field(default_factory=list)
 
 
 def average(people: Iterable[np.ndarray]) -> np.ndarray:

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     refuse_unwritable("--out", out)
     prepared = Prepared(options.data or data_of(options.run))
     predicted = predictions_of(folder_of(options.run), prepared)
-    case = case_of(prepared, hrf(prepared.tr_s, int(32 / prepared.tr_s)).numpy())
+    case = case_of(prepared, hrf(prepared.tr_s, int(32 / prepared.tr_s)).numpy(), predicted.held_out)
     found = find(case, predicted, options.seed, lambda text: print(f"report: {text}", file=sys.stderr))
     about = {**predicted.about, "data": str(prepared.folder), "data_hash": prepared.manifest["hash"]}
     with writing("--out", out):

@@ -87,7 +87,7 @@ def _same_rows(folders: list[Path]) -> dict[str, Any]:
         if not (folder / "predictions.json").is_file():
             raise UserError(f"ensemble: no predictions in {folder}; accel-train evaluate RUN --split=test makes them")
         known.append(json.loads((folder / "predictions.json").read_text()))
-        for key in ("split", "rows", "window_trs", "subjects", "runs"):
+        for key in ("split", "rows", "window_trs", "subjects", "runs", "held_out_subjects"):
             if known[-1].get(key) != known[0].get(key):
                 raise DataError(f"ensemble: {folder} and {folders[0]} differ in {key}; they must predict the same rows")
     return known[0]

@@ -11,11 +11,14 @@ import numpy as np
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import ceiling, lagscan, nulls, reconstruction, ridge, scores
 from accel_train.tasks.sherlock.identification import Identified, identify
+from accel_train.tasks.sherlock.likeness import by_chance, likeness
 from accel_train.tasks.sherlock.report.case import (
     AVERAGE,
+    CHANCE,
     EVERYWHERE,
     MEAN,
     NETWORK,
+    OTHERS,
     RIDGE,
     SHUFFLED,
     STIMULUS,
@@ -40,18 +43,22 @@ class Found:
 
     r: of each model and region, with the interval over time; ``better``: by how much the network is better.
     volumes: of each model, numbers over all voxels (``r2``, ``median``, ``of_ceiling``, ``significant/ROI``).
-    people: r of each person and region. over_people: the network's, with the interval over them.
-    maps: float64 [V] by name, for figures. reconstruction: by modality and model.
+    people: r of each person, by model and region: the network, ridge, and ``OTHERS``, the mean of what the others'
+        brains did at the same film, which nobody has for a new one. over_people: the network's, with the interval over
+        them.
+    maps: float64 [V] by name, for figures. reconstruction: by modality and model. likeness: of these, by modality,
+        model and name (``likeness``), chance among the models.
     """
 
     r: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     better: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     volumes: dict[str, dict[str, float]] = field(default_factory=dict)
-    people: dict[str, dict[str, float]] = field(default_factory=dict)
+    people: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     over_people: dict[str, Estimate] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
     identified: dict[str, dict[int, Identified]] = field(default_factory=dict)
     reconstruction: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    likeness: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     lags: dict[str, lagscan.LagScan] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     shifts: int = 0
@@ -131,9 +138,10 @@ def _correlations(
         if name != NETWORK:
             gain = means[NETWORK] - r
             found.better[name] = {roi: scores.estimate(gain[:, i]) for i, roi in enumerate(case.rois)}
+    for i, person in enumerate(predicted.fmri):
+        of_models = {name: np.tanh(z[name][i, 0]).tolist() for name in (NETWORK, RIDGE)}
+        found.people[person] = {name: dict(zip(case.rois, r, strict=True)) for name, r in of_models.items()}
     own = z[NETWORK][:, 0]
-    for person, of_person in zip(predicted.fmri, np.tanh(own), strict=True):
-        found.people[person] = dict(zip(case.rois, of_person.tolist(), strict=True))
     found.over_people = {roi: scores.over_people(own[:, i], seed) for i, roi in enumerate(case.rois)}
 
 
@@ -156,6 +164,9 @@ def _ceiling(case: Case, predicted: Predictions, found: Found) -> None:
     except UserError as error:
         found.missing.append(f"no ceiling: {error}")
         return
+    for person, r in zip(case.people, shared.leave_one_out, strict=True):
+        if person in found.people:
+            found.people[person][OTHERS] = scores.by_roi(r, case.rois)
     averaged = len(case.people) - len(case.held_out) if AVERAGE in predicted.fmri else 1
     limit = shared.ceiling(averaged)
     found.maps["ceiling"] = limit
@@ -224,11 +235,17 @@ def _reconstructions(case: Case, predicted: Predictions, seed: int, found: Found
             continue
         runs = scores.numbered(rows, case.runs)
         block, true, mean = scores.time_blocks(runs, case.hrf_trs), case.stimulus(name, rows), case.mean[name]
-        error = reconstruction.errors(made, true, mean)
+        error, orders = reconstruction.errors(made, true, mean), reconstruction.shuffles(runs, case.hrf_trs)
         turned = [
             reconstruction.over_mean(reconstruction.errors(made[order], true, mean), block, seed).value
-            for order in reconstruction.shuffles(runs, case.hrf_trs)
+            for order in orders
         ]
+        found.likeness[name] = {
+            NETWORK: likeness(made, true),
+            SHUFFLED: likeness(made[orders[len(orders) // 2]], true),
+            MEAN: likeness(np.broadcast_to(mean, true.shape), true),
+            CHANCE: by_chance(true),
+        }
         models = {
             NETWORK: reconstruction.over_mean(error, block, seed),
             SHUFFLED: Estimate(float(np.mean(turned)), min(turned), max(turned)),

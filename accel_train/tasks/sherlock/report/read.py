@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,12 @@ EVALUATE = "accel-train evaluate RUN --split=test"
 # -- the prepared folder ---------------------------------------------------------------------------------------------
 
 
-def case_of(prepared: Prepared, response: np.ndarray) -> Case:
+def case_of(prepared: Prepared, response: np.ndarray, held_out: Sequence[str] = ()) -> Case:
     """All runs, one after another.
 
     Args:
         response: of the brain, 0, 1, ... TRs after a stimulus.
+        held_out: people who were withheld from training, besides those of the folder.
     """
     train = np.concatenate([np.zeros(trs, bool) for trs in prepared.runs.values()])
     train[rows_of(prepared, "train")] = True
@@ -38,9 +39,10 @@ def case_of(prepared: Prepared, response: np.ndarray) -> Case:
         return _stimulus(prepared, name)[rows]
 
     statistics = prepared.statistics("stimulus_stats")
+    unseen = [person for person in prepared.subjects if person in held_out or person in prepared.held_out]
     return Case(
-        prepared.tr_s, prepared.preshift_trs, runs, train, list(prepared.subjects), list(prepared.held_out),
-        lambda person: case_fmri(prepared, person),
+        prepared.tr_s, prepared.preshift_trs, runs, train, list(prepared.subjects), unseen,
+        lambda person: case_fmri(prepared, person, unseen),
         {name: _features(prepared, name, statistics, train) for name in prepared.modalities}, stimulus,
         {name: _mean(name, statistics) for name in prepared.modalities},
         {name: _there(prepared, name) for name in prepared.modalities},
@@ -48,11 +50,11 @@ def case_of(prepared: Prepared, response: np.ndarray) -> Case:
     )  # fmt: skip
 
 
-def case_fmri(prepared: Prepared, person: str) -> np.ndarray:
-    """[T, V] of a person, or of ``AVERAGE``: of all that are not held out."""
+def case_fmri(prepared: Prepared, person: str, held_out: Sequence[str] | None = None) -> np.ndarray:
+    """[T, V] of a person, or of ``AVERAGE``: of all that are not held out, by default those of the folder."""
     if person == AVERAGE:
-        seen = (each for each in prepared.subjects if each not in prepared.held_out)
-        return average(case_fmri(prepared, each) for each in seen)
+        unseen = prepared.held_out if held_out is None else held_out
+        return average(case_fmri(prepared, each) for each in prepared.subjects if each not in unseen)
     return np.concatenate([prepared.fmri(person, run) for run in prepared.runs])
 
 
@@ -180,7 +182,8 @@ def predictions_of(folder: Path, prepared: Prepared, split: str | None = None) -
         if not there
     ]
     known = {name: str(about[name]) for name in ("split", "weights") if name in about}
-    return Predictions(rows, people("fmri"), without, made, lesioned, missing, known)
+    held_out = list(about.get("held_out_subjects", prepared.held_out))
+    return Predictions(rows, people("fmri"), without, made, lesioned, missing, known, held_out)
 
 
 def _items(

@@ -6,7 +6,18 @@ import math
 
 import numpy as np
 
-from accel_train.tasks.sherlock.report.case import EVERYWHERE, MEAN, NETWORK, RIDGE, STIMULUS, Case, Predictions
+from accel_train.tasks.sherlock.report.case import (
+    CHANCE,
+    EVERYWHERE,
+    MEAN,
+    NETWORK,
+    OTHERS,
+    RIDGE,
+    SHUFFLED,
+    STIMULUS,
+    Case,
+    Predictions,
+)
 from accel_train.tasks.sherlock.report.judge import NOISE, SEGMENTS, Found
 from accel_train.tasks.sherlock.scores import Estimate
 from accel_train.tracking.records import aligned
@@ -86,7 +97,19 @@ def _reconstructions(found: Found) -> list[str]:
     lines = [["", *names]]
     for model in models:
         lines += _with_intervals(model, [found.reconstruction[name].get(model, nothing) for name in names])
-    return ["", "error of the reconstruction over that of the training mean: below 1 is better", *aligned(lines)]
+    heads = [(name, key) for name, models in found.likeness.items() for key in models[NETWORK]]
+    like = [["", *(f"{name} {key}" for name, key in heads)]]
+    for model in (NETWORK, SHUFFLED, MEAN, CHANCE):
+        of_model = {(name, key): x for name, models in found.likeness.items() for key, x in models[model].items()}
+        like.append([model, *(_number(of_model.get(head)) for head in heads)])
+    return [
+        "",
+        "error of the reconstruction over that of the training mean: below 1 is better",
+        *aligned(lines),
+        "",
+        "likeness of reconstructions: more is better; PSNR in dB, top-k: the own one is among the k nearest",
+        *aligned(like),
+    ]
 
 
 def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
@@ -103,12 +126,19 @@ def _lags(case: Case, predicted: Predictions, found: Found) -> list[str]:
 def _people(case: Case, found: Found) -> list[str]:
     if len(found.people) < 2:
         return []
-    each = ", ".join(
-        f"{person}{' (held out)' if person in case.held_out else ''} {_number(of_roi[EVERYWHERE])}"
-        for person, of_roi in found.people.items()
-    )
+    models = (NETWORK, RIDGE, OTHERS)
+    lines = [["", *models]]
+    for person, r in found.people.items():
+        unseen = " (unseen)" if person in case.held_out else ""
+        numbers = [_number(r[name][EVERYWHERE]) if name in r else "-" for name in models]
+        lines.append([f"{person}{unseen}", *numbers])
     over = found.over_people[EVERYWHERE]
-    return [f"people: {each}; 95 % interval over people {_interval(over)}"]
+    return [
+        "",
+        f"r of each person; of the network with other people (95 %) {_interval(over)}",
+        "(an unseen one has the ridge of the mean of the rest; what the others' brains do, nobody knows of a new film)",
+        *aligned(lines),
+    ]
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

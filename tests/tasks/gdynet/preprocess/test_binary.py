@@ -29,7 +29,13 @@ main = COMMANDS["preprocess"].run
 
 
 def write_dcd(
-    positions: np.ndarray, six: Sequence[float] | None, order: str = "<", version: int = 24, promised: int | None = None
+    positions: np.ndarray,
+    six: Sequence[float] | None,
+    order: str = "<",
+    version: int = 24,
+    promised: int | None = None,
+    step: float = 0,
+    title: bytes = b"a title",
 ) -> bytes:
     """As the format is: records between their lengths. ``six``: the numbers of the unit cell."""
     pytest.importorskip("MDAnalysis")
@@ -40,8 +46,9 @@ def write_dcd(
     control = [0] * 20
     control[0] = len(positions) if promised is None else promised
     control[2], control[10], control[19] = 1, six is not None, version
-    title = struct.pack(f"{order}i", 1) + b"a title".ljust(80)
-    parts = [b"CORD" + struct.pack(f"{order}20i", *control), title, struct.pack(f"{order}i", positions.shape[1])]
+    first = bytearray(b"CORD" + struct.pack(f"{order}20i", *control))
+    first[40:44] = struct.pack(f"{order}f", step)
+    parts = [bytes(first), struct.pack(f"{order}i", 1) + title.ljust(80), struct.pack(f"{order}i", positions.shape[1])]
     for frame in positions:
         parts += [struct.pack(f"{order}6d", *six)] if six is not None else []
         parts += [axis.astype(f"{order}f4").tobytes() for axis in frame.T]
@@ -83,6 +90,36 @@ def test_dcd_of_charmm(tmp_path: Path, tilt: tuple[float, float, float]) -> None
     if tilt == (1.5, -1, 0.5):  # no cosines, no degrees: CHARMM's whatever the version
         old = source(tmp_path, "t.dcd", write_dcd(positions, [6, xy, 7, xz, yz, 8]))
         np.testing.assert_allclose(old[1].cell, cell)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_dcd_times(tmp_path: Path, order: str) -> None:
+    """The time step is in CHARMM's unit, 48.88821 fs, where that is known, and is not guessed at where it is not."""
+    for version, title, dt in (
+        (36, b"* TITLE OF CHARMM", 2 * 0.5 * 4.888821e-5),
+        (24, b"REMARKS FILENAME=a.dcd CREATED BY NAMD", 2 * 0.5 * 4.888821e-5),
+        (24, b"Created by OpenMM", 2 * 0.5 * 4.888821e-5),
+        (24, b"Written by LAMMPS", None),
+        (24, b"Created by DCD plugin", None),
+    ):
+        content = bytearray(write_dcd(POSITIONS, CUBE, order, version, step=0.5, title=title))
+        content[16:20] = struct.pack(f"{order}i", 2)  # a frame every second step
+        found = source(tmp_path, "t.dcd", bytes(content))
+        check(found)
+        assert found.dt == (dt and pytest.approx(dt, rel=1e-5)), title
+    assert source(tmp_path, "t.dcd", write_dcd(POSITIONS, CUBE, order, 36)).dt is None
+
+
+def test_dcd_does_not_say_how_its_cell_lies(tmp_path: Path) -> None:
+    """Lengths and angles, of vectors that a program may have turned: NAMD does, CHARMM writes another thing, and
+    LAMMPS and OpenMM have no others."""
+    six = [6, 0.5, 6, 0, 0, 7]
+    for title, said in ((b"CREATED BY NAMD", True), (b"a title", True), (b"Written by LAMMPS", False)):
+        found = source(tmp_path, "t.dcd", write_dcd(POSITIONS, six, title=title))
+        assert ("lengths and angles of its cell and not how it lies" in (found.remark or "")) == said, title
+    for straight in (CUBE, None):
+        assert source(tmp_path, "t.dcd", write_dcd(POSITIONS, straight)).remark is None
+    assert source(tmp_path, "t.dcd", write_dcd(POSITIONS, six, version=36)).remark is None
 
 
 def test_topology_of_text(tmp_path: Path) -> None:
@@ -162,6 +199,7 @@ def test_gromacs(tmp_path: Path, name: str) -> None:
     found = source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, LENGTH))
     check(found)
     assert found.steps is not None and found.steps.tolist() == [0, 100, 200, 300]
+    assert found.dt == 0.05
     check(source(tmp_path, name, write_gromacs(tmp_path / name, POSITIONS, 0)), cell=np.zeros((3, 3)))
     many = np.random.default_rng(1).uniform(0, LENGTH, (3, 40, 3))
     write_gromacs(tmp_path / name, many, LENGTH)

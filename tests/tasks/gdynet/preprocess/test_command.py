@@ -383,7 +383,7 @@ def test_a_rank_alone_leaves_the_rest(
         (("--targets", "0,0"), "1 targets are named more than once"),
         (("--targets", "0,a"), "these are indices"),
         (("--targets", "no.npy"), "no.npy: no such file"),
-        (("--types", "1=Ba"), "--types is for LAMMPS types"),
+        (("--types", "1=Ba"), "--types is for types and names of atoms"),
         (("--types", "1Ba"), "--types is NAME=VALUE with commas"),
         (("--topology", "t.npz"), "no such file"),
         (("--directions", "displacement"), "needs --b_site"),
@@ -410,7 +410,7 @@ def fails(source: Path, text: str, *more: str) -> None:
 def test_files_that_cannot_be(tmp_path: Path) -> None:
     fails(tmp_path / "none.xyz", "none.xyz: no such file")
     (tmp_path / "t.gz").write_bytes(b"\x1f\x8b1234")
-    fails(tmp_path / "t.gz", "compressed: unpack it first")
+    fails(tmp_path / "t.gz", "t.gz cannot be unpacked")
     types, positions, cell = trajectory()
     whole = {"traj_coords": positions, "lattices": np.tile(cell, (F, 1, 1)), "atom_types": types}
     for change, text in (

@@ -34,7 +34,7 @@ from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import command, rows
-from accel_train.tasks.gdynet.preprocess.frames import atomic_number
+from accel_train.tasks.gdynet.preprocess.elements import atomic_number
 
 main = COMMANDS["preprocess"].run
 
