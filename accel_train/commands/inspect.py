@@ -262,8 +262,11 @@ def _preview(batch: Batch, rows: int = 3, width: int = 12) -> str:
 
 
 def _shape(value: Any) -> str:
+    import torch
+
     if not hasattr(value, "dtype"):
         return type(value).__name__
+    value = torch.as_tensor(value)  # what stays on the host is an array
     text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value.numel() == 0 or value.is_complex():
         return text
