@@ -31,13 +31,13 @@ class Trivial(nn.Module):
         valid = target != PAD
         counts = torch.bincount((2 * seen + target)[valid], minlength=2 * 3**order).view(-1, 2) + 0.5
         keep = steps > prefix
-        answers = steps[keep].double().log1p()
-        weights = torch.linalg.lstsq(self._powers(tokens[keep]), answers[:, None]).solution.squeeze(1)
+        weights = self._fitted(self._odd(tokens[keep]), steps[keep].double().log1p())
         self.register_buffer("table", (counts.double() / counts.sum(1, keepdim=True)).log())
         self.register_buffer("weights", weights)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self._powers(tokens) @ self.weights, self.table[self._context(tokens)]  # type: ignore[index]
+        predicted = (_powers(self._odd(tokens), self.prefix) * self.weights).sum(1)
+        return predicted, self.table[self._context(tokens)]  # type: ignore[index]
 
     def _context(self, tokens: Tensor) -> Tensor:
         """int64 [B, L]: the last tokens at each position as one number, PAD where there are none yet."""
@@ -47,7 +47,20 @@ class Trivial(nn.Module):
             found = 3 * found + padded[:, i : i + tokens.shape[1]]
         return found
 
-    def _powers(self, tokens: Tensor) -> Tensor:
-        """float64 [B, 3]."""
-        odd = (tokens[:, : self.prefix] == 1).double().mean(1)
-        return torch.stack([torch.ones_like(odd), odd, odd * odd], dim=1)
+    def _odd(self, tokens: Tensor) -> Tensor:
+        """int64 [B]: how many of the first ``prefix`` tokens are odd."""
+        return (tokens[:, : self.prefix] == 1).sum(1)
+
+    def _fitted(self, odd: Tensor, answers: Tensor) -> Tensor:
+        """The quadratic, float64 [3], from sums over the rows of each count: a solver that sees all rows rounds as its
+        memory happens to be aligned, and the same run would not give the same digits twice."""
+        powers = _powers(torch.arange(self.prefix + 1), self.prefix)
+        rows, sums = (torch.bincount(odd, weights, self.prefix + 1) for weights in (None, answers))
+        products = powers.T @ (rows.double()[:, None] * powers)
+        return torch.linalg.pinv(products, hermitian=True) @ (powers.T @ sums)
+
+
+def _powers(odd: Tensor, prefix: int) -> Tensor:
+    """float64 [B, 3]."""
+    share = odd.double() / prefix
+    return torch.stack([torch.ones_like(share), share, share * share], dim=1)
