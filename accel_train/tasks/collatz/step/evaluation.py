@@ -52,20 +52,15 @@ def counts(guess: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def shares(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """``exact``, the share of rows in which the whole result is right, also by class, ``exact/k1_h2``; ``digit``, that
-    of digits."""
+    """``exact``, the share of rows in which the whole result is right, also by class, ``exact/k1_h2``, up to k + h of
+    ``CLASSES``; ``digit``, that of digits."""
     rows = float(sums["rows"].sum())
     found = {"exact": float(sums["exact"].sum()) / rows, "digit": float(sums["digits"].double().mean()) / rows}
-    for k in range(CLASSES):
-        for h in range(CLASSES):
-            if n := float(sums["rows"][k, h]):
-                found[f"exact/{_name(k, h)}"] = float(sums["exact"][k, h]) / n
+    for k in range(1, CLASSES):
+        for h in range(1, CLASSES - k + 1):
+            if n := float(sums["rows"][k - 1, h - 1]):
+                found[f"exact/k{k}_h{h}"] = float(sums["exact"][k - 1, h - 1]) / n
     return found
-
-
-def _name(k: int, h: int) -> str:
-    k_text, h_text = (f"{i + 1}" + ("up" if i + 1 == CLASSES else "") for i in (k, h))
-    return f"k{k_text}_h{h_text}"
 
 
 def metrics(sums: Mapping[str, Tensor]) -> dict[str, float]:

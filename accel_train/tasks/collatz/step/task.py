@@ -25,8 +25,7 @@ class LongStepTask(Task, DataTools):
     arXiv 2511.10811). A result counts if all its digits are right.
 
     Args:
-        base: of the digits that the model reads and writes. Powers of two show the lengths of the loops in the lowest
-            digit, and are learned soonest.
+        base: of the digits that the model reads and writes. Powers of two show the lengths of the loops in the lowest.
         digits: of the numbers, which are below base^digits.
         d_model, num_layers, nhead, dim_feedforward, dropout: the encoder.
         eval_rows: held-out rows of one evaluation.
