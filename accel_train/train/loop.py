@@ -173,6 +173,7 @@ class Loop:
                 values, norm = stepper.step(objective, share, step, repeat)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
+        stepper.end_step(step)
 
     def _ended_before(self) -> str | None:
         """Why this run has ended, if it goes on from its last step; it makes up for an evaluation that it owes."""

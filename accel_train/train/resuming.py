@@ -13,10 +13,11 @@ from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
+from accel_train.train import averages
+from accel_train.train.groups import Group
 from accel_train.train.optim import renew_options, same_class
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
-from accel_train.train.step import Group
 
 
 def restore(saver: Saver) -> dict[str, Any] | None:
@@ -38,6 +39,7 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     path = Path(value)
     try:
         session.accelerator.load_state(str(path))
+        averages.load(session.stepper.averages, path)
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
