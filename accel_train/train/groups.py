@@ -24,6 +24,7 @@ class Group:
     objectives: tuple[Objective, ...]
     module: nn.Module
     local: StepModule  # the same without the wrapper that reduces gradients
+    names: list[str]  # of what is trained
     params: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Schedule

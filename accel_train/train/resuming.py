@@ -107,7 +107,7 @@ def _compare(session: Session, path: Path) -> None:
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
     """Every group with its optimiser as the checkpoint's config has it, and as this run's has it."""
     configs: list[dict[str, Any]] = [yaml.safe_load((path / "config.yaml").read_text()), session.described]
-    for group in {id(group): group for group in session.stepper.groups.values()}.values():
+    for group in session.stepper.each_group():
         old, new = (
             next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
                  each.get("optimizer", {}))

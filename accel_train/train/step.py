@@ -22,6 +22,7 @@ from accel_train import keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity, averages
+from accel_train.train.after_step import AfterStep, freeze, frozen_in
 from accel_train.train.averages import Average, Averaging
 from accel_train.train.groups import Group, communicate, remembered
 from accel_train.train.optim import Schedule, build_optimizer, memory_of
@@ -40,12 +41,13 @@ class AbandonedError(RuntimeError):
 @contextlib.contextmanager
 def _frozen(params: list[nn.Parameter]) -> Generator[None]:
     """No gradient is computed for these; one would be added to the next update of their own objective."""
-    for param in params:
+    wanted = [param for param in params if param.requires_grad]
+    for param in wanted:
         param.requires_grad_(False)
     try:
         yield
     finally:
-        for param in params:
+        for param in wanted:
             param.requires_grad_(True)
 
 
@@ -76,6 +78,7 @@ class Stepper:
         self.averaging = averaging
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self.device = accelerator.device
+        self.after_step = AfterStep(task, models, seed)
         self.totals = Totals(task, models, ranks, self.device)
         self.groups: dict[str, Group] = {}  # by objective name
         self.memory_halvings = 0
@@ -141,6 +144,7 @@ class Stepper:
             objectives=tuple(objectives),
             module=prepared,
             local=module,
+            names=names,
             params=params,
             optimizer=built,
             schedule=schedule,
@@ -336,16 +340,19 @@ class Stepper:
             norm = nn.utils.get_total_norm([p.grad for p in group.params if p.grad is not None])
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
 
+    def end_step(self, step: int) -> None:
+        """After all objectives of ``step`` (from 0): what the task does then, and averages of what comes of it."""
+        self.after_step(step + 1, self.each_group(), self._sharded)
+        for average in self.averages:
+            average.update(step)
+
     @property
     def averages(self) -> list[Average]:
         """Of each group, if weights are averaged."""
-        groups = {id(group): group for group in self.groups.values()}.values()
-        return [group.average for group in groups if group.average is not None]
+        return [group.average for group in self.each_group() if group.average is not None]
 
-    def end_step(self, step: int) -> None:
-        """After all objectives of ``step`` (from 0)."""
-        for average in self.averages:
-            average.update(step)
+    def each_group(self) -> list[Group]:
+        return list({id(group): group for group in self.groups.values()}.values())
 
     # -- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -398,7 +405,7 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
-        found = [memory_of(each) for each in {id(g): g.optimizer for g in self.groups.values()}.values()]
+        found = [memory_of(each) for each in [group.optimizer for group in self.each_group()]]
         kept = {"averages": sum(average.nbytes() for average in self.averages)} if self.averages else {}
         return {what: sum(each[what] for each in found) for what in found[0]} | kept
 
@@ -424,11 +431,15 @@ class Stepper:
         return events
 
     def state(self) -> dict[str, Any]:
-        """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""
+        """JSON of what is not in the optimisers: loss scales, the micro-batch that fits in memory, what is frozen."""
         scalers = {g.name: g.scaler.state_dict() for g in self.groups.values() if g.scaler is not None}
-        return {"scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None}
+        return {
+            "scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None,
+            "frozen": frozen_in(self.each_group()),
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
+        freeze(self.each_group(), state.get("frozen", []))
         for group in self.groups.values():
             if group.scaler is not None and group.name in state["scalers"]:
                 group.scaler.load_state_dict(state["scalers"][group.name])

@@ -96,6 +96,11 @@ class Taught(Product):
         return Loss(error.square().sum() / totals["items"])
 
 
+class Freezing(Product):
+    def after_step(self, models, step):
+        models["model"][0].requires_grad_(step < 2)
+
+
 class Deep(Product):
     """64 MB of weights in 16 layers."""
 
@@ -248,6 +253,12 @@ def test_unequal_shares_are_refused_on_every_rank(tmp_path):
     on_two_ranks(str(tmp_path / "run"), 30, True, 95)  # the last batch of an epoch has one item
     said = (tmp_path / "run-error").read_text().splitlines()
     assert len(said) == 2 and all("FSDP: the ranks have [0, 1]" in line for line in said)
+
+
+def test_freezing_on_the_way_is_refused(tmp_path):
+    on_two_ranks(str(tmp_path / "run"), 3, True, 16, [], "Freezing")
+    said = (tmp_path / "run-error").read_text().splitlines()
+    assert len(said) == 2 and all("FSDP cannot freeze model.0" in line and "detach" in line for line in said)
 
 
 @pytest.mark.slow
