@@ -50,8 +50,8 @@ def source_of(task: Task, split: str, batch_size: int, seed: int) -> BatchSource
         source = task.build_data(split, batch_size, seed)
     method = f"build_data({split!r})"
     if source is not None and not isinstance(source, BatchSource):
-        raise _wrong(task, method, source, "a BatchSource: IndexedSource(data, batch_size, seed) makes one of anything "
-                     "that has a length and read(indices)")  # fmt: skip
+        raise _wrong(task, method, source, "a BatchSource: from_dataset(data, batch_size, seed) makes one of a "
+                     "Dataset, a DataLoader or a list, from_iterable one of a stream")  # fmt: skip
     if isinstance(source, IndexedSource) and type(source).batch is IndexedSource.batch:
         if not callable(getattr(source.data, "read", None)):
             raise UserError(f"{type(task).__name__}.{method}: {described(source.data)} has no method read(indices), by "

@@ -56,7 +56,8 @@ class Evaluator:
         contract.require(self.task, "eval_step", "eval_metrics")
         steps = loader.source.steps(0)
         if steps is None:
-            raise UserError(f"{self.task.task_name()}: an evaluation split must have an end")
+            raise UserError(f"{self.task.task_name()}: an evaluation split must have an end that is known before (of a "
+                            "stream, from_dataset(list(...)) takes as many items as fit in memory)")  # fmt: skip
         if steps == 0:
             raise UserError(f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate")
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
