@@ -113,6 +113,18 @@ def objectives_of(task: Task) -> dict[str, Objective]:
     return found
 
 
+def parameter_options_of(task: Task, name: str, parameter: nn.Parameter) -> Mapping[str, Any]:
+    """What the task says of one parameter to the optimiser."""
+    options = task.parameter_options(name, parameter)
+    if not isinstance(options, Mapping):
+        raise _wrong(task, f"parameter_options({name!r})", options, "a dict of options")
+    for option in options:
+        if option in ("lr", "params"):
+            raise UserError(f"{type(task).__name__}.parameter_options({name!r}): {option!r} is the run's to say; give "
+                            "lr_factor, by which the learning rate is multiplied")  # fmt: skip
+    return options
+
+
 def forwarded(task: Task, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> Batch:
     """The batch, and what ``forward_step`` makes of it."""
     outputs = task.forward_step(models, batch, objective)

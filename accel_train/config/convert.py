@@ -297,12 +297,17 @@ def _object(hint: type, value: Any, key: str) -> Any:
     return made
 
 
-def _class(path: str, key: str) -> type:
+def imported(path: str, key: str) -> Any:
+    """The class or function ``module.name``; a UserError if there is none."""
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}: cannot import {path!r}: {error}") from None
+
+
+def _class(path: str, key: str) -> type:
+    found = imported(path, key)
     if not isinstance(found, type):
         raise UserError(f"{key}: {path} is no class")
     return found

@@ -13,7 +13,7 @@ from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
-from accel_train.train.optim import renew_options, same_class
+from accel_train.train.optim import renew_groups, renew_options, same_class
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.step import Group
@@ -135,4 +135,6 @@ def _renew_options(session: Session, path: Path) -> None:
     """What the config says of the optimisers now, not when the checkpoint was written."""
     for group, old, new in _optimizer_settings(session, path):
         before, now = old.get("init_args", {}), new["init_args"]
-        renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
+        renew_groups(group.optimizer, group.parameter_groups)
+        new_options = {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)}
+        renew_options(group.optimizer, new_options, group.parameter_groups)

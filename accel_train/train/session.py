@@ -20,7 +20,7 @@ from accel_train.run.reports import Reports
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
-from accel_train.train.optim import Schedule
+from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper, group_objectives
 from accel_train.train.world import Ranks, start_accelerate
 
@@ -127,6 +127,7 @@ class Session:
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
+        mode = {"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}
         trained = set[str]()
         for trains, members in group_objectives(used_objectives, list(self.models)).items():
             optimizer = self._optimizer(members)
@@ -136,8 +137,7 @@ class Session:
                 self.plan.total_steps,
                 self._warmup_steps(),
                 config.warmup_start_factor,
-                **({"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}),
-                **config.lr_scheduler_kwargs,
+                mode | config.lr_scheduler_kwargs,
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
             trained |= set(trains)

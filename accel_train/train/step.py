@@ -18,11 +18,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from accel_train import keyed
+from accel_train import contract, keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity
-from accel_train.train.optim import Schedule, build_optimizer, memory_of
+from accel_train.train.optim import ParameterGroup, build_optimizer, memory_of, parameter_groups
+from accel_train.train.schedules import Schedule
 from accel_train.train.sharding import is_sharded, shard
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.train.totals import Totals
@@ -57,6 +58,7 @@ class Group:
     local: StepModule  # the same without the wrapper that reduces gradients
     params: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
+    parameter_groups: list[ParameterGroup]  # none where all parameters are alike
     schedule: Schedule
     buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
     read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
@@ -66,7 +68,7 @@ class Group:
     def set_lr(self, lr: float) -> None:
         if lr != self.lr:
             for param_group in self.optimizer.param_groups:
-                param_group["lr"] = lr
+                param_group["lr"] = lr * param_group.get("lr_factor", 1.0)
             self.lr = lr
 
 
@@ -182,10 +184,10 @@ class Stepper:
                 prepared = self.accelerator.prepare_model(module)
                 if self.ranks.world_size > 1 and not self.groups:
                     unsay_that_all_are_used(self.device)
-        built = build_optimizer(
-            dict(zip(names, params, strict=True)), optimizer["class_path"], schedule.base, optimizer["init_args"],
-            optimizer["no_weight_decay"],
-        )  # fmt: skip
+        named = dict(zip(names, params, strict=True))
+        options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
+        groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
+        built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
         self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and _communicate(self.models):
             self._equal_forwards = True
@@ -204,6 +206,7 @@ class Stepper:
             local=module,
             params=params,
             optimizer=built,
+            parameter_groups=groups,
             schedule=schedule,
             buffers=buffers,
             read_only=read_only,

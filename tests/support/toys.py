@@ -387,6 +387,22 @@ class Shuffled:
         return (self.items[i] for i in np.random.default_rng((3, self.epoch)).permutation(len(self.items)))
 
 
+class Grouped(Toy):
+    """The first layer learns at ``factor`` of the rate, biases have an option of their own."""
+
+    def __init__(self, factor: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.factor = factor
+
+    def parameter_options(self, name, parameter):
+        slow = {"lr_factor": self.factor} if name.startswith("model.0.") else {}
+        return slow | ({"weight_decay": 0.0} if parameter.ndim < 2 else {})
+
+
+def sawtooth(steps_done: int, base: float, *, period: int = 5) -> float:
+    return base * (1 - steps_done % period / period)
+
+
 class TwoLosses(Toy):
     """Two objectives on the same model, for phases that keep the optimiser."""
 
