@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from accel_train import contract, keyed
+from accel_train.classes import unfindable
 from accel_train.config.convert import build
 from accel_train.config.plain import refuse_unusable, to_dict
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
@@ -34,6 +35,9 @@ class Session:
         self.emit = self.observers.emit  # an event to whoever watches the run, now or once they are there
         refuse_unusable(task, config)
         self.output_dir = run_dir(task, config)
+        if why := unfindable(type(task)):
+            self.emit(Event("note", f"{type(task).__name__} {why}, where evaluate, export and load_exported of another "
+                                    "process cannot find it: put it into a file and import it from there"))  # fmt: skip
         self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
