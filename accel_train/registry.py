@@ -16,6 +16,10 @@ TASKS = {
         "accel_train.tasks.collatz.task.CollatzTask",
         "transformer on Collatz parity sequences, made as it goes",
     ),
+    "collatz_step": (
+        "accel_train.tasks.collatz.step.task.LongStepTask",
+        "transformer that calculates the long Collatz step of a number in digits, exactly or not at all",
+    ),
     "muon": (
         "accel_train.tasks.muon.task.MuonTask",
         "conditional WGAN-GP for bundles of muons in ragged Parquet, local or remote",

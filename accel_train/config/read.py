@@ -11,6 +11,7 @@ from typing import Any
 from accel_train.arguments import arguments_of
 from accel_train.classes import same_class
 from accel_train.config.convert import Typed, build, construct, refuse_unknown
+from accel_train.config.habits import refuse_habits, refuse_old_config
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
@@ -29,6 +30,7 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
+    refuse_habits(tree, arguments_of(task_class(node))[0])
     elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
     refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
     config = settings_for(task_class(node), tree)
@@ -109,6 +111,7 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     tree = load_mapping(path, "--config")
+    refuse_old_config(tree, path)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"class_path": tree["task"]}
     return tree

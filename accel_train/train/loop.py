@@ -184,7 +184,8 @@ class Loop:
             return None
         why = state.ended or "its last step is reached"
         how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
-        self.emit(Event("note", f"this run is complete ({why}); {how}"))
+        elsewhere = f"to train its weights on other data, --init_from={self.session.output_dir} and another output_dir"
+        self.emit(Event("note", f"this run is complete ({why}); {how}; {elsewhere}"))
         return state.ended
 
     def _stop_short(self, error: Exception | None) -> str:
@@ -349,6 +350,8 @@ class Loop:
             weights.load_weights(self.session.models, Path(self.config.init_from))
         session, state = self.session, self.state
         self.reporter.start(self._further, resumed=restored is not None)
+        for event in resuming.what_to_say(self.saver, self.state) if restored else ():
+            self.emit(event)
         best = state.best_model.best
         if restored and best:
             if best["step"] == state.position.step and not self.saver.is_marked_best(state.position.step):

@@ -16,6 +16,7 @@ from accel_train.task import Event
 from accel_train.train.optim import renew_groups, renew_options, same_class
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
+from accel_train.train.state import RunState
 from accel_train.train.step import Group
 
 
@@ -46,6 +47,22 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress
+
+
+def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
+    """What whoever goes on with a run should know: how good it was, and what a schedule that changed does now."""
+    step, best, seen = state.position.step, state.best_model.best, len(state.best_model.evaluations)
+    if best:
+        name = saver.session.config.metric_for_best_model
+        found = f"best {name} {best['value']:.6g} at step {int(best['step']):,}"
+        yield Event("note", f"before: {seen:,} evaluation{'s' if seen > 1 else ''}, {found}")
+    trained = state.plan.phases[state.phase_trained()].objectives if step and not state.done() else ()
+    groups = [saver.session.stepper.groups[objective.name] for objective in trained]
+    for group in {group.name: group for group in groups if group.schedule.total_steps}.values():
+        schedule, before = group.schedule, float(group.optimizer.param_groups[0]["lr"])  # of the last step, as saved
+        if schedule.kind in ("cosine", "linear") and abs(before - schedule(step - 1)) > 1e-6 * schedule.base:
+            says = f"{schedule.kind} over {schedule.total_steps:,} steps, as if meant from the start"
+            yield Event("note", f"learning rate of {group.name}: {schedule(step):.3g} now, {before:.3g} before; {says}")
 
 
 def _choose(saver: Saver) -> str | None:
