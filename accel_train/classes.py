@@ -93,5 +93,8 @@ def _importing(file: str) -> Generator[None]:
     _on_their_way.append(file)
     try:
         yield
+    except SystemExit:
+        raise ImportError(f"{file} ends as soon as it is imported: what is to happen only when it is run, such as "
+                          'reading a command line, belongs under `if __name__ == "__main__":`') from None  # fmt: skip
     finally:
         _on_their_way.pop()

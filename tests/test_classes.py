@@ -139,12 +139,14 @@ def test_a_script_that_trains_when_imported(forgotten):
 def test_files_that_cannot_be(forgotten):
     for name in ("own.v2.py", "own_script.py", "math.py", "yaml.py"):
         Path(name).write_text("class Other: pass\n")
+    Path("own_end.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no'])\n")
     for path, says in (
         ("own_script.py", r"task: own_script.py is a file; give own_script.py:Class"),
         ("own_other.py:OwnTask", r"cannot import 'own_other.py:OwnTask': there is no file .*own_other.py"),
         ("own.v2.py:OwnTask", "no module can be called 'own.v2'"),
         ("own_script.py:OwnTask", "'own_script.py:OwnTask' does not exist"),
         ("own_script.py:Other", "'own_script.py:Other' is not a Task"),
+        ("own_end.py:OwnTask", "own_end.py ends as soon as it is imported.*__name__"),
         ("math.py:Other", "'math' is also the name of .*math"),
         ("yaml.py:Other", r"'yaml' is also the name of .*yaml/__init__.py"),
     ):
