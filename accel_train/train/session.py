@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ class Session:
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
         self.stepper = self._stepper()
-        self.loader = self._loader(self.source)
+        self.loader = self._loader(self.source, "the data set", self.ranks.all_agree)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
             contract.require(task, "eval_step", "eval_metrics")
@@ -86,11 +87,11 @@ class Session:
         with generators(key):  # those of numpy and Python too
             return build()
 
-    def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
+    def _loader(self, source: BatchSource, name: str, all_agree: Callable[[bool], bool] | None = None) -> Loader:
         config, ranks = self.config, self.ranks
         return Loader(
             source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
-            seed=config.seed, all_agree=ranks.all_agree, name=name,
+            seed=config.seed, all_agree=all_agree, name=name,
         )  # fmt: skip
 
     def events(self) -> list[Event]:

@@ -46,3 +46,16 @@ def test_another_number_of_streams_is_other_data(tmp_path):
         job = {"task": "Brought", "task_args": {"streams": streams}}
         (result,) = run(job | {"config": config(tmp_path, allow_changed_config=True, **settings)})
     assert result["error"][0] == "UserError" and "there were 2 streams and are 3 now" in result["error"][1]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_evaluation_of_streams_too_short_for_the_ranks(tmp_path, ranks):
+    """One held-out item: two ranks have nothing to evaluate."""
+    job = {"task": "Brought", "task_args": {"streams": 3, "float64": True, "held_out": 1}}
+    results = run(job | {"config": config(tmp_path / str(ranks), max_steps=2, eval_steps=1)}, ranks)
+    assert [r["error"] for r in results] == [None] * ranks
+    (whole,) = run(job | {"config": config(tmp_path / "whole", max_steps=2, eval_steps=1)})
+    assert results[0]["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"], rel=1e-9)
+    job["task_args"]["held_out"] = 0
+    (result, *_) = run(job | {"config": config(tmp_path / f"none-{ranks}")}, ranks)
+    assert result["error"][0] in ("UserError", "DataError") and "empty" in result["error"][1]

@@ -353,17 +353,18 @@ class Stream(BatchSource):
 class Brought(Toy):
     """On data as people have them: a list of dicts, or the same as ``streams`` of uneven length; with noise."""
 
-    def __init__(self, streams: int = 0, **options: Any) -> None:
+    def __init__(self, streams: int = 0, held_out: int = 21, **options: Any) -> None:
         super().__init__(**options)
-        self.streams = streams
+        self.streams, self.held_out = streams, held_out
 
     def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
         source = super().build_data(split, batch_size, seed)
         if source is None:
             return None
         items = [{name: v[0] for name, v in source.data.read(np.array([i])).items()} for i in range(len(source.data))]
+        items = items if split == "train" else items[: self.held_out]
         augment = noisy if split == "train" else None
-        if not self.streams or split != "train":
+        if not self.streams:
             return from_dataset(items, batch_size, seed, shuffle=split == "train", augment=augment)
         cuts = np.linspace(0, 1, self.streams + 1) ** 2 * len(items)
         streams = [items[int(a) : int(b)] for a, b in pairwise(cuts)]
