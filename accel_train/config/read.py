@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import arguments_of
+from accel_train.classes import same_class
 from accel_train.config.convert import Typed, build, construct, refuse_unknown
 from accel_train.config.habits import refuse_habits, refuse_old_config
 from accel_train.config.schema import TrainConfig
@@ -135,7 +136,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
 def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
     if "class_path" in old and "class_path" in new:
         before, after = (TASKS.get(name, (name,))[0] for name in (str(old["class_path"]), str(new["class_path"])))
-        if before != after:
+        if not same_class(before, after):
             old.pop("init_args", None)
 
 

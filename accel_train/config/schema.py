@@ -27,6 +27,11 @@ class OptimizerConfig(Checked):
     no_weight_decay: list[str] = setting(
         list, "patterns of names of parameters that do not decay, such as ['*.bias', '*norm*']."
     )
+    lr_factors: dict[str, float] = setting(
+        dict,
+        "pattern of names of parameters to what their learning rate is multiplied by, such as {'*.body.*': 0.1}; the "
+        "first one that matches counts.",
+    )
 
 
 @dataclass
@@ -100,7 +105,11 @@ class TrainConfig(Checked):
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimiser of every group of models.")
     optimizers: dict[str, OptimizerConfig] = setting(dict, "optimisers by objective name, where they differ.")
-    lr_scheduler_type: str = setting("constant", "constant, cosine, linear, step or plateau.")
+    lr_scheduler_type: str = setting(
+        "constant",
+        "constant, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step or plateau; or the path of a "
+        "function of base, steps_done, done (0 to 1) and its options, or of a scheduler class of torch.",
+    )
     lr_scheduler_kwargs: dict[str, Any] = setting(dict, "options of the schedule, such as min_lr.")
     warmup_steps: Length = setting(0, 'linear warm-up, in steps or epochs ("5ep"); 0 for none.', Durations(zero=True))
     warmup_start_factor: float = setting(0.0, "the fraction of the rate at which warm-up starts.", Range(0, 1))
