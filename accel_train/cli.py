@@ -18,6 +18,7 @@ from accel_train.system.signals import active, caught, end_at_once
 from accel_train.system.waiting import StoppedError, given_up
 
 COMMANDS = by_name(
+    Command("init", "copy example configs and launch files to where you work", "accel_train.commands.init"),
     Command("train", "train a task, or go on with a run", "accel_train.commands.train", raw=True),
     Command("evaluate", "metrics and figures of a run's best model on held-out data", "accel_train.commands.evaluate"),
     Command(
@@ -147,7 +148,7 @@ def _help() -> str:
         *listed({name: command.help for name, command in COMMANDS.items()}), "",
         "tasks (each may have commands of its own: accel-train TASK --help):",
         *listed({name: text for name, (_, text) in TASKS.items()}), "",
-        "accel-train COMMAND --help says more. On several processes:",
+        "accel-train COMMAND --help says more. On several processes (accel-train init copies these files here):",
         "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_train train --config FILE.yaml",
     ])  # fmt: skip
 

@@ -188,7 +188,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "unknown command 'trian' (did you mean train?); there are train, evaluate,"),
+        (["trian"], "unknown command 'trian' (did you mean train?); there are init, train, evaluate,"),
         (["train", "--max_steps=3"], "task: missing; give --task=NAME or a YAML file"),
         (["train", "--task=colatz"], "task: unknown 'colatz' (did you mean collatz?); there are collatz"),
         (["train", "--task", "own_toy.ToyTaks"], "task: 'own_toy.ToyTaks' does not exist (did you mean ToyTask?)"),

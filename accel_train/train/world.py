@@ -42,7 +42,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes != launched:
         raise UserError(
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
-            "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
+            "look at distributed_type and use_cpu in the launch config (accel-train init copies ones that work)"
         )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
