@@ -22,10 +22,10 @@ class Duration:
     unit: str
 
     @staticmethod
-    def parse(text: int | str, field: str = "duration") -> Duration:
+    def parse(text: int | str, field: str = "duration", units: str = "1000 or 1000st (steps), 30ep, 90s") -> Duration:
         match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(st|ep|s|min|h|d|)\s*", str(text))
         if not match:
-            raise UserError(f"{field}: {text!r} is not a length; write 1000 or 1000st (steps), 30ep, 90s, 30min, 2h")
+            raise UserError(f"{field}: {text!r} is not a length; write {units}")
         amount, unit = float(match[1].replace("_", "")), match[2]
         if _UNITS[unit] != "s" and (amount != int(amount) or amount < 1):
             raise UserError(f"{field}: {text!r} must be a whole number of steps or epochs, at least 1")
@@ -47,7 +47,8 @@ class Durations(Rule):
     def check(self, name: str, value: int | str | None) -> None:
         if value is None or (self.zero and value in (0, "0")):
             return
-        by_clock = Duration.parse(value, name).unit == "s"
+        units = ["1000 or 1000st (steps)", "30ep"] * self.steps + ["90s", "30min", "2h"] * self.clock
+        by_clock = Duration.parse(value, name, ", ".join(units)).unit == "s"
         if by_clock and not self.clock:
             raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
         if not by_clock and not self.steps:

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import re
+from collections.abc import Collection
 from typing import Any, get_args
 
 from accel_train.arguments import arguments_of, bare, hints_of, rules_of
@@ -47,6 +48,20 @@ def help_text(arguments: list[str]) -> str:
     return shown.format_help()
 
 
+def options_text(function: Any, heading: str, without: Collection[str] = ()) -> str:
+    """The keyword arguments of a function, as ``convert.further_options`` takes them, with what its docstring says."""
+    text, documented = inspect.cleandoc(function.__doc__ or ""), _argument_texts(function)
+    shown = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    group = shown.add_argument_group(heading, text.partition("\n\n")[0].replace("``", ""))
+    hints = hints_of(function)
+    for p in list(inspect.signature(function).parameters.values())[1:]:
+        if p.kind is p.VAR_KEYWORD:
+            group.add_argument("--NAME", metavar="VALUE", help=documented.get(p.name, "the task judges it"))
+        elif p.name not in without:
+            _add_option(group, p.name, hints.get(p.name, Any), documented.get(p.name, ""), p.default)
+    return shown.format_help().strip()
+
+
 def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> None:
     """One option; for a dataclass also one for each of its fields."""
     if dataclasses.is_dataclass(default):
@@ -64,11 +79,11 @@ def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> Non
     group.add_argument(f"--{key}", metavar=kind(hint), help=f"{text}{each} ({note})".strip().replace("%", "%%"))
 
 
-def _argument_texts(cls: type) -> dict[str, str]:
+def _argument_texts(what: Any) -> dict[str, str]:
     """The lines ``name: text`` or ``name, name: text`` under ``Args:`` in a docstring, by name."""
     texts: dict[str, str] = {}
     names: list[str] = []
-    for line in inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].splitlines():
+    for line in inspect.cleandoc(what.__doc__ or "").partition("Args:\n")[2].splitlines():
         if begins := re.match(r"    (\w[\w, ]*)(?: \(.*?\))?: (.*)", line):
             names = begins[1].split(", ")
             texts |= dict.fromkeys(names, begins[2])
