@@ -73,12 +73,15 @@ class Command:
     def run(self, arguments: Sequence[str], program: str = "accel-train") -> int:
         """The exit code. Raises a UserError for bad arguments."""
         module = importlib.import_module(self.module)
-        if self.raw:
-            return module.run(list(arguments))
+        return module.run(list(arguments) if self.raw else self.parser(program).options(arguments))
+
+    def parser(self, program: str = "accel-train") -> Parser:
+        """What reads its arguments; none for one that is raw."""
+        module = importlib.import_module(self.module)
         parser = Parser(prog=f"{program} {self.name}", description=(module.__doc__ or "").replace("``", ""))
         parser.set_defaults(command=self.name)
         module.add_arguments(parser)
-        return module.run(parser.options(arguments))
+        return parser
 
 
 def by_name(*commands: Command) -> dict[str, Command]:

@@ -261,7 +261,7 @@ def _path(hint: Any, value: Any, key: str) -> Path:
 
 def _collection(hint: Any, value: Any, key: str) -> Any:
     """A list, tuple or set, each item as its hint says; one text stands for a list of it."""
-    if isinstance(value, str) and value and value[0] not in "[{" and _holds_texts(hint):
+    if isinstance(value, str) and value and value[0] not in "[{" and holds_texts(hint):
         value = [value]
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise _Mismatch
@@ -275,7 +275,7 @@ def _collection(hint: Any, value: Any, key: str) -> Any:
     return (list if origin is Sequence else origin)(made)
 
 
-def _holds_texts(hint: Any) -> bool:
+def holds_texts(hint: Any) -> bool:
     """Whether this is a collection of any length of names: of text, paths or choices."""
     inner = get_args(hint)
     any_length = get_origin(hint) is not tuple or inner[1:] == (...,)

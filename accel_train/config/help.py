@@ -39,7 +39,7 @@ def help_text(arguments: list[str]) -> str:
         cls = task_class(node)
         group = shown.add_argument_group(f"the task, {cls.__name__}")
         for name, p in arguments_of(cls)[0].items():
-            _add_option(group, f"task.init_args.{name}", p.annotation, _argument_texts(cls).get(name, ""), p.default)
+            _add_option(group, f"task.init_args.{name}", p.annotation, argument_texts(cls).get(name, ""), p.default)
     declared = about(TrainConfig)
     for name, hint in hints_of(TrainConfig).items():
         if heading := declared[name]["heading"]:
@@ -50,7 +50,7 @@ def help_text(arguments: list[str]) -> str:
 
 def options_text(function: Any, heading: str, without: Collection[str] = ()) -> str:
     """The keyword arguments of a function, as ``convert.further_options`` takes them, with what its docstring says."""
-    text, documented = inspect.cleandoc(function.__doc__ or ""), _argument_texts(function)
+    text, documented = inspect.cleandoc(function.__doc__ or ""), argument_texts(function)
     shown = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     group = shown.add_argument_group(heading, text.partition("\n\n")[0].replace("``", ""))
     hints = hints_of(function)
@@ -79,7 +79,7 @@ def _add_option(group: Any, key: str, hint: Any, text: str, default: Any) -> Non
     group.add_argument(f"--{key}", metavar=kind(hint), help=f"{text}{each} ({note})".strip().replace("%", "%%"))
 
 
-def _argument_texts(what: Any) -> dict[str, str]:
+def argument_texts(what: Any) -> dict[str, str]:
     """The lines ``name: text`` or ``name, name: text`` under ``Args:`` in a docstring, by name."""
     texts: dict[str, str] = {}
     names: list[str] = []
