@@ -21,7 +21,7 @@ COMMANDS = by_name(
     Command("synth", "make a small data set with known truth for a task", "accel_train.commands.synth"),
     Command(
         "runs",
-        "several runs together: their logs in one directory, the spread of their metrics",
+        "several runs together: a table, their logs in one directory, the spread of metrics",
         "accel_train.commands.runs",
     ),
     Command("status", "how a running or finished run stands", "accel_train.commands.status"),
