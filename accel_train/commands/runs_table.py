@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -14,6 +15,7 @@ from accel_train.config.plain import flatten
 from accel_train.config.yaml_text import load_mapping
 from accel_train.errors import UserError, suggest
 from accel_train.tracking.jsonl import histories
+from accel_train.tracking.observer import Record
 from accel_train.tracking.records import BOOKKEEPING, aligned, is_number, number
 from accel_train.tracking.status import read
 
@@ -68,10 +70,8 @@ def rows_of(folder: Path) -> list[RunRow]:
 
 def differing(rows: Sequence[RunRow]) -> list[str]:
     """Names of the settings that are not the same in all of these runs."""
-    names = dict.fromkeys(
-        name for row in rows for name in row.settings if name not in ("output_dir", "task.class_path")
-    )
-    return [name for name in names if any(row.settings.get(name) != rows[0].settings.get(name) for row in rows)]
+    names, own = dict.fromkeys(name for row in rows for name in row.settings), ("output_dir", "task.class_path")
+    return [n for n in names if n not in own and any(row.settings.get(n) != rows[0].settings.get(n) for row in rows)]
 
 
 def as_text(rows: Sequence[RunRow], metrics: Sequence[str] = ()) -> str:
@@ -87,11 +87,11 @@ def as_text(rows: Sequence[RunRow], metrics: Sequence[str] = ()) -> str:
     for name in metrics:
         if name not in known:
             raise UserError(f"--metrics: no run has {name!r}{suggest(name, known)}; there are {', '.join(known)}")
-    tasks = dict.fromkeys(row.task for row in rows)
-    tables = [_table([row for row in rows if row.task == task], metrics) for task in tasks]
-    return "\n\n".join(
-        "\n".join(([task] if len(tasks) > 1 else []) + table) for task, table in zip(tasks, tables, strict=True)
-    )
+    tables: list[str] = []
+    for task in dict.fromkeys(row.task for row in rows):
+        of_task = [row for row in rows if row.task == task]
+        tables.append("\n".join(([task] if len(of_task) < len(rows) else []) + _table(of_task, metrics)))
+    return "\n\n".join(tables)
 
 
 def as_csv(rows: Sequence[RunRow]) -> str:
@@ -138,14 +138,13 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 def _row(run: Path, root: Path) -> RunRow:
     settings = flatten(load_mapping(run / "config.yaml", "runs table:"))
-    try:
-        status = read(run)
-    except UserError:
-        status = {"state": "status.json is damaged"}
+    status: Record = {"state": "status.json is damaged"}
+    with contextlib.suppress(UserError):
+        status |= read(run)
     metric = str(settings.get("metric_for_best_model", "loss"))
     row = RunRow(
         run.relative_to(root).as_posix() if run != root else run.resolve().name,
-        settings, str(status.get("state", "unknown")), status.get("step"), metric,
+        settings, str(status["state"]), status.get("step"), metric,
     )  # fmt: skip
     log = run / "metrics.jsonl"
     found = histories(log) if log.is_file() else {}
