@@ -59,6 +59,26 @@ class Durations(Rule):
         return " or ".join([", ".join(units[:-1]), units[-1]] if units[1:] else units)
 
 
+def parse_steps(text: str, field: str) -> tuple[int, int]:
+    """The first and the last step of "A:B". Raises a UserError that begins with ``field``."""
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"{field}: {text!r} are no steps; write FIRST:LAST, such as 10:15")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class Steps(Rule):
+    """Steps from one to another, counted from 1: "10:15"."""
+
+    def check(self, name: str, value: str | None) -> None:
+        if value is not None and parse_steps(value, name)[0] < 1:
+            raise UserError(f"{name}: {value}: the first step is 1")
+
+    def __str__(self) -> str:
+        return "FIRST:LAST"
+
+
 @dataclass(slots=True)
 class Position:
     """Everything that says where a run is. ``step`` counts global batches since the start of the run."""

@@ -79,8 +79,8 @@ def _of_train(before: list[str]) -> list[str]:
         return [f"{name} " for name in TASKS]
     if before[-1:] == ["--config"]:
         return []  # -o default: names of files
-    node = read([each for each in before if each not in ("--help", "--print_config")]).get("task")
-    found = ["--config ", "--help ", "--print_config ", *(f"--task={name} " for name in TASKS)]
+    node = read([each for each in before if each not in ("--help", "--print_config", "--dry_run")]).get("task")
+    found = ["--config ", "--help ", "--print_config ", "--dry_run ", *(f"--task={name} " for name in TASKS)]
     if node is not None:
         arguments = {name: p.annotation for name, p in arguments_of(task_class(node))[0].items()}
         found += _options(arguments, "task.init_args.")

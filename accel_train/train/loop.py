@@ -42,6 +42,7 @@ from accel_train.train.agenda import Agenda
 from accel_train.train.clock import Clock
 from accel_train.train.control import Control
 from accel_train.train.probes import Probes
+from accel_train.train.profiling import Profiler
 from accel_train.train.reporter import Reporter
 from accel_train.train.result import Result
 from accel_train.train.saving import Saver
@@ -93,6 +94,7 @@ class Loop:
         self.state = RunState(session)
         self.reporter = Reporter(session, self.saver, self.state)
         self.probes = Probes(session)
+        self.profiler = Profiler(session)
         self.agenda = Agenda(self.config, self.plan, self.probes)
         self._signals, self._further, self._on_step = signals, further, on_step
         self.control = Control(
@@ -113,6 +115,7 @@ class Loop:
                     gc.collect()
                     gc.freeze()  # what exists now stays: the collector need not look through every library again
                     reason = self._train()
+                    self.profiler.close()
                     return self._finish(reason)
             except BaseException as error:
                 self._crashed(error)
@@ -131,6 +134,7 @@ class Loop:
             return ended
         batches = self.session.loader.batches(position, self.config.num_train_epochs)
         while True:
+            self.profiler.at(position.step)
             waiting_since = time.perf_counter()
             try:
                 found = next(batches, None)

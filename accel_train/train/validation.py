@@ -19,6 +19,7 @@ FIRST_SEEN = "metric_for_best_model is first looked at after training"
 def measure(session: Session, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics of the validation data, or only of so many of its first batches, and the sums behind them."""
     assert session.eval_loader is not None
+    batches = session.config.limit_eval_batches if batches is None else batches
     with session.stepper.whole_weights():
         limit = session.stepper.micro_batch_size
         evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
