@@ -80,8 +80,9 @@ def test_patience_does_not_hide_a_phase():
 
 def test_the_run_itself_is_not_touched(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--task=collatz", "--task.init_args.d_model=8", "--task.init_args.nhead=2", "--task.init_args.num_layers=1",
-             "--task.init_args.eval_rows=16", "--max_steps=3", "--global_batch_size=4", "--output_dir=runs/x"]  # fmt: skip
+    sizes = {"d_model": 8, "nhead": 2, "num_layers": 1, "eval_rows": 16}
+    small = ["--task=collatz", *(f"--task.init_args.{name}={size}" for name, size in sizes.items())]
+    small += ["--max_steps=3", "--global_batch_size=4", "--output_dir=runs/x"]
     assert main(["train", *small, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "dry run: data, 1 step, an evaluation and a checkpoint are fine; nothing is kept" in out
