@@ -34,6 +34,7 @@ class Run:
     total_steps: int | None
     start_step: int = 0
     world_size: int = 1
+    parallel: str = ""  # how several processes train one model: DDP or FSDP2
     device: str = "cpu"
     precision: str = "no"
     resumed_from: str | None = None
@@ -42,7 +43,7 @@ class Run:
 
 
 class Observer:
-    """Nine hooks, all optional. Whatever one raises, training goes on: after an error of the operating system (a full
+    """Ten hooks, all optional. Whatever one raises, training goes on: after an error of the operating system (a full
     disk, a reader who left) the observer is asked again next time, after any other it is dropped, and both are said
     once. Only a ``UserError`` in ``on_start`` ends the run, before its first step."""
 
@@ -50,6 +51,9 @@ class Observer:
 
     def on_tick(self, status: Record) -> None:
         """Every control interval (about twice a second): step, epoch, phase, loss, rates, ETA, last checkpoint."""
+
+    def on_busy(self, what: str) -> None:
+        """What the run does while it does not train, such as "evaluating 3/16"; often, so only remember or show it."""
 
     def on_log(self, record: Record) -> None: ...
 

@@ -308,7 +308,7 @@ class Loop:
         session, state = self.session, self.state
         state.evaluation_owed = True
         try:
-            metrics, sums = validation.measure(session)
+            metrics, sums = validation.measure(session, busy=self.reporter.busy)
             state.best_model.metric(metrics)
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame
@@ -331,6 +331,7 @@ class Loop:
 
     def _save(self, is_best: bool, evaluated: bool = False) -> None:
         started, step = time.monotonic(), self.state.position.step
+        self.reporter.busy("saving")
         self.saver.save(step, self.state.progress(), evaluated)
         if is_best:
             self.saver.mark_best(step, self.state.about())
@@ -359,6 +360,7 @@ class Loop:
                 self.saver.mark_best(state.position.step, state.about())  # killed just before it was
             self.saver.mend_best_link(int(best["step"]))
         if not state.done():
+            self.reporter.busy("trying out the evaluation")
             validation.try_out(session, state.best_model)
         if not state.done():
             self.reporter.phase()
