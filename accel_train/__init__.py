@@ -31,6 +31,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for, so that the command line answers without loading torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("accel_train")
     if name not in _WHERE:
         raise AttributeError(f"module 'accel_train' has no attribute {name!r}")
     return getattr(importlib.import_module(f"accel_train.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

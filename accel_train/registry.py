@@ -74,12 +74,17 @@ def find(name: str) -> type:
     raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")
 
 
-def run_command(name: str, arguments: list[str]) -> int:
-    """``accel-train NAME COMMAND ...``: one of the commands that the task's ``commands`` module lists in COMMANDS."""
+def commands_of(name: str) -> dict[str, Command]:
+    """The commands that the ``commands`` module of a built-in task lists in COMMANDS."""
     package = class_path(name).removesuffix(".task." + class_path(name).rpartition(".")[2])
     if importlib.util.find_spec(f"{package}.commands") is None:
         raise UserError(f"{name} has no commands of its own")
-    commands: dict[str, Command] = importlib.import_module(f"{package}.commands").COMMANDS
+    return importlib.import_module(f"{package}.commands").COMMANDS
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """``accel-train NAME COMMAND ...``"""
+    commands = commands_of(name)
     if not arguments or arguments[0] in ("-h", "--help"):
         usage = f"usage: accel-train {name} COMMAND ... (--help says more)"
         print(usage, "", *listed({each: command.help for each, command in commands.items()}), sep="\n")

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from accel_train.arguments import Range
 from accel_train.config.setting import Checked, setting
 from accel_train.errors import UserError
-from accel_train.plan import Durations
+from accel_train.plan import Durations, Steps
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
@@ -159,6 +159,9 @@ class TrainConfig(Checked):
     eval_steps: Length | None = setting(
         None, 'evaluate every so often ("1ep"); null only at the end, 0 never.', Durations(zero=True)
     )
+    limit_eval_batches: int | None = setting(
+        None, "evaluate only so many of the first batches of the validation data; null for all of them.", Range(1)
+    )
     save_steps: Length | None = setting(
         500,
         'write a checkpoint every so often ("30min" counts wall time); null only at the end.',
@@ -206,6 +209,9 @@ class TrainConfig(Checked):
     )
     monitor_steps: int = setting(
         0, "let the task look at a training batch for anomalies every so many steps; 0 for never.", Range(0)
+    )
+    profile_steps: str | None = setting(
+        None, 'where the time of these steps goes, such as "10:15", as a trace for Perfetto in RUN/profile.', Steps()
     )
     report_first_batch: bool = setting(
         False, "say names, shapes, ranges and a digest of rank 0's first batch when a session begins."

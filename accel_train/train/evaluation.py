@@ -41,11 +41,14 @@ class Evaluator:
     ranks: Ranks
     micro_batch_size: int | None
 
-    def evaluate(self, loader: Loader, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def evaluate(
+        self, loader: Loader, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """(metrics, summed statistics as float64 CPU tensors) of one pass over the source; the same on all ranks.
 
         Args:
             batches: only so many of the first ones.
+            busy: hears how far it is, such as "evaluating 3/16".
 
         Raises:
             UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
@@ -62,7 +65,10 @@ class Evaluator:
             raise UserError(nothing)
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
-            for _, _, share in itertools.islice(shares, batches):
+            known = [n for n in (steps, batches) if n is not None]
+            of = f"/{min(known):,}" if known else ""
+            for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
+                busy(f"evaluating {number:,}{of}")
                 if share is None:
                     continue
                 for name, part in self._statistics(share).items():

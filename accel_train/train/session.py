@@ -26,7 +26,7 @@ from accel_train.train.averages import Averaging
 from accel_train.train.groups import group_objectives
 from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper
-from accel_train.train.world import Ranks, start_accelerate
+from accel_train.train.world import Ranks, launched_for_gpus, start_accelerate
 
 
 class Session:
@@ -44,7 +44,11 @@ class Session:
         self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
-        self._sharded = sharding.is_sharded(self.accelerator)
+        if self.device.type == "cpu" and launched_for_gpus():
+            why = "accelerate was launched for GPUs (use_cpu: false) and there is none here"
+            how = "this trains on the CPU, and shards nothing; accelerate_configs/cpu.yaml is for that"
+            self.emit(Event("warning", f"{why}: {how}"))
+        self.is_sharded = sharding.is_sharded(self.accelerator)
         self.reports = Reports(self.output_dir, self.ranks.rank)
         self.global_batch_size = config.global_batch_size
         if config.per_device_batch_size is not None:
@@ -84,7 +88,7 @@ class Session:
 
         key = keyed.key(self.config.seed, "weights")
         torch.manual_seed(key >> 1)
-        if self._sharded:
+        if self.is_sharded:
             return sharding.built_on_main(build, self.ranks, key)
         with generators(key):  # those of numpy and Python too
             return build()
@@ -124,7 +128,7 @@ class Session:
         for name in config.optimizers:
             if name not in self.objectives:
                 raise UserError(f"optimizers: unknown objective {name!r}{suggest(name, self.objectives)}")
-        if not self._sharded:  # else a whole model may be too large for the device
+        if not self.is_sharded:  # else a whole model may be too large for the device
             for model in self.models.values():
                 model.to(self.device)
         self._compile()
@@ -149,7 +153,7 @@ class Session:
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
             trained |= set(trains)
-        if self._sharded:
+        if self.is_sharded:
             others = [model for name, model in self.models.items() if name not in trained]
             sharding.complete(others, self.ranks, self.device)
         return stepper

@@ -210,7 +210,7 @@ class Scheduled(Toy):
     """A penalty grows with the step; the hook freezes and frees layers, shakes a bias, and a buffer follows."""
 
     def build_model(self):
-        model = super().build_model()
+        model: Any = super().build_model()
         model.register_buffer("follower", model[0].weight.detach().clone())
         return model
 
@@ -220,7 +220,8 @@ class Scheduled(Toy):
         return Loss(loss.value + 0.01 * penalty, {"at": objective.step * share, "of": objective.epoch * share})
 
     def after_step(self, models, step):
-        first, _, _, last = model = models["model"]
+        model: Any = models["model"]
+        first, _, _, last = model
         first.weight.requires_grad_(not 5 <= step < 12)
         if step == 14:  # only once: a resume must know
             first.bias.requires_grad_(False)

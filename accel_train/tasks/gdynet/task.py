@@ -141,10 +141,24 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         return opened[0].meta.get("dt_ns")
 
     @staticmethod
-    def synth(out: Path, seed: int = 0, size: int | None = None, **options: Any) -> str:
+    def synth(
+        out: Path,
+        seed: int = 0,
+        size: int | None = None,
+        system: Literal["ferro", "prinz", "ellipsoids", "markov"] = "ferro",
+        **options: Any,
+    ) -> str:
+        """Trajectories whose slow processes are known.
+
+        Args:
+            size: frames of train (4000 unless set, of prinz 1000); val has 3/8 of them, test twice as many.
+            system: a crystal whose cages flip, a particle in four wells, turning ellipsoids, or a chain of states.
+            options: of ferro: clusters, delta, p, q, sigma, correlation, marked; of the others: walkers; of ellipsoids
+                also laziness, of markov states, laziness and chain_seed.
+        """
         from accel_train.tasks.gdynet.synth import synth
 
-        return synth(out, seed, size, **options)
+        return synth(out, seed, size, system, **options)
 
     @staticmethod
     def describe_files(
