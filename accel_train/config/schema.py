@@ -117,6 +117,19 @@ class TrainConfig(Checked):
         1.0, "clip the global L2 norm of the gradient; null for no clipping.", Range(0)
     )
 
+    ema_decay: float | None = setting(
+        None,
+        "evaluate and export exponential moving averages of the weights with this decay per step, such as 0.999 (less "
+        "in the beginning); null for the weights themselves.",
+        Range(0, 1),
+    )
+    swa_start: Length | None = setting(
+        None,
+        "evaluate and export plain means of the weights over all steps from this one (or epoch) on; null for the "
+        "weights themselves.",
+        Durations(zero=True),
+    )
+
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(
         None, "no, bf16 or fp16; null takes what accelerate launch says.", heading="numerics"
     )
@@ -211,6 +224,10 @@ class TrainConfig(Checked):
         super().__post_init__()
         if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
             raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
+        if self.ema_decay == 1:
+            raise UserError("ema_decay: 1 would never forget; a plain mean is swa_start")
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise UserError("ema_decay and swa_start: give one of them; weights are averaged in one way")
         for i, phase in enumerate(self.phases):
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")

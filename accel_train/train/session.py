@@ -22,8 +22,10 @@ from accel_train.run.reports import Reports
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
+from accel_train.train.averages import Averaging
+from accel_train.train.groups import group_objectives
 from accel_train.train.schedules import Schedule
-from accel_train.train.step import Stepper, group_objectives
+from accel_train.train.step import Stepper
 from accel_train.train.world import Ranks, start_accelerate
 
 
@@ -129,6 +131,7 @@ class Session:
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
             config.max_grad_norm, config.micro_batch_size, config.memory_guard, config.check_contract,
+            self._averaging(),
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
@@ -140,7 +143,7 @@ class Session:
                 config.lr_scheduler_type,
                 config.learning_rate if optimizer.learning_rate is None else optimizer.learning_rate,
                 self.plan.total_steps,
-                self._warmup_steps(),
+                self._steps("warmup_steps"),
                 config.warmup_start_factor,
                 mode | config.lr_scheduler_kwargs,
             )
@@ -183,16 +186,22 @@ class Session:
             raise UserError(f"optimizers: {names} train the same models and share one optimizer; set one of them only")
         return chosen[0] if chosen else self.config.optimizer
 
-    def _warmup_steps(self) -> int:
-        text = self.config.warmup_steps
+    def _averaging(self) -> Averaging | None:
+        if self.config.ema_decay is not None:
+            return Averaging(self.config.ema_decay)
+        return Averaging(1.0, self._steps("swa_start")) if self.config.swa_start is not None else None
+
+    def _steps(self, setting: str) -> int:
+        """A setting that is a length, in steps."""
+        text = getattr(self.config, setting)
         if text in (0, "0"):
             return 0
-        length = Duration.parse(text, "warmup_steps")
+        length = Duration.parse(text, setting)
         if length.unit == "st":
             return length.count
         in_epoch = [self.source.steps(epoch) for epoch in range(length.count)]
         if None in in_epoch:
-            raise UserError("warmup_steps: this data has no epochs; give steps")
+            raise UserError(f"{setting}: this data has no epochs; give steps")
         return sum(n for n in in_epoch if n is not None)
 
     def _check_evaluations(self) -> None:

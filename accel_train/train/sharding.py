@@ -90,6 +90,17 @@ def complete(models: Iterable[nn.Module], ranks: Ranks, device: torch.device) ->
         model.to(device)
 
 
+def forget_forwards(shards: Iterable[Any]) -> None:
+    """FSDP2 gathers ahead, in the backward pass, in the order of all forward passes since the last one. An evaluation
+    is not as long on every rank, and a look at a batch is one rank's own: then the ranks would wait for each other."""
+    for shard in shards:
+        state = shard._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # older torch has one, or None
+        for group in filter(None, groups):
+            group._post_forward_indices.clear()
+
+
 def _piece(like: Any, value: Tensor | None, device: torch.device) -> Tensor:
     """This rank's piece, as a DTensor, of the value that rank 0 has."""
     from torch.distributed.tensor import distribute_tensor

@@ -10,6 +10,7 @@ from accel_train import contract
 from accel_train.classes import being_imported
 from accel_train.config.read import settings_for
 from accel_train.config.schema import TrainConfig
+from accel_train.data.source import described
 from accel_train.errors import UserError
 from accel_train.system.output import forgiving
 from accel_train.system.signals import caught
@@ -32,12 +33,13 @@ class Trainer:
         task: what to train.
         config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``), over what the task
             recommends.
-        observers: further observers, beside those the config asks for.
+        observers: further observers (``accel_train.Observer``), beside those the config asks for.
         on_step: called with a ``Step`` after every step, on every rank, by whoever must see each of them; what only
             wants to know how the run stands is an observer. What it raises becomes a warning.
 
     Attributes:
-        models: by name, once ``fit`` has built them.
+        models: by name, once ``fit`` has built them. They have the weights that are trained; where averages are asked
+            for (``ema_decay``), those are in the folders ``best`` and ``model``.
     """
 
     def __init__(
@@ -55,11 +57,16 @@ class Trainer:
         self.config: TrainConfig = config or settings_for(type(task), settings)
         self.models: dict[str, nn.Module] = {}
         self._observers, self._on_step = list(observers), on_step
+        for observer in self._observers:
+            if not isinstance(observer, Observer):
+                what = described(observer)
+                raise UserError(f"observers: got {what}; give an instance of a class derived from accel_train.Observer")
         self._loop: Loop | None = None  # while there is a run
         self._asked_to_stop: str | None = None  # while there is none
 
     def request_stop(self, reason: str) -> None:
-        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: as it begins."""
+        """Ask, on any rank, that all ranks stop after the same step and save: at the next synchronisation point, which
+        is at most about half a second away. Before ``fit``: as it begins."""
         if self._loop is not None:
             self._loop.control.stop(reason)
         else:

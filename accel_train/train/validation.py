@@ -19,7 +19,7 @@ FIRST_SEEN = "metric_for_best_model is first looked at after training"
 def measure(session: Session, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics of the validation data, or only of so many of its first batches, and the sums behind them."""
     assert session.eval_loader is not None
-    with session.stepper.whole_weights():
+    with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
         evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
         return evaluator.evaluate(session.eval_loader, batches)

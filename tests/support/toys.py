@@ -206,6 +206,28 @@ class Checkpointed(Toy):
         return ((hidden[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
 
 
+class Scheduled(Toy):
+    """A penalty grows with the step; the hook freezes and frees layers, shakes a bias, and a buffer follows."""
+
+    def build_model(self):
+        model = super().build_model()
+        model.register_buffer("follower", model[0].weight.detach().clone())
+        return model
+
+    def loss_step(self, models, batch, totals, objective):
+        loss, share = super().loss_step(models, batch, totals, objective), len(batch["index"]) / totals["items"]
+        penalty = objective.step * share * models["model"][0].weight.square().mean()
+        return Loss(loss.value + 0.01 * penalty, {"at": objective.step * share, "of": objective.epoch * share})
+
+    def after_step(self, models, step):
+        first, _, _, last = model = models["model"]
+        first.weight.requires_grad_(not 5 <= step < 12)
+        if step == 14:  # only once: a resume must know
+            first.bias.requires_grad_(False)
+        last.bias.add_(0.01 * torch.randn(1))
+        model.follower.lerp_(first.weight, 0.1)
+
+
 class Mean(Toy):
     """The mistake of beginners: a mean over whatever is at hand."""
 

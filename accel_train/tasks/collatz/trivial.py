@@ -24,6 +24,9 @@ class Trivial(nn.Module):
             rows that go on beyond them.
     """
 
+    table: Tensor
+    weights: Tensor
+
     def __init__(self, tokens: Tensor, steps: Tensor, order: int, prefix: int) -> None:
         super().__init__()
         self.order, self.prefix = order, prefix
@@ -37,7 +40,7 @@ class Trivial(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         predicted = (_powers(self._odd(tokens), self.prefix) * self.weights).sum(1)
-        return predicted, self.table[self._context(tokens)]  # type: ignore[index]
+        return predicted, self.table[self._context(tokens)]
 
     def _context(self, tokens: Tensor) -> Tensor:
         """int64 [B, L]: the last tokens at each position as one number, PAD where there are none yet."""

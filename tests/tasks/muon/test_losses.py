@@ -167,7 +167,7 @@ def test_memory_grows_with_the_muons_of_an_event_by_so_much():
     for n in (1000, 3000):
         muons = torch.rand(n, 3) * 100 + 1
         batch = {"primary": torch.tensor([[1e9, 0.1, 52.0, 1500.0]]), "counts": torch.tensor([n]), "muons": muons}
-        (part,) = task.split(batch | {"key": torch.arange(1)}, 1)
+        (part,) = task.split(batch | {"key": torch.arange(1), "host_counts": np.array([n])}, 1)
         held: dict[int, int] = {}
 
         def keep(tensor, held=held):
