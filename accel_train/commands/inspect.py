@@ -199,7 +199,8 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
         held_out = session.eval_loader.source.steps(0)
         every = Duration.parse(config.eval_steps) if config.eval_steps is not None else None
         when = "at the end" if every is None else f"every {every.count:,} {UNITS[every.unit]}"
-        lines.append(f"evaluation   {when}, {held_out or 0:,} batches; best by {config.metric_for_best_model}")
+        batches = f"{held_out:,} batches" if held_out is not None else "a stream"
+        lines.append(f"evaluation   {when}, {batches}; best by {config.metric_for_best_model}")
     lines.append("phases")
     for phase in session.plan.phases:
         length = "to the end" if phase.length is None else f"{phase.length.count:,} {UNITS[phase.length.unit]}"
