@@ -21,7 +21,9 @@ def measure(session: Session, batches: int | None = None) -> tuple[dict[str, flo
     assert session.eval_loader is not None
     with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
-        evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
+        evaluator = Evaluator(
+            session.task, session.models, session.accelerator, session.ranks, limit, session.output_dir
+        )  # fmt: skip
         return evaluator.evaluate(session.eval_loader, batches)
 
 
