@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accel_train.arguments import Range
     from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
+    from accel_train.data.adapters import from_dataset, from_iterable
     from accel_train.data.source import IndexedSource
     from accel_train.run.weights import load_exported
     from accel_train.task import BatchSource, Event, Loss, Objective, Task
@@ -16,19 +17,28 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Task": "task", "Objective": "task", "Loss": "task", "Event": "task",
-    "BatchSource": "task", "IndexedSource": "data.source", "Observer": "tracking.observer",
+    "BatchSource": "task", "IndexedSource": "data.source", "from_dataset": "data.adapters",
+    "from_iterable": "data.adapters", "Observer": "tracking.observer",
     "TrainConfig": "config.schema", "PhaseConfig": "config.schema", "OptimizerConfig": "config.schema",
     "Trainer": "train.trainer", "load_exported": "run.weights", "Range": "arguments",
 }  # fmt: skip
 
 __all__ = [
     "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "Observer", "OptimizerConfig", "PhaseConfig", "Range",
-    "Task", "TrainConfig", "Trainer", "load_exported",
+    "Task", "TrainConfig", "Trainer", "from_dataset", "from_iterable", "load_exported",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for, so that the command line answers without loading torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("accel_train")
     if name not in _WHERE:
         raise AttributeError(f"module 'accel_train' has no attribute {name!r}")
     return getattr(importlib.import_module(f"accel_train.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

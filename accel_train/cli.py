@@ -1,4 +1,4 @@
-"""The commands. Nothing heavy is imported before the command is chosen."""
+"""The program: its commands, exit codes and errors. Nothing heavy is imported before the command is chosen."""
 
 from __future__ import annotations
 
@@ -9,39 +9,14 @@ import threading
 import time
 import traceback
 
-from accel_train.command import Command, by_name, find_command, listed
+from accel_train.command import find_command, listed
+from accel_train.commands import COMMANDS
 from accel_train.errors import LockLostError, LostRankError, NonFiniteError, OtherRankError, UserError
 from accel_train.system.output import forgive
 from accel_train.system.process import world_size
 from accel_train.system.secrets import scrub
 from accel_train.system.signals import active, caught, end_at_once
 from accel_train.system.waiting import StoppedError, given_up
-
-COMMANDS = by_name(
-    Command("train", "train a task, or go on with a run", "accel_train.commands.train", raw=True),
-    Command("evaluate", "metrics and figures of a run's best model on held-out data", "accel_train.commands.evaluate"),
-    Command(
-        "export",
-        "a run's best model as safetensors with what is needed to rebuild it",
-        "accel_train.commands.export",
-    ),
-    Command(
-        "inspect",
-        "what is in a run folder, a checkpoint, data files, or a task's data",
-        "accel_train.commands.inspect",
-    ),
-    Command("synth", "make a small data set with known truth for a task", "accel_train.commands.synth"),
-    Command(
-        "runs",
-        "several runs together: their logs in one directory, the spread of their metrics",
-        "accel_train.commands.runs",
-    ),
-    Command("status", "how a running or finished run stands", "accel_train.commands.status"),
-    Command("stop", "ask a running run to save and stop", "accel_train.commands.request"),
-    Command("save", "ask a running run for a checkpoint now", "accel_train.commands.request"),
-    Command("tasks", "list the tasks", "accel_train.commands.tasks"),
-    Command("doctor", "what this machine can do", "accel_train.commands.doctor"),
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,7 +122,7 @@ def _help() -> str:
         *listed({name: command.help for name, command in COMMANDS.items()}), "",
         "tasks (each may have commands of its own: accel-train TASK --help):",
         *listed({name: text for name, (_, text) in TASKS.items()}), "",
-        "accel-train COMMAND --help says more. On several processes:",
+        "accel-train COMMAND --help says more. On several processes (accel-train init copies these files here):",
         "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_train train --config FILE.yaml",
     ])  # fmt: skip
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,22 +22,35 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self.register("type", Path, lambda text: Path(text).expanduser())  # no shell expands the ~ of --out=~/x
+        self.register("type", Path, _local_path)
         self._takes_others = False
+        self._describe_others: Callable[[Sequence[str]], str] | None = None
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.removeprefix('accel-train ')}: {message}")
 
-    def take_others(self, usage: str) -> None:
-        """Arguments that this parser does not know are for the command to judge, as ``options.others``."""
-        self.usage, self._takes_others = f"{self.prog} {usage}", True
+    def take_others(self, usage: str, describe: Callable[[Sequence[str]], str] | None = None) -> None:
+        """Arguments that this parser does not know are for the command to judge, as ``options.others``.
+
+        Args:
+            describe: what ``--help`` says of them, from all arguments.
+        """
+        self.usage, self._takes_others, self._describe_others = f"{self.prog} {usage}", True, describe
 
     def options(self, arguments: Sequence[str]) -> argparse.Namespace:
         if not self._takes_others:
             return self.parse_args(arguments)
+        if self._describe_others is not None and {"-h", "--help"} & set(arguments):
+            self.epilog = self._describe_others(arguments)
         options, others = self.parse_known_args(arguments)
         options.others = others
         return options
+
+
+def _local_path(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; this must be a file or folder here, so copy it first")
+    return Path(text).expanduser()  # no shell expands the ~ of --out=~/x
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,15 @@ class Command:
     def run(self, arguments: Sequence[str], program: str = "accel-train") -> int:
         """The exit code. Raises a UserError for bad arguments."""
         module = importlib.import_module(self.module)
-        if self.raw:
-            return module.run(list(arguments))
+        return module.run(list(arguments) if self.raw else self.parser(program).options(arguments))
+
+    def parser(self, program: str = "accel-train") -> Parser:
+        """What reads its arguments; none for one that is raw."""
+        module = importlib.import_module(self.module)
         parser = Parser(prog=f"{program} {self.name}", description=(module.__doc__ or "").replace("``", ""))
         parser.set_defaults(command=self.name)
         module.add_arguments(parser)
-        return module.run(parser.options(arguments))
+        return parser
 
 
 def by_name(*commands: Command) -> dict[str, Command]:

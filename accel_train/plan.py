@@ -22,10 +22,10 @@ class Duration:
     unit: str
 
     @staticmethod
-    def parse(text: int | str, field: str = "duration") -> Duration:
+    def parse(text: int | str, field: str = "duration", units: str = "1000 or 1000st (steps), 30ep, 90s") -> Duration:
         match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(st|ep|s|min|h|d|)\s*", str(text))
         if not match:
-            raise UserError(f"{field}: {text!r} is not a length; write 1000 or 1000st (steps), 30ep, 90s, 30min, 2h")
+            raise UserError(f"{field}: {text!r} is not a length; write {units}")
         amount, unit = float(match[1].replace("_", "")), match[2]
         if _UNITS[unit] != "s" and (amount != int(amount) or amount < 1):
             raise UserError(f"{field}: {text!r} must be a whole number of steps or epochs, at least 1")
@@ -47,7 +47,8 @@ class Durations(Rule):
     def check(self, name: str, value: int | str | None) -> None:
         if value is None or (self.zero and value in (0, "0")):
             return
-        by_clock = Duration.parse(value, name).unit == "s"
+        units = ["1000 or 1000st (steps)", "30ep"] * self.steps + ["90s", "30min", "2h"] * self.clock
+        by_clock = Duration.parse(value, name, ", ".join(units)).unit == "s"
         if by_clock and not self.clock:
             raise UserError(f"{name}: {value} is wall time, on which a run must not depend; give steps or epochs")
         if not by_clock and not self.steps:
@@ -56,6 +57,26 @@ class Durations(Rule):
     def __str__(self) -> str:
         units = ["steps", "epochs"] * self.steps + ["wall time"] * self.clock + ["0"] * self.zero
         return " or ".join([", ".join(units[:-1]), units[-1]] if units[1:] else units)
+
+
+def parse_steps(text: str, field: str) -> tuple[int, int]:
+    """The first and the last step of "A:B". Raises a UserError that begins with ``field``."""
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"{field}: {text!r} are no steps; write FIRST:LAST, such as 10:15")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class Steps(Rule):
+    """Steps from one to another, counted from 1: "10:15"."""
+
+    def check(self, name: str, value: str | None) -> None:
+        if value is not None and parse_steps(value, name)[0] < 1:
+            raise UserError(f"{name}: {value}: the first step is 1")
+
+    def __str__(self) -> str:
+        return "FIRST:LAST"
 
 
 @dataclass(slots=True)

@@ -205,6 +205,12 @@ class Task:
         after an update that was skipped, since only the device may know of that. Averages of the weights are taken
         after it. torch's generators are seeded by the step; a checkpoint keeps what is frozen. Default: nothing."""
 
+    def parameter_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, Any]:
+        """In what the optimiser treats this parameter differently from others: its options by name, such as
+        ``{"weight_decay": 0.0}``, and ``lr_factor``, by which its learning rate is multiplied. What the config says by
+        patterns of names comes first. ``name``: "MODEL.PATH", as in ``model.0.weight``. Default: in nothing."""
+        return {}
+
     # -- evaluation: of the split whose data were built last -------------------------------------------------------
 
     def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_help_shows_the_range(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--task.init_args.share number of the whole. (default: 0.5; from 0 to below 1)" in text
     assert "--task.init_args.limit int|null (default: null; from 2 to 9)" in text
-    assert "--task.init_args.sizes tuple[int, ...] (default: [1])" in text
+    assert "--task.init_args.sizes [int, ...] (default: [1])" in text
 
 
 def test_a_hint_for_type_checkers_alone_hides_no_other():

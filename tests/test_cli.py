@@ -99,6 +99,10 @@ TYPOS = [
     ("optimiser", {"class_path": "SGD"}, "optimiser: no such option (did you mean optimizer?)"),
     ("width", 8, "width: no such option (did you mean task.init_args.width?)"),
     ("zzz", 8, "zzz: no such option"),
+    ("lr", 0.1, "lr: no such option (did you mean learning_rate?)"),
+    ("batch_size", 8, "batch_size: no such option (did you mean global_batch_size?)"),
+    ("epochs", 3, "epochs: no such option (did you mean num_train_epochs?)"),
+    ("num_processes", 2, "num_processes: no such option (did you mean accelerate launch --num_processes?)"),
     ("optimizer.clas_path", "SGD", "optimizer.clas_path: no such option (did you mean optimizer.class_path?)"),
     ("optimizer.lr", 0.1, "optimizer.lr: no such option"),
     ("webhook.kind", ["stop"], "webhook.kind: no such option (did you mean webhook.kinds?)"),
@@ -126,7 +130,7 @@ WRONG = [
     ("deterministic", "perhaps", "deterministic: expected true or false, got 'perhaps'"),
     ("non_finite", "rase", "non_finite: expected skip or raise, got 'rase' (did you mean raise?)"),
     ("mixed_precision", "fp8", "mixed_precision: expected no or bf16 or fp16 or null, got 'fp8'"),
-    ("report_to", "wandb", "report_to: expected [...], got 'wandb'"),
+    ("report_to", "wanb", "report_to: unknown 'wanb' (did you mean wandb?); there are"),
     ("report_to", [1, {}], "report_to[0]: expected text, got 1"),
     ("optimizer", "SGD", "optimizer: expected {...}, got 'SGD'"),
     ("optimizer.learning_rate", "fast", "optimizer.learning_rate: expected number or null, got 'fast'"),
@@ -139,10 +143,11 @@ WRONG = [
     ("phases", [{}, {"length": 5}], "phases[0].length: only the last phase may run until the end"),
     ("eval_steps", "2h", "eval_steps: 2h is wall time"),
     ("max_time", "30ep", "max_time: 30ep is not wall time; write 90s, 30min, 2h or 1d"),
-    ("save_steps", "soon", "save_steps: 'soon' is not a length"),
+    ("save_steps", "soon", "save_steps: 'soon' is not a length; write 1000 or 1000st (steps), 30ep, 90s, 30min, 2h"),
+    ("eval_steps", "soon", "eval_steps: 'soon' is not a length; write 1000 or 1000st (steps), 30ep"),
     ("task.init_args.width", "wide", "task.init_args.width: expected int, got 'wide'"),
     ("task.init_args.width", 13, "task.init_args.width: 13 brings bad luck"),
-    ("task.init_args.rates", [1], "task.init_args.rates: expected tuple[float, float], got [1]"),
+    ("task.init_args.rates", [1], "task.init_args.rates: expected [number, number], got [1]"),
     ("task.init_args.betas", [1, "x"], "task.init_args.betas[1]: expected int, got 'x'"),
     ("task.init_args", 3, "task.init_args: expected {...}, got "),
     # known only when the run is put together, and still before anything is written
@@ -189,7 +194,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "unknown command 'trian' (did you mean train?); there are train, evaluate,"),
+        (["trian"], "unknown command 'trian' (did you mean train?); there are init, train, evaluate,"),
         (["train", "--max_steps=3"], "task: missing; give --task=NAME or a YAML file"),
         (["train", "--task=colatz"], "task: unknown 'colatz' (did you mean collatz?); there are collatz"),
         (["train", "--task", "own_toy.ToyTaks"], "task: 'own_toy.ToyTaks' does not exist (did you mean ToyTask?)"),
@@ -204,6 +209,8 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
          "task.init_args.widt: no such option (did you mean task.init_args.width?)"),
         (["train", "--config", "none.yaml"], "--config none.yaml: No such file or directory"),
         (["train", "--config", "."], "--config .: Is a directory"),
+        (["train", "--config", "https://a.b/x.yaml"], "--config https://a.b/x.yaml: a URL; copy the file first"),
+        (["evaluate", "https://a.b/x"], "evaluate: argument run: https://a.b/x is a URL"),
         (["train", "--config=broken.yaml"], "--config broken.yaml: line 2: "),
         (["train", "--config=twice.yaml"], "--config twice.yaml: line 2: seed is given twice"),
         (["train", "--config=binary.yaml"], "--config binary.yaml: not YAML"),
@@ -229,7 +236,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["train", "--config=loop"], "--config loop: Too many levels of symbolic links"),
         (["train", "--task=own_toy.ToyTask", "--seed={{x}}"], "seed: expected int, got '{{x}}'"),
         (["train", "--task=own_toy.ToyTask", "--optimizer={"], "optimizer: expected {...}, got '{'"),
-        (["train", "--task=own_toy.ToyTask", "--task.init_args.betas=["], "task.init_args.betas: expected [...], got"),
+        (["train", "--task=own_toy.ToyTask", "--task.init_args.betas=["], "task.init_args.betas: expected [int, ...]"),
         (["train", "--task=own_toy.ToyTask", "--seed"], "--seed: expected a value, as in --seed=VALUE"),
         (["train", "--seed", "--task=own_toy.ToyTask"], "--seed: expected a value, as in --seed=VALUE"),
         (["train", "some.yaml"], "some.yaml: expected --KEY=VALUE (a YAML file is given as --config FILE)"),
@@ -241,6 +248,8 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["status", "nowhere"], "status: nowhere/status.json does not exist; is nowhere a run folder?"),
         (["stop", "nowhere"], "stop: nowhere is not a run folder"),
         (["synth", "collatz"], "synth: the following arguments are required: --out"),
+        (["synth", "tcn", "--out=x", "--kind", "herd"], "kind: expected easy or hard, got 'herd' (did you mean hard?)"),
+        (["synth", "tcn", "--out=x", "--kind"], "--kind: expected a value, as in --kind=VALUE"),
         (["synth", "colatz", "--out=x"], "task: unknown 'colatz' (did you mean collatz?)"),
         (["synth", "own_toy.ToyTask", "--out=x"], "synth: this task makes its data as it goes and needs none"),
         (["evaluate", "nowhere"], "nowhere: "),
@@ -422,7 +431,7 @@ def test_help_says_how_to_see_the_options_of_a_task(here, capsys):
         main(["train", *arguments])
         text = " ".join(capsys.readouterr().out.split())
         assert "--task.init_args.width int of the hidden layer. (default: 4)" in text
-        assert "--task.init_args.betas [...] two of them. (default: [])" in text
+        assert "--task.init_args.betas [int, ...] two of them. (default: [])" in text
     main(["train", "--task=own_toy.PathTask", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--task.init_args.path text (required)" in text and "--task.init_args.width" in text

@@ -1,5 +1,6 @@
-"""accel-train runs: what several runs are together. ``merge`` puts the logs of chosen ones in one directory, so that
-TensorBoard shows these and no others; ``spread`` says how far their metrics lie apart (``spread.py``)."""
+"""accel-train runs: what several runs are together. ``table`` shows them side by side (``runs_table.py``); ``merge``
+puts the logs of chosen ones in one directory, so that TensorBoard shows these and no others; ``spread`` says how far
+their metrics lie apart (``spread.py``)."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from accel_train.command import Parser, program
+from accel_train.commands.runs_table import as_csv, as_text, rows_of
 from accel_train.commands.spread import spread, table
 from accel_train.errors import DataError, UserError
 from accel_train.system.writing import writing
@@ -32,6 +34,11 @@ Mode = Literal["symlink", "copy"]
 
 def add_arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    about = "Settings that differ, state, and the metrics of the best evaluation in training; the best run first."
+    showing = actions.add_parser("table", help="what differs between runs, and their best metrics", description=about)
+    showing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where they are; default: runs")
+    showing.add_argument("--metrics", nargs="+", metavar="NAME", default=[], help="shown beside the deciding one")
+    showing.add_argument("--csv", action="store_true", help="as CSV, with all metrics")
     about = "What is there stays; repeat it to take in what is new."
     merging = actions.add_parser("merge", help="gather the TensorBoard logs of runs in a directory", description=about)
     merging.add_argument("--dst", type=Path, required=True, help="the directory to fill")
@@ -51,6 +58,10 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.action == "spread":
         print(table(spread(options.runs), options.details))
+        return 0
+    if options.action == "table":
+        rows = rows_of(options.folder)
+        print(as_csv(rows) if options.csv else as_text(rows, options.metrics) + "\n", end="")
         return 0
     with writing("--dst", options.dst):
         done = merge(options.dst, options.src_root, options.mode, options.since, options.match, options.glob)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def run(arguments: list[str]) -> int:
     """Train as ``arguments`` and config files say; with ``--print_config`` or ``--help`` only show what they say."""
     die_with_launcher()  # at once: nobody would stop a run whose launcher was killed while torch is imported
-    settings = [each for each in arguments if each not in ("-h", "--help", "--print_config")]
+    settings = [each for each in arguments if each not in ("-h", "--help", "--print_config", "--dry_run")]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(help_text(settings))
         return 0
@@ -37,8 +37,11 @@ def run(arguments: list[str]) -> int:
     with caught() as signals:
         signals.exit_code = config.requeue_exit_code
         with signals.preparing():
+            from accel_train.train.rehearsal import rehearse
             from accel_train.train.trainer import Trainer
 
+    if "--dry_run" in arguments:
+        return _dry_run(rehearse(task, config))
     result = Trainer(task, config).fit()
     if rank() == 0:
         if result.outcome == "completed" and (summary := summary_of(task, result.metrics, result.output_dir)):
@@ -49,6 +52,14 @@ def run(arguments: list[str]) -> int:
     if not result.saved:
         return 1
     return config.requeue_exit_code if result.by_signal else 0
+
+
+def _dry_run(result: Result) -> int:
+    if rank() == 0 and result.outcome == "completed":
+        evaluated = ", an evaluation" if result.metrics else ""
+        print(f"\ndry run: data, {result.step} step{'s' * (result.step > 1)}{evaluated} and a checkpoint are fine; "
+              "nothing is kept")  # fmt: skip
+    return 0 if result.outcome == "completed" and result.saved else 1
 
 
 def _print_what_next(result: Result, config: TrainConfig, trust: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, is_typeddict
 import yaml
 
 from accel_train.arguments import arguments_of, bare, hints_of, is_union, parts_of, rules_of
+from accel_train.classes import is_file, module_of, path_of, split
 from accel_train.config.yaml_text import loads, loads_or_text, what_is_wrong
 from accel_train.errors import UserError, suggest
 from accel_train.system.expansion import Expanded
@@ -56,8 +56,16 @@ def build(hint: Any, value: Any, key: str = "") -> Any:
         for rule in rules_of(hint):
             rule.check(key, made)
         return made
-    near = suggest(str(value), get_args(bare(hint))) if get_origin(bare(hint)) is Literal else ""
-    raise inside or UserError(f"{key}: expected {kind(hint, ' or ')}, got {value!r}{near}")
+    raise inside or UserError(f"{key}: expected {kind(hint, ' or ')}, got {value!r}{_meant(bare(hint), value, key)}")
+
+
+def _meant(hint: Any, value: Any, key: str) -> str:
+    """What may have been meant by a value that does not fit."""
+    if get_origin(hint) is Literal:
+        return suggest(str(value), get_args(hint))
+    if dataclasses.is_dataclass(hint) and isinstance(value, str) and "class_path" in hints_of(hint):  # type: ignore[arg-type]
+        return f" (did you mean {key}.class_path={value}?)"
+    return ""
 
 
 def construct(cls: type, given: Any, prefix: str) -> Any:
@@ -103,15 +111,27 @@ def refuse_unknown(
             raise UserError(f"{prefix}{name}: no such option{hint}")
 
 
+def pairs(arguments: Iterable[str], hint: str = "") -> Iterator[tuple[str, str]]:
+    """(key, value) of each ``--KEY=VALUE`` or ``--KEY VALUE``; ``hint``: what else may be meant, for the message."""
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--"):
+            raise UserError(f"{argument}: expected --KEY=VALUE{hint}")
+        if not equals:
+            following = next(rest, "--")
+            if following.startswith("--"):
+                raise UserError(f"{key}: expected a value, as in {key}=VALUE")
+            value = following
+        yield key[2:], value
+
+
 def further_options(arguments: Iterable[str], function: Any) -> dict[str, Any]:
-    """``--name=value`` for the keyword arguments of a function, as its type hints want them."""
+    """Options for the keyword arguments of a function, as its type hints want them."""
     parameters, hints = list(inspect.signature(function).parameters.values())[1:], hints_of(function)
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     given = {}
-    for argument in arguments:
-        name, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise UserError(f"{argument}: write --NAME=VALUE")
+    for name, text in pairs(arguments):
         if len(names) < len(parameters) and name not in names:  # it takes any, and judges itself
             given[name] = Typed(text)
             continue
@@ -121,7 +141,7 @@ def further_options(arguments: Iterable[str], function: Any) -> dict[str, Any]:
 
 
 def kind(hint: Any, separator: str = "|") -> str:
-    """A type as a person would say it: ``int or null``."""
+    """A type as a person would say it, or type it: ``int or null``, ``[number, number]``."""
     names = {int: "int", float: "number", str: "text", bool: f"true{separator}false", NoneType: "null", Any: "value"}
     hint = bare(hint)
     origin, inner = get_origin(hint), get_args(hint)
@@ -131,8 +151,9 @@ def kind(hint: Any, separator: str = "|") -> str:
         return separator.join(map(str, inner))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return separator.join(member.name for member in hint)
-    if origin in (list, Sequence):
-        return "[...]"
+    if origin in (list, Sequence, tuple, set, frozenset):
+        parts = [kind(part) for part in inner if part is not ...]
+        return f"[{', '.join(parts + ['...'] * (origin is not tuple or ... in inner))}]"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "{...}"
     return names.get(hint) or _written(hint)
@@ -239,7 +260,9 @@ def _path(hint: Any, value: Any, key: str) -> Path:
 
 
 def _collection(hint: Any, value: Any, key: str) -> Any:
-    """A list, tuple or set, each item as its hint says."""
+    """A list, tuple or set, each item as its hint says; one text stands for a list of it."""
+    if isinstance(value, str) and value and value[0] not in "[{" and holds_texts(hint):
+        value = [value]
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise _Mismatch
     origin, inner = get_origin(hint) or hint, get_args(hint) or (Any,)
@@ -250,6 +273,13 @@ def _collection(hint: Any, value: Any, key: str) -> Any:
         inner = inner[:1] * len(value)
     made = (build(of, sub, f"{key}[{i}]") for i, (of, sub) in enumerate(zip(inner, value, strict=True)))
     return (list if origin is Sequence else origin)(made)
+
+
+def holds_texts(hint: Any) -> bool:
+    """Whether this is a collection of any length of names: of text, paths or choices."""
+    inner = get_args(hint)
+    any_length = get_origin(hint) is not tuple or inner[1:] == (...,)
+    return any_length and any(part in (str, Path) or get_origin(part) is Literal for part in parts_of((*inner, Any)[0]))
 
 
 def _mapping(hint: Any, value: Any, key: str) -> dict[Any, Any]:
@@ -279,7 +309,8 @@ def _instance(hint: type, value: Any, key: str) -> Any:
 
 
 def _object(hint: type, value: Any, key: str) -> Any:
-    named = isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
+    dotted = isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
+    named = dotted or (isinstance(value, str) and is_file(value))
     node = {"class_path": value} if named else value
     if not isinstance(node, dict):
         raise _Mismatch
@@ -293,16 +324,21 @@ def _object(hint: type, value: Any, key: str) -> Any:
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {cls.__name__} cannot be made: {' '.join(str(error).split())}") from None
     with contextlib.suppress(AttributeError):  # so that the config of a run can say how it was made
-        made.written_as = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": given}
+        made.written_as = {"class_path": path_of(cls), "init_args": given}
     return made
 
 
-def _class(path: str, key: str) -> type:
-    module, _, name = path.rpartition(".")
+def imported(path: str, key: str) -> Any:
+    """The class or function ``module.name`` or ``FILE.py:name``; a UserError if there is none."""
+    where, name = split(path)
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(module_of(where), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}: cannot import {path!r}: {error}") from None
+
+
+def _class(path: str, key: str) -> type:
+    found = imported(path, key)
     if not isinstance(found, type):
         raise UserError(f"{key}: {path} is no class")
     return found

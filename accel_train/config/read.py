@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import arguments_of
-from accel_train.config.convert import Typed, build, construct, refuse_unknown
+from accel_train.classes import same_class
+from accel_train.config.convert import Typed, build, construct, pairs, refuse_unknown
+from accel_train.config.habits import refuse_habits, refuse_old_config
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
 from accel_train.registry import TASKS, find
 from accel_train.system.expansion import expand, refuse_incomplete
+
+_ELSEWHERE = {
+    "lr": "learning_rate", "weight_decay": "optimizer.init_args.weight_decay", "precision": "mixed_precision",
+    "batch_size": "global_batch_size", "per_device_train_batch_size": "per_device_batch_size",
+    "gradient_accumulation_steps": "micro_batch_size", "epochs": "num_train_epochs", "max_epochs": "num_train_epochs",
+    "steps": "max_steps", "resume": "resume_from_checkpoint", "device": "CUDA_VISIBLE_DEVICES in the environment",
+    "num_processes": "accelerate launch --num_processes", "gpus": "accelerate launch --num_processes",
+    "scheduler": "lr_scheduler_type", "log_steps": "logging_steps", "patience": "early_stopping_patience",
+}  # fmt: skip
+"""What other programs call it, for the message about an unknown option."""
 
 
 def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
@@ -28,8 +40,9 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
+    refuse_habits(tree, arguments_of(task_class(node))[0])
     elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
-    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=elsewhere)
+    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=_ELSEWHERE | elsewhere)
     config = settings_for(task_class(node), tree)
     return build_task(node), config
 
@@ -69,11 +82,11 @@ def read(arguments: list[str]) -> dict[str, Any]:
 
     Another class drops the ``init_args`` of the one before it, wherever on the command line it stands.
     """
-    given = list(_pairs(arguments))
+    given = list(pairs(arguments, " (a YAML file is given as --config FILE)"))
     tree: dict[str, Any] = {}
     for key, path in given:
         if key == "config":
-            _merge(tree, _read_file(Path(path).expanduser()))
+            _merge(tree, _read_file(path))
     for key, text in sorted(given, key=lambda pair: pair[0] != "task" and not pair[0].endswith("class_path")):
         if key != "config":
             value = loads_or_text(text)
@@ -92,22 +105,12 @@ def read(arguments: list[str]) -> dict[str, Any]:
     return tree
 
 
-def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    rest = iter(arguments)
-    for argument in rest:
-        key, equals, value = argument.partition("=")
-        if not key.startswith("--"):
-            raise UserError(f"{argument}: expected --KEY=VALUE (a YAML file is given as --config FILE)")
-        if not equals:
-            following = next(rest, "--")
-            if following.startswith("--"):
-                raise UserError(f"{key}: expected a value, as in {key}=VALUE")
-            value = following
-        yield key[2:], value
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    tree = load_mapping(path, "--config")
+def _read_file(path: str) -> dict[str, Any]:
+    if "://" in path:
+        raise UserError(f"--config {path}: a URL; copy the file first")
+    file = Path(path).expanduser()
+    tree = load_mapping(file, "--config")
+    refuse_old_config(tree, file)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"class_path": tree["task"]}
     return tree
@@ -132,7 +135,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
 def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
     if "class_path" in old and "class_path" in new:
         before, after = (TASKS.get(name, (name,))[0] for name in (str(old["class_path"]), str(new["class_path"])))
-        if before != after:
+        if not same_class(before, after):
             old.pop("init_args", None)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from accel_train.arguments import Range
 from accel_train.config.setting import Checked, setting
 from accel_train.errors import UserError
-from accel_train.plan import Durations
+from accel_train.plan import Durations, Steps
 
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
@@ -26,6 +26,11 @@ class OptimizerConfig(Checked):
     learning_rate: float | None = setting(None, "replaces the top-level one for this optimiser.", Range(0))
     no_weight_decay: list[str] = setting(
         list, "patterns of names of parameters that do not decay, such as ['*.bias', '*norm*']."
+    )
+    lr_factors: dict[str, float] = setting(
+        dict,
+        "pattern of names of parameters to what their learning rate is multiplied by, such as {'*.body.*': 0.1}; the "
+        "first one that matches counts.",
     )
 
 
@@ -100,7 +105,11 @@ class TrainConfig(Checked):
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimiser of every group of models.")
     optimizers: dict[str, OptimizerConfig] = setting(dict, "optimisers by objective name, where they differ.")
-    lr_scheduler_type: str = setting("constant", "constant, cosine, linear, step or plateau.")
+    lr_scheduler_type: str = setting(
+        "constant",
+        "constant, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step or plateau; or the path of a "
+        "function of base, steps_done, done (0 to 1) and its options, or of a scheduler class of torch.",
+    )
     lr_scheduler_kwargs: dict[str, Any] = setting(dict, "options of the schedule, such as min_lr.")
     warmup_steps: Length = setting(0, 'linear warm-up, in steps or epochs ("5ep"); 0 for none.', Durations(zero=True))
     warmup_start_factor: float = setting(0.0, "the fraction of the rate at which warm-up starts.", Range(0, 1))
@@ -150,6 +159,9 @@ class TrainConfig(Checked):
     eval_steps: Length | None = setting(
         None, 'evaluate every so often ("1ep"); null only at the end, 0 never.', Durations(zero=True)
     )
+    limit_eval_batches: int | None = setting(
+        None, "evaluate only so many of the first batches of the validation data; null for all of them.", Range(1)
+    )
     save_steps: Length | None = setting(
         500,
         'write a checkpoint every so often ("30min" counts wall time); null only at the end.',
@@ -197,6 +209,9 @@ class TrainConfig(Checked):
     )
     monitor_steps: int = setting(
         0, "let the task look at a training batch for anomalies every so many steps; 0 for never.", Range(0)
+    )
+    profile_steps: str | None = setting(
+        None, 'where the time of these steps goes, such as "10:15", as a trace for Perfetto in RUN/profile.', Steps()
     )
     report_first_batch: bool = setting(
         False, "say names, shapes, ranges and a digest of rank 0's first batch when a session begins."

@@ -46,7 +46,13 @@ def write_data_set(out: str | Path, seed: int, size: int, fill: Callable[[Path],
 
 
 def training_line(config: str, arguments: Mapping[str, Any]) -> str:
-    """The command that trains on it, as a shell reads it. ``arguments``: of the task; lists are written as JSON."""
+    """The command that trains on it, as a shell reads it.
+
+    Args:
+        config: an example, examples/TASK_small.yaml; where it is not, the command copies it first.
+        arguments: of the task; lists are written as JSON.
+    """
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in arguments.items()}
     options = [f"--task.init_args.{name}={shlex.quote(text)}" for name, text in texts.items()]
-    return " ".join(["accel-train train --config", config, *options])
+    first = "" if Path(config).exists() else f"accel-train init {Path(config).stem.partition('_')[0]} && "
+    return " ".join([f"{first}accel-train train --config", config, *options])

@@ -16,7 +16,7 @@ from accel_train.system.secrets import scrub
 from accel_train.system.writing import write_atomic
 
 _FILES = ["config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl"]
-_FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases"]
+_FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases", "profile"]
 
 
 def check_names(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, verified
+from accel_train.run.checkpoint import MANIFEST, OF_OTHERS, verified
 from accel_train.run.folder import write_json
 from accel_train.system.writing import replace_folder
 
@@ -158,7 +158,10 @@ def read_weights(path: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
             raise UserError(f"{path}: no {missing[0]}.safetensors there")
         return {name: load_tensors(path / f"{name}.safetensors") for name in names}
     if not (path / MANIFEST).is_file() and not (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder")
+        hint = f"; {OF_OTHERS}" if path.is_file() else ""
+        raise UserError(
+            f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder{hint}"
+        )
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     checkpoint = verified(path)
     for file in [*sorted(checkpoint.glob("model*.safetensors")), *checkpoint.glob(AVERAGES)]:

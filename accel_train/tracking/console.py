@@ -20,8 +20,14 @@ from accel_train.tracking.records import duration, is_number, number, show_clock
 STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "crash": "bold red"}
 
 
+REDRAW_S = 0.1
+
+IN_THE_BAR = ("items/s", "wait", "ETA")
+
+
 class Console(Observer):
-    """Log lines on standard output; on a terminal, a progress bar stays below them.
+    """Log lines on standard output; on a terminal, a progress bar stays below them, and a line is as wide as that at
+    most: metrics.jsonl has everything.
 
     Args:
         file: where to write. Default: standard output as it is when the run starts.
@@ -29,6 +35,7 @@ class Console(Observer):
     """
 
     _bar: Progress | None = None
+    _drawn = 0.0
 
     def __init__(self, file: TextIO | None = None, terminal: bool | None = None):
         self.file = file
@@ -58,11 +65,16 @@ class Console(Observer):
         parts = [f"step {number(step)}" + (f"/{number(total)}" if total else "")]
         if is_number(status.get("loss")):
             parts.append(f"loss {number(status['loss'])}")
-        wanted = [(name, text) for name, text in show_clock(status) if name in ("items/s", "wait", "ETA")]
+        wanted = [(name, text) for name, text in show_clock(status) if name in IN_THE_BAR]
         parts += [_cell(name, text) for name, text in wanted]
         phase = status.get("phase")
         label = f"phase {phase}" if isinstance(phase, int) else str(phase or "")
         self._bar.update(self._bar.task_ids[0], completed=step, text="  ".join(parts), description=label, refresh=True)
+
+    def on_busy(self, what: str) -> None:
+        if self._bar is not None and time.monotonic() - self._drawn >= REDRAW_S:
+            self._drawn = time.monotonic()
+            self._bar.update(self._bar.task_ids[0], text=what, refresh=True)
 
     def on_log(self, record: Record) -> None:
         self._print(self._line(record))
@@ -90,9 +102,24 @@ class Console(Observer):
             raise lost
 
     def _line(self, record: Record) -> str:
-        cells = [("step", number(record["step"])), *show_terms(record, self._run.baselines), *show_clock(record)]
         kind = record.get("kind", "train")
-        return "  ".join(_cell(name, text, self._width(kind, name, text)) for name, text in cells)
+        terms, clock = show_terms(record, self._run.baselines), show_clock(record)
+        if self._bar is None:
+            cells = [("step", number(record["step"])), *terms, *clock]
+            return "  ".join(_cell(name, text, self._width(kind, name, text)) for name, text in cells)
+        decides = self._run.config.get("metric_for_best_model") if kind == "eval" else None
+        terms.sort(key=lambda term: term[0] != decides)
+        cells = [("step", number(record["step"])), *terms, *(each for each in clock if each[0] not in IN_THE_BAR)]
+        return self._fitting([_cell(name, text, self._width(kind, name, text)) for name, text in cells])
+
+    def _fitting(self, cells: list[str]) -> str:
+        """As many of the first cells as the terminal is wide, and how many are left out."""
+        room = self._console.width - len("eval ")
+        if len(whole := "  ".join(cells)) <= room:
+            return whole
+        kept = [n for n in range(1, len(cells)) if len("  ".join([*cells[:n], f"+{len(cells) - n}"])) <= room]
+        n = max(kept, default=1)
+        return "  ".join([*cells[:n], f"+{len(cells) - n}"])
 
     def _width(self, kind: str, name: str, text: str) -> int:
         """The largest width of this column so far: lines stay aligned without knowing the columns beforehand."""
@@ -132,16 +159,21 @@ def _introduction(run: Run) -> str:
         origin = f"resumed at step {number(run.start_step)} from {Path(run.resumed_from)}"
     steps = "until stopped" if run.total_steps is None else f"{number(run.start_step)} of {number(run.total_steps)}"
     processes = "1 process" if run.world_size == 1 else f"{run.world_size} processes"
+    processes += f" ({run.parallel})" if run.parallel else ""
     return "\n".join(
         [
             f"{run.task.task_name()}: {origin}",
             f"  parameters  {_parameters(run)}",
-            *([f"  memory      {memory_text(run.memory)}"] if run.memory else []),
+            *([f"  memory      {memory_text(run.memory)}"] if sum(run.memory.values()) > WORTH_SAYING else []),
             f"  device      {run.device}, precision {run.precision}, {processes}",
             f"  steps       {steps}",
             f"  folder      {run.output_dir}",
         ]
     )
+
+
+WORTH_SAYING = 10**9
+"""Bytes of memory from which on the beginning of a run says how much it needs."""
 
 
 def memory_text(memory: Mapping[str, int]) -> str:

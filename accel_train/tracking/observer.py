@@ -36,6 +36,7 @@ class Run:
     total_steps: int | None
     start_step: int = 0
     world_size: int = 1
+    parallel: str = ""  # how several processes train one model: DDP or FSDP2
     device: str = "cpu"
     precision: str = "no"
     resumed_from: str | None = None
@@ -97,6 +98,9 @@ class Observer:
 
     def on_tick(self, status: Record) -> None:
         """Every control interval (about twice a second): step, epoch, phase, loss, rates, ETA, last checkpoint."""
+
+    def on_busy(self, what: str) -> None:
+        """What the run does while it does not train, such as "evaluating 3/16"; often, so only remember or show it."""
 
     def on_log(self, record: Record) -> None: ...
 

@@ -85,7 +85,9 @@ def read(folder: Path) -> Record:
 def _read(folder: Path) -> Record:
     path = folder / "status.json"
     if not path.is_file():
-        raise UserError(f"status: {path} does not exist; is {folder} a run folder?")
+        holds_runs = next(folder.glob("*/status.json"), None) is not None
+        hint = f"there are runs in it: accel-train runs table {folder}" if holds_runs else f"is {folder} a run folder?"
+        raise UserError(f"status: {path} does not exist; {hint}")
     try:
         status = json.loads(path.read_text())
         describe(status)

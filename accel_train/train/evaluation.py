@@ -21,7 +21,7 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
-from accel_train.task import Batch, Gathers, Predicts, Task, hook
+from accel_train.task import Batch, BatchSource, Gathers, Predicts, Task, hook
 from accel_train.train.gathering import Gathering
 from accel_train.train.world import Ranks
 
@@ -44,11 +44,14 @@ class Evaluator:
     micro_batch_size: int | None
     folder: Path
 
-    def evaluate(self, loader: Loader, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def evaluate(
+        self, loader: Loader, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """(metrics, summed statistics as float64 CPU tensors) of one pass over the source; the same on all ranks.
 
         Args:
             batches: only so many of the first ones.
+            busy: hears how far it is, such as "evaluating 3/16".
 
         Raises:
             UserError: there is nothing to evaluate, or the data cannot be read; on every rank, whichever it met.
@@ -57,12 +60,17 @@ class Evaluator:
         """
         contract.require(self.task, "eval_step", "eval_metrics")
         steps = loader.source.steps(0)
-        if steps is None:
+        if steps is None and type(loader.source).iterate is BatchSource.iterate:
             raise UserError(f"{self.task.task_name()}: an evaluation split must have an end")
+        nothing = f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate"
         if steps == 0:
-            raise UserError(f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate")
+            raise UserError(nothing)
+        known = [n for n in (steps, batches) if n is not None]
+        of = f"/{min(known):,}" if known else ""
         with Gathering(self.folder, self.ranks) as gathering:
-            sums = self._sums(loader, batches, gathering)
+            sums = self._sums(loader, batches, gathering, lambda number: busy(f"evaluating {number:,}{of}"))
+            if not sums:
+                raise UserError(nothing)
             metrics: dict[str, float] = {}
             with _failing_together(self.ranks):
                 metrics = contract.metrics_of(self.task, self.task.eval_metrics(sums))
@@ -70,12 +78,15 @@ class Evaluator:
                 metrics |= self._of_rows(gathering, list(metrics))
         return metrics, sums
 
-    def _sums(self, loader: Loader, batches: int | None, gathering: Gathering) -> dict[str, Tensor]:
-        """Over all batches and ranks, on the CPU."""
+    def _sums(
+        self, loader: Loader, batches: int | None, gathering: Gathering, busy: Callable[[int], None]
+    ) -> dict[str, Tensor]:
+        """Over all batches and ranks, on the CPU. ``busy`` hears of each batch."""
         sums: dict[str, Tensor] = {}
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
-            for _, number, share in itertools.islice(shares, batches):
+            for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
+                busy(number)
                 if share is None:
                     continue
                 parts, rows = self._statistics(share)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from accel_train.errors import UserError
 from accel_train.task import Objective
 from accel_train.train.averages import Average
-from accel_train.train.optim import Schedule
+from accel_train.train.optim import ParameterGroup
+from accel_train.train.schedules import Schedule
 from accel_train.train.step_module import StepModule
 
 
@@ -27,6 +28,7 @@ class Group:
     names: list[str]  # of what is trained
     params: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
+    parameter_groups: list[ParameterGroup]  # none where all parameters are alike
     schedule: Schedule
     buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
     read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
@@ -37,7 +39,7 @@ class Group:
     def set_lr(self, lr: float) -> None:
         if lr != self.lr:
             for param_group in self.optimizer.param_groups:
-                param_group["lr"] = lr
+                param_group["lr"] = lr * param_group.get("lr_factor", 1.0)
             self.lr = lr
 
 

@@ -42,6 +42,7 @@ from accel_train.train.agenda import Agenda
 from accel_train.train.clock import Clock
 from accel_train.train.control import Control
 from accel_train.train.probes import Probes
+from accel_train.train.profiling import Profiler
 from accel_train.train.reporter import Reporter
 from accel_train.train.result import Result
 from accel_train.train.saving import Saver
@@ -93,6 +94,7 @@ class Loop:
         self.state = RunState(session)
         self.reporter = Reporter(session, self.saver, self.state)
         self.probes = Probes(session)
+        self.profiler = Profiler(session)
         self.agenda = Agenda(self.config, self.plan, self.probes)
         self._signals, self._further, self._on_step = signals, further, on_step
         self.control = Control(
@@ -113,6 +115,7 @@ class Loop:
                     gc.collect()
                     gc.freeze()  # what exists now stays: the collector need not look through every library again
                     reason = self._train()
+                    self.profiler.close()
                     return self._finish(reason)
             except BaseException as error:
                 self._crashed(error)
@@ -131,6 +134,7 @@ class Loop:
             return ended
         batches = self.session.loader.batches(position, self.config.num_train_epochs)
         while True:
+            self.profiler.at(position.step)
             waiting_since = time.perf_counter()
             try:
                 found = next(batches, None)
@@ -187,7 +191,8 @@ class Loop:
             return None
         why = state.ended or "its last step is reached"
         how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
-        self.emit(Event("note", f"this run is complete ({why}); {how}"))
+        elsewhere = f"to train its weights on other data, --init_from={self.session.output_dir} and another output_dir"
+        self.emit(Event("note", f"this run is complete ({why}); {how}; {elsewhere}"))
         return state.ended
 
     def _stop_short(self, error: Exception | None) -> str:
@@ -307,7 +312,7 @@ class Loop:
         session, state = self.session, self.state
         state.evaluation_owed = True
         try:
-            metrics, sums = validation.measure(session)
+            metrics, sums = validation.measure(session, busy=self.reporter.busy)
             state.best_model.metric(metrics)
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame
@@ -330,6 +335,7 @@ class Loop:
 
     def _save(self, is_best: bool, evaluated: bool = False) -> None:
         started, step = time.monotonic(), self.state.position.step
+        self.reporter.busy("saving")
         self.saver.save(step, self.state.progress(), evaluated)
         if is_best:
             self.saver.mark_best(step, self.state.about())
@@ -352,12 +358,15 @@ class Loop:
             weights.load_weights(self.session.models, Path(self.config.init_from))
         session, state = self.session, self.state
         self.reporter.start(self._further, resumed=restored is not None)
+        for event in resuming.what_to_say(self.saver, self.state) if restored else ():
+            self.emit(event)
         best = state.best_model.best
         if restored and best:
             if best["step"] == state.position.step and not self.saver.is_marked_best(state.position.step):
                 self.saver.mark_best(state.position.step, state.about())  # killed just before it was
             self.saver.mend_best_link(int(best["step"]))
         if not state.done():
+            self.reporter.busy("trying out the evaluation")
             validation.try_out(session, state.best_model)
         if not state.done():
             self.reporter.phase()

@@ -53,6 +53,7 @@ class Reporter:
             total_steps=self.state.plan.total_steps,
             start_step=self.state.position.step,
             world_size=self.ranks.world_size,
+            parallel="FSDP2" if session.is_sharded else "DDP" if self.ranks.world_size > 1 else "",
             device="cpu" if session.device.type == "cpu" else str(session.device),
             precision=session.accelerator.mixed_precision,
             resumed_from=str(self.saver.resumed_from) if resumed else None,
@@ -122,6 +123,11 @@ class Reporter:
     def tick(self) -> None:
         if self.ranks.is_main:
             self.observers.call("on_tick", self.status())
+
+    def busy(self, what: str) -> None:
+        """What keeps the run from training."""
+        if self.ranks.is_main:
+            self.observers.call("on_busy", what)
 
     def status(self) -> Record:
         """How the run stands: the last log record, brought up to date."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from accel_train import contract, keyed
+from accel_train.classes import unfindable
 from accel_train.config.convert import build
 from accel_train.config.plain import refuse_unusable, to_dict
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
@@ -22,9 +24,9 @@ from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
 from accel_train.train.averages import Averaging
 from accel_train.train.groups import group_objectives
-from accel_train.train.optim import Schedule
+from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper
-from accel_train.train.world import Ranks, start_accelerate
+from accel_train.train.world import Ranks, launched_for_gpus, start_accelerate
 
 
 class Session:
@@ -36,10 +38,17 @@ class Session:
         self.emit = self.observers.emit  # an event to whoever watches the run, now or once they are there
         refuse_unusable(task, config)
         self.output_dir = run_dir(task, config)
+        if why := unfindable(type(task)):
+            self.emit(Event("note", f"{type(task).__name__} {why}, where evaluate, export and load_exported of another "
+                                    "process cannot find it: put it into a file and import it from there"))  # fmt: skip
         self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
-        self._sharded = sharding.is_sharded(self.accelerator)
+        if self.device.type == "cpu" and launched_for_gpus():
+            why = "accelerate was launched for GPUs (use_cpu: false) and there is none here"
+            how = "this trains on the CPU, and shards nothing; accelerate_configs/cpu.yaml is for that"
+            self.emit(Event("warning", f"{why}: {how}"))
+        self.is_sharded = sharding.is_sharded(self.accelerator)
         self.reports = Reports(self.output_dir, self.ranks.rank)
         self.global_batch_size = config.global_batch_size
         if config.per_device_batch_size is not None:
@@ -58,7 +67,7 @@ class Session:
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
         self.stepper = self._stepper()
-        self.loader = self._loader(self.source)
+        self.loader = self._loader(self.source, "the data set", self.ranks.all_agree)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
             contract.require(task, "eval_step", "eval_metrics")
@@ -79,16 +88,16 @@ class Session:
 
         key = keyed.key(self.config.seed, "weights")
         torch.manual_seed(key >> 1)
-        if self._sharded:
+        if self.is_sharded:
             return sharding.built_on_main(build, self.ranks, key)
         with generators(key):  # those of numpy and Python too
             return build()
 
-    def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
+    def _loader(self, source: BatchSource, name: str, all_agree: Callable[[bool], bool] | None = None) -> Loader:
         config, ranks = self.config, self.ranks
         return Loader(
             source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
-            seed=config.seed, all_agree=ranks.all_agree, name=name,
+            seed=config.seed, all_agree=all_agree, name=name,
         )  # fmt: skip
 
     def events(self) -> list[Event]:
@@ -119,7 +128,7 @@ class Session:
         for name in config.optimizers:
             if name not in self.objectives:
                 raise UserError(f"optimizers: unknown objective {name!r}{suggest(name, self.objectives)}")
-        if not self._sharded:  # else a whole model may be too large for the device
+        if not self.is_sharded:  # else a whole model may be too large for the device
             for model in self.models.values():
                 model.to(self.device)
         self._compile()
@@ -130,6 +139,7 @@ class Session:
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
+        mode = {"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}
         trained = set[str]()
         for trains, members in group_objectives(used_objectives, list(self.models)).items():
             optimizer = self._optimizer(members)
@@ -139,12 +149,11 @@ class Session:
                 self.plan.total_steps,
                 self._steps("warmup_steps"),
                 config.warmup_start_factor,
-                **({"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}),
-                **config.lr_scheduler_kwargs,
+                mode | config.lr_scheduler_kwargs,
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
             trained |= set(trains)
-        if self._sharded:
+        if self.is_sharded:
             others = [model for name, model in self.models.items() if name not in trained]
             sharding.complete(others, self.ranks, self.device)
         return stepper

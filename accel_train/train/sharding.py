@@ -7,9 +7,8 @@ but the first ever holds more than its own pieces and one parameter on its way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
-from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +50,7 @@ def _built(build: Callable[[], Models], key: int) -> tuple[Models, bytes]:
 def _built_on_meta(build: Callable[[], Models], key: int) -> tuple[Models, bytes]:
     """Nothing, and no state, where that cannot be done."""
     with contextlib.suppress(RuntimeError, NotImplementedError):  # there is nothing to be read on meta
-        with mock.patch.object(nn.Module, "register_parameter", _register_on_meta), _DrawnInVain():
+        with _parameters_on_meta(), _DrawnInVain():
             models, state = _built(build, key)
         if not any(buffer.is_meta for model in models.values() for buffer in model.buffers()):
             return models, state
@@ -123,12 +122,22 @@ def _replace(module: nn.Module, params: list[nn.Parameter]) -> None:
 _register = nn.Module.register_parameter
 
 
-def _register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+@contextlib.contextmanager
+def _parameters_on_meta() -> Generator[None]:
+    """As ``accelerate.init_empty_weights`` does, but what was tied stays tied."""
+    nn.Module.register_parameter = _register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = _register
+
+
+def _register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
     if param is not None and not param.is_meta:
         if not hasattr(param, "on_meta"):  # it may be registered under another name, too
             param.on_meta = _on_meta(param)  # pyright: ignore[reportAttributeAccessIssue]
         param = param.on_meta  # pyright: ignore[reportAttributeAccessIssue]
-    _register(module, name, param)
+    _register(self, name, param)
 
 
 def _on_meta(param: nn.Parameter) -> nn.Parameter:

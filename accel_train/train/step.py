@@ -18,14 +18,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from accel_train import keyed
+from accel_train import contract, keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity, averages
 from accel_train.train.after_step import AfterStep, freeze, frozen_in
 from accel_train.train.averages import Average, Averaging
 from accel_train.train.groups import Group, communicate, remembered
-from accel_train.train.optim import Schedule, build_optimizer, memory_of
+from accel_train.train.optim import build_optimizer, memory_of, parameter_groups
+from accel_train.train.schedules import Schedule
 from accel_train.train.sharding import forget_forwards, is_sharded, shard
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.train.totals import Totals
@@ -123,10 +124,9 @@ class Stepper:
                 if self.ranks.world_size > 1 and not self.groups:
                     unsay_that_all_are_used(self.device)
         named = dict(zip(names, params, strict=True))
-        built = build_optimizer(
-            named, optimizer["class_path"], schedule.base, optimizer["init_args"],
-            optimizer["no_weight_decay"],
-        )  # fmt: skip
+        options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
+        groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
+        built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
         self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and communicate(self.models):
             self._equal_forwards = True
@@ -147,6 +147,7 @@ class Stepper:
             names=names,
             params=params,
             optimizer=built,
+            parameter_groups=groups,
             schedule=schedule,
             buffers=buffers,
             read_only=read_only,

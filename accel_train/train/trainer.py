@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from accel_train import contract
+from accel_train.classes import being_imported
 from accel_train.config.read import settings_for
 from accel_train.config.schema import TrainConfig
 from accel_train.data.source import described
@@ -81,6 +82,9 @@ class Trainer:
             LockLostError: another run has the folder by now.
             OtherRankError: data or an evaluation failed on another rank; this one saved as well.
         """
+        if file := being_imported():
+            raise UserError(f"{file} trains as soon as it is imported, which is done here to find its task: what is to "
+                            'happen only when it is run belongs under `if __name__ == "__main__":`')  # fmt: skip
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
             signals = held.enter_context(caught())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -16,15 +17,19 @@ from accel_train.train.session import Session
 FIRST_SEEN = "metric_for_best_model is first looked at after training"
 
 
-def measure(session: Session, batches: int | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Metrics of the validation data, or only of so many of its first batches, and the sums behind them."""
+def measure(
+    session: Session, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics of the validation data, or only of so many of its first batches, and the sums behind them. ``busy`` hears
+    how far it is."""
     assert session.eval_loader is not None
+    batches = session.config.limit_eval_batches if batches is None else batches
     with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
         evaluator = Evaluator(
             session.task, session.models, session.accelerator, session.ranks, limit, session.output_dir
         )  # fmt: skip
-        return evaluator.evaluate(session.eval_loader, batches)
+        return evaluator.evaluate(session.eval_loader, batches, busy)
 
 
 def try_out(session: Session, best_model: BestModel) -> None:

@@ -21,6 +21,13 @@ from accel_train.tracking.chosen import other_trackers
 T = TypeVar("T")
 
 
+def launched_for_gpus() -> bool:
+    """Whether ``accelerate launch`` started this process, and was not told to use the CPU."""
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ  # which it always sets
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return by_accelerate and not on_cpu and not os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
+
+
 def start_accelerate(config: TrainConfig) -> Accelerator:
     """The accelerator for this config, in this process; several runs may follow each other in one process."""
     from accelerate.state import AcceleratorState, GradientState
@@ -42,7 +49,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes != launched:
         raise UserError(
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
-            "look at distributed_type and use_cpu in the launch config (accelerate_configs/ has working ones)"
+            "look at distributed_type and use_cpu in the launch config (accel-train init copies ones that work)"
         )
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")

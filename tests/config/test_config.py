@@ -272,10 +272,10 @@ def test_keyword_arguments_are_those_of_the_base_class():
             "got 'stopp' (did you mean stop?)",
         ),
         ({"webhook": {"kind": []}}, "webhook.kind: no such option (did you mean webhook.kinds?)"),
-        ({"optimizer": "SGD"}, "optimizer: expected {...}, got 'SGD'"),
+        ({"optimizer": "SGD"}, "optimizer: expected {...}, got 'SGD' (did you mean optimizer.class_path=SGD?)"),
         ({"worker_type": "threads"}, "worker_type: expected thread or process, got 'threads' (did you mean thread?)"),
         ({"max_steps": 0}, "max_steps: 0 is out of range, must be at least 1"),
-        ({"report_to": "wandb"}, "report_to: expected [...], got 'wandb'"),
+        ({"report_to": 3}, "report_to: expected [text, ...], got 3"),
         (
             {"report_to": Typed("[a?b]")},
             "report_to: [a?b]: this is no list (line 1: expected ',' or ']', but got '?'); "
@@ -591,3 +591,47 @@ def test_every_setting_is_one_declaration():
         WebhookConfig(status_steps=-1)
     with pytest.raises(UserError, match="^retries: expected int, got 'x'$"):
         RemoteFiles(retries="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "made"),
+    [
+        (list[str], "wandb", ["wandb"]),
+        (list[str], Typed("wandb"), ["wandb"]),
+        (list[str], Typed("[a, b]"), ["a", "b"]),
+        (tuple[str, ...] | None, "a", ("a",)),
+        (Sequence[Literal["a", "b"]], "a", ["a"]),
+        (list[Path], "x/*.npy", [Path("x/*.npy")]),
+        (str | list[str], "a", "a"),
+    ],
+)
+def test_one_text_stands_for_a_list_of_it(hint, given, made):
+    assert build(hint, given, "key") == made
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "says"),
+    [
+        (list[int], "3", "key: expected [int, ...], got '3'"),
+        (tuple[str, str], "a", "key: expected [text, text], got 'a'"),
+        (tuple[float, float], Typed("0.3,0.7"), "key: expected [number, number], got '0.3,0.7'"),
+        (list[Literal["a", "b"]], "c", "key[0]: expected a or b, got 'c'"),
+        (list[str], "", "key: expected [text, ...], got ''"),
+    ],
+)
+def test_what_is_no_list_is_told_how_one_is_written(hint, given, says):
+    with pytest.raises(UserError) as error:
+        build(hint, given, "key")
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize("task", ["tcn", "gdynet", "sherlock", "muon", "collatz"])
+def test_synth_shows_the_options_of_the_task(task, capsys):
+    from accel_train.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["synth", task, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"options of {task}: " in out and "--seed int" not in out
+    assert "--kind easy|hard" in out or task != "tcn"
+    assert ("--system ferro|prinz|ellipsoids|markov" in out and "--NAME" in out) or task != "gdynet"

@@ -55,7 +55,10 @@ def test_what_is_there_stays(tmp_path):
     assert os.listdir(tmp_path) == ["b.txt"]
 
 
-def test_the_line_is_what_a_shell_takes():
+def test_the_line_is_what_a_shell_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "x.yaml").touch()
     line = training_line("examples/x.yaml", {"files": "my set/*.parquet", "splits": ["a b"], "width": 3})
     start, options = shlex.split(line)[:4], shlex.split(line)[4:]
     assert start == ["accel-train", "train", "--config", "examples/x.yaml"]

@@ -278,6 +278,7 @@ def test_sherlock(tmp_path, options):
     assert_same_run(tmp_path / "stopped", tmp_path / "sharded")
 
 
+@pytest.mark.slow
 def test_no_rank_but_the_first_builds_the_whole_model(tmp_path):
     """Of 64 MB: rank 0 has them all, and less and less while it hands them out; rank 1 its half."""
     on_two_ranks(str(tmp_path / "run"), True, function="build_deep")

@@ -1,6 +1,7 @@
 """The console: exact lines without a terminal, a bar with one."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,19 @@ def test_start_block_of_a_resumed_run_with_frozen_and_several_models(tmp_path):
     models["critic"].bias.requires_grad_(False)
     where = "checkpoints/step-000012000"
     _, file, _ = start(
-        tmp_path, models=models, total_steps=None, start_step=12_000, resumed_from=where, world_size=4, precision="bf16"
+        tmp_path,
+        models=models,
+        total_steps=None,
+        start_step=12_000,
+        resumed_from=where,
+        world_size=4,
+        parallel="FSDP2",
+        precision="bf16",
     )
     assert lines(file)[:4] == [
         f"collatz: resumed at step 12,000 from {Path(where)}",
         "  parameters  generator 2  critic 6 (3 trained)",
-        "  device      cpu, precision bf16, 4 processes",
+        "  device      cpu, precision bf16, 4 processes (FSDP2)",
         "  steps       until stopped",
     ]
 
@@ -143,3 +151,33 @@ def test_a_terminal_has_a_bar_below_the_lines(tmp_path, monkeypatch, total):
     assert "[warm]" in text and "step 12,000  loss 0.4712  next" in text
     assert "\x1b[33mwarning: slow disk" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor must come back"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_line_is_no_wider_than_the_terminal(tmp_path, monkeypatch, width):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(width))
+    config = {"metric_for_best_model": "auc"}
+    console, file, _ = start(tmp_path, terminal=True, config=config, baselines={})
+    console.on_evaluate({"kind": "eval", "step": 20, **{f"metric{i}": 0.5 for i in range(20)}, "auc": 0.75})
+    console.on_log(RECORD)
+    console.on_end("completed", {"step": 20})
+    shown = [re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", line).strip() for line in file.getvalue().splitlines()]
+    (evaluated,) = [line[line.index("eval step") :] for line in shown if "eval step" in line]
+    assert len(evaluated) <= width
+    assert re.match("eval step +20  auc 0.7500", evaluated)  # what decides comes first
+    kept, left_out = evaluated.count("metric"), int(evaluated.rpartition("+")[2]) if "+" in evaluated else 0
+    assert kept + left_out == 20
+    (logged,) = [line for line in shown if line.startswith("step 12,000  loss 0.4712")]
+    assert len(logged) <= width and "items/s" not in logged  # the bar has it
+
+
+def test_the_bar_says_what_keeps_the_run_from_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console, file, _ = start(tmp_path, terminal=True)
+    console.on_busy("evaluating 3/16")
+    console.on_end("completed", {"step": 20})
+    assert "evaluating 3/16" in file.getvalue()
+    console, file, _ = start(tmp_path)
+    console.on_busy("evaluating 3/16")
+    assert "evaluating" not in file.getvalue()
