@@ -161,10 +161,16 @@ WRONG = [
     ("max_steps", None, "nothing says when to stop: give max_steps or num_train_epochs"),
     ("report_to", ["tensorbord"], "report_to: unknown 'tensorbord' (did you mean tensorboard?)"),
     ("torch_compile", "nomode", "torch_compile: Unrecognized mode=nomode"),
+    ("report_to", "wandb,mlflow", "report_to: unknown 'wandb,mlflow' (write '[wandb,mlflow]'); there are"),
     ("output_dir", "own_toy.py", "output_dir: own_toy.py cannot be made"),
     ("output_dir", "own_toy.py/run", "output_dir: own_toy.py/run cannot be made"),
     ("init_from", "nowhere", "nowhere"),
     ("resume_from_checkpoint", "nowhere", "checkpoint nowhere does not exist"),
+    (
+        "resume_from_checkpoint",
+        "true",
+        "checkpoint true does not exist; resume_from_checkpoint is auto, never or a path",
+    ),
 ]
 
 

@@ -34,6 +34,8 @@ def run(arguments: list[str]) -> int:
     if "--print_config" in arguments:
         print(dumps(to_dict(task, config)), end="")
         return 0
+    if rank() == 0 and sys.stderr.isatty():
+        print("loading libraries and data ...", file=sys.stderr, flush=True)  # nothing else is said for some seconds
     with caught() as signals:
         signals.exit_code = config.requeue_exit_code
         with signals.preparing():

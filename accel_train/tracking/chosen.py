@@ -48,7 +48,8 @@ def other_trackers(config: TrainConfig) -> list[str]:
     known = ["none", *LoggerType.list()]
     for name in config.report_to:
         if name not in known:
-            raise UserError(f"report_to: unknown {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+            meant = f" (write '[{name}]')" if "," in name else suggest(name, known)
+            raise UserError(f"report_to: unknown {name!r}{meant}; there are {', '.join(known)}")
     others = [name for name in config.report_to if name not in ("tensorboard", "none")]
     there = ["all", *map(str, get_available_trackers())] if others else []
     for name in others:

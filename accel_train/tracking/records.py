@@ -42,11 +42,18 @@ def wait_share(record: Mapping[str, Any]) -> float | None:
     return min(float(wait_s) / float(step_s), 1.0)
 
 
+def tag_of(prefix: str, key: str) -> str:
+    """``eval/mae``, and of a detail ``eval_mae/near``: trackers put what is before the slash in one group, and the
+    details of a metric deserve one of their own."""
+    first, slash, rest = key.partition("/")
+    return f"{prefix}_{first}/{rest}" if slash else f"{prefix}/{key}"
+
+
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record as tracker tags: ``train/<term>`` or ``eval/<metric>``, ``train/grad_norm``, ``lr``, ``cuda/...``
-    and ``perf/...``."""
+    """A record as tracker tags: ``tag_of`` each term or metric, and ``train/grad_norm``, ``lr``, ``cuda/...``,
+    ``perf/...``."""
     prefix = "eval" if record.get("kind") == "eval" else "train"
-    tags = {f"{prefix}/{key}": float(value) for key, value in terms(record).items()}
+    tags = {tag_of(prefix, key): float(value) for key, value in terms(record).items()}
     for key, value in record.items():
         if not is_number(value):
             continue

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import brief
 from accel_train.task import Event
+from accel_train.tracking.accelerate import flatten
 from accel_train.tracking.observer import Observer, Record, Run
-from accel_train.tracking.records import scalars
+from accel_train.tracking.records import scalars, tag_of, terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,10 @@ class TensorBoard(Observer):
             flush_secs=30,
         )
         writer.add_text("config", f"```yaml\n{_yaml(run.config)}```", run.start_step)
+        self._metric = f"best/{run.config.get('metric_for_best_model', 'loss')}"
+        self._best: Any = None
+        self._has_charts = False
+        self._ends_session = self._begin_hparams(writer, run.config)
 
     def on_log(self, record: Record) -> None:
         self._write(record)
@@ -52,7 +58,20 @@ class TensorBoard(Observer):
     def on_evaluate(self, record: Record) -> None:
         assert self._writer is not None
         self._write({**record, "kind": "eval"})
+        for name, value in self._run.baselines.items():
+            self._writer.add_scalar(f"baseline/{name}", value, record["step"])
+        if not self._has_charts:
+            self._has_charts = True
+            if charts := comparisons(terms(record), self._run.baselines):
+                self._writer.add_custom_scalars({"value, truth and control": charts})
         self._writer.flush()
+
+    def on_tick(self, status: Record) -> None:
+        """The best value so far is what the table of hyperparameters shows."""
+        if self._writer is not None and (best := status.get("best")) and best != self._best:
+            self._best = best
+            if best["step"] > self._run.start_step:  # else an earlier session has written it
+                self._writer.add_scalar(self._metric, best["value"], best["step"])
 
     def on_figures(self, step: int, figures: dict[str, Any]) -> None:
         assert self._writer is not None
@@ -95,8 +114,25 @@ class TensorBoard(Observer):
 
     def on_end(self, outcome: str, status: Record) -> None:
         if self._writer is not None:
+            self.on_tick(status)
+            self._file(self._writer).add_summary(self._ends_session)
             self._writer.close()
             self._writer = None
+
+    def _begin_hparams(self, writer: SummaryWriter, config: dict[str, Any]) -> Any:
+        """The settings as hyperparameters of this very log; ``add_hparams`` would make another run of them."""
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = {k: v for k, v in flatten(config).items() if not k.startswith(("output_dir", "webhook."))}
+        *begin, end = hparams(settings, {self._metric: 0.0})
+        for summary in begin:
+            self._file(writer).add_summary(summary)
+        return end
+
+    @staticmethod
+    def _file(writer: SummaryWriter) -> Any:
+        assert writer.file_writer is not None
+        return writer.file_writer
 
     def _leave_out(self, name: str, error: Exception) -> None:
         if name not in self._left_out:
@@ -109,6 +145,25 @@ class TensorBoard(Observer):
         assert self._writer is not None
         for tag, value in scalars(record).items():
             self._writer.add_scalar(tag, value, record["step"])
+
+
+CONTROLS = ("floor", "shuffled", "truth", "control")
+"""Details of a metric that it is to be seen against."""
+
+
+def comparisons(metrics: Iterable[str], baselines: Iterable[str]) -> dict[str, list[Any]]:
+    """Charts of custom scalars, a metric each, with what it is to be compared with: its controls, or else its details,
+    and its baselines. Tags are regular expressions there."""
+    names, known = list(metrics), list(baselines)
+    charts: dict[str, list[Any]] = {}
+    for name in (name for name in names if "/" not in name):
+        details = [each for each in names if each.startswith(f"{name}/") and each.count("/") == 1]
+        controls = [each for each in details if each.partition("/")[2] in CONTROLS]
+        tags = [tag_of("eval", each) for each in [name, *(controls or details)]]
+        tags += [f"baseline/{each}" for each in known if each.partition(":")[0] == name]
+        if len(tags) > 1:
+            charts[name] = ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+    return charts
 
 
 def _finite(tensor: Tensor) -> Tensor:

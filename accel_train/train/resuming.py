@@ -91,6 +91,8 @@ def _choose(saver: Saver) -> str | None:
                     "resume_from_checkpoint=never starts over"
                 )
             return None
+    elif "/" not in choice and not Path(choice).exists():
+        raise UserError(f"checkpoint {choice} does not exist; resume_from_checkpoint is auto, never or a path")
     else:
         path = verified(Path(choice))
     path = path.resolve() if path.is_symlink() else path

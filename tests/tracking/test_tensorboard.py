@@ -1,5 +1,6 @@
 """TensorBoard: what was written is what is read back, after a resume as well."""
 
+import re
 import time
 
 import numpy as np
@@ -54,6 +55,45 @@ def test_numbers_of_every_kind_are_kept(tmp_path):
     for tag, value in expected.items():
         (event,) = events.Scalars(tag)
         assert (event.step, event.value) == (5, pytest.approx(value))
+
+
+def test_a_metric_stands_beside_what_it_is_compared_with(tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    observer = start(tmp_path)
+    observer._run.baselines = {"next": 0.46, "accuracy:majority": 0.6}
+    metrics = {"next": 0.5, "accuracy": 0.7, "w1": 1.0, "w1/floor": 0.1, "w1/cell 3": 2.0, "mae": 3.0, "mae/near": 4.0}
+    for step in (5, 10):
+        observer.on_evaluate({"kind": "eval", "step": step, **metrics})
+    observer.on_end("completed", {})
+    events = read(tmp_path)
+    assert scalars(tmp_path, "baseline/accuracy:majority") == [(5, pytest.approx(0.6)), (10, pytest.approx(0.6))]
+    assert {"eval/w1", "eval_w1/floor", "eval_w1/cell 3", "eval_mae/near"} <= set(events.Tags()["scalars"])
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts["w1"] == ["^eval/w1$", "^eval_w1/floor$"] and len(charts) == 4
+    assert charts["accuracy"] == ["^eval/accuracy$", "^baseline/accuracy:majority$"]
+    tags = events.Tags()["scalars"]
+    assert all(any(re.search(tag, each) for each in tags) for chart in charts.values() for tag in chart)
+
+
+def test_hyperparameters_with_the_best_metric(tmp_path):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    observer = start(tmp_path)
+    for step, value in ((5, 0.5), (10, 0.25), (15, 0.25)):
+        observer.on_tick({"step": step, "best": {"step": min(step, 10), "value": value}})
+    observer.on_end("completed", {"best": {"step": 10, "value": 0.25}})
+    assert scalars(tmp_path, "best/loss") == [(5, 0.5), (10, 0.25)]
+    metadata = read(tmp_path).summary_metadata
+    found = [plugin_data_pb2.HParamsPluginData.FromString(each.plugin_data.content)
+             for tag, each in metadata.items() if tag.startswith("_hparams_")]  # fmt: skip
+    kinds = {each.WhichOneof("data"): each for each in found}
+    assert set(kinds) == {"experiment", "session_start_info", "session_end_info"}
+    assert kinds["session_start_info"].session_start_info.hparams["seed"].number_value == 3
+    assert kinds["experiment"].experiment.metric_infos[0].name.tag == "best/loss"
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
 
 
 def test_config_is_a_yaml_code_block(tmp_path):
