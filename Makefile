@@ -10,7 +10,7 @@ PYTHON ?= python3
 # TORCH=torch takes the newest, or keeps the one that VENV already has.
 TORCH  ?= torch==2.13.0
 
-TASK   ?= collatz
+TASK   ?= collatz_step
 CONFIG ?= examples/$(TASK)_small.yaml
 # further arguments, for train (--seed=1 --task.init_args.d_model=256), test (-k collatz) and bench
 ARGS   ?=
@@ -56,7 +56,7 @@ PREPARE_sherlock = $(BIN)/accel-train sherlock preprocess --out data/sherlock/pr
 
 # --quiet: an error of the trainer stands alone, without the launcher's stack trace below it.
 train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
-	@test $(TASK) = collatz -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || { $(BIN)/accel-train synth $(TASK) --out data/$(TASK) && $(or $(PREPARE_$(TASK)),true); }
+	@test -n "$(filter collatz%,$(TASK))" -o $(CONFIG) != examples/$(TASK)_small.yaml -o -e data/$(TASK)/metadata.json || { $(BIN)/accel-train synth $(TASK) --out data/$(TASK) && $(or $(PREPARE_$(TASK)),true); }
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet --config_file $(LAUNCH) -m accel_train train --config $(CONFIG) $(ARGS)
 
 # Most tests wait more than they compute: for other processes, for time-outs. A file's tests stay together.

@@ -50,8 +50,8 @@ def source_of(task: Task, split: str, batch_size: int, seed: int) -> BatchSource
         source = task.build_data(split, batch_size, seed)
     method = f"build_data({split!r})"
     if source is not None and not isinstance(source, BatchSource):
-        raise _wrong(task, method, source, "a BatchSource: IndexedSource(data, batch_size, seed) makes one of anything "
-                     "that has a length and read(indices)")  # fmt: skip
+        raise _wrong(task, method, source, "a BatchSource: from_dataset(data, batch_size, seed) makes one of a "
+                     "Dataset, a DataLoader or a list, from_iterable one of a stream")  # fmt: skip
     if isinstance(source, IndexedSource) and type(source).batch is IndexedSource.batch:
         if not callable(getattr(source.data, "read", None)):
             raise UserError(f"{type(task).__name__}.{method}: {described(source.data)} has no method read(indices), by "
@@ -111,6 +111,18 @@ def objectives_of(task: Task) -> dict[str, Objective]:
         names = ", ".join(objective.name for objective in listed)
         raise UserError(f"{type(task).__name__}.objectives: two have the same name ({names})")
     return found
+
+
+def parameter_options_of(task: Task, name: str, parameter: nn.Parameter) -> Mapping[str, Any]:
+    """What the task says of one parameter to the optimiser."""
+    options = task.parameter_options(name, parameter)
+    if not isinstance(options, Mapping):
+        raise _wrong(task, f"parameter_options({name!r})", options, "a dict of options")
+    for option in options:
+        if option in ("lr", "params"):
+            raise UserError(f"{type(task).__name__}.parameter_options({name!r}): {option!r} is the run's to say; give "
+                            "lr_factor, by which the learning rate is multiplied")  # fmt: skip
+    return options
 
 
 def forwarded(task: Task, models: dict[str, nn.Module], batch: Batch, objective: Objective) -> Batch:

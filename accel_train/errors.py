@@ -16,6 +16,10 @@ class DataError(UserError):
     """A file or record cannot be read as it should. The message names the file and the place in it."""
 
 
+class FoundError(UserError):
+    """What was looked at is wrong. The message is the whole report, which is printed where reports go."""
+
+
 class AccessError(DataError):
     """Data cannot be reached or have changed. Their content may be good, so they are never left out as bad data."""
 

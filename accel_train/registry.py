@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 
+from accel_train.classes import module_of, split
 from accel_train.command import Command, find_command, listed
 from accel_train.errors import UserError, suggest
 
@@ -14,6 +15,10 @@ TASKS = {
     "collatz": (
         "accel_train.tasks.collatz.task.CollatzTask",
         "transformer on Collatz parity sequences, made as it goes",
+    ),
+    "collatz_step": (
+        "accel_train.tasks.collatz.step.task.LongStepTask",
+        "transformer that calculates the long Collatz step of a number in digits, exactly or not at all",
     ),
     "muon": (
         "accel_train.tasks.muon.task.MuonTask",
@@ -36,28 +41,34 @@ TASKS = {
 
 
 def class_path(name: str) -> str:
-    """A short name, or any dotted path, as the dotted path of a class."""
+    """A short name, or any path, as the path of a class."""
     if name in TASKS:
         return TASKS[name][0]
+    if name.endswith(".py"):
+        raise UserError(f"task: {name} is a file; give {name}:Class")
     if "." in name.strip("."):
         return name
-    raise UserError(f"task: unknown {name!r}{suggest(name, TASKS)}; there are {', '.join(TASKS)}, or give module.Class")
+    raise UserError(f"task: unknown {name!r}{suggest(name, TASKS)}; there are {', '.join(TASKS)}, or give module.Class "
+                    "or FILE.py:Class")  # fmt: skip
 
 
 def find(name: str) -> type:
     """The class itself; modules are also looked for in the working directory."""
     from accel_train.task import Task
 
-    module, _, attribute = class_path(name).rpartition(".")
+    where, attribute = split(class_path(name))
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = importlib.import_module(module)
+        found = module_of(where)
     except (ImportError, SyntaxError, TypeError) as error:  # TypeError: a relative name
         raise UserError(f"task: cannot import {name!r}: {error}") from None
     cls = getattr(found, attribute, None)
     if isinstance(cls, type) and issubclass(cls, Task):
         return cls
+    if where == "__main__":
+        raise UserError(f"task: {name!r} was defined in a notebook, an interactive session or a script that is not "
+                        "running here; save it in a file and give --task=FILE.py:Class")  # fmt: skip
     tasks = [n for n, c in vars(found).items() if isinstance(c, type) and issubclass(c, Task) and c is not Task]
     what = "is not a Task" if hasattr(found, attribute) else "does not exist"
     raise UserError(f"task: {name!r} {what}{suggest(attribute, tasks)}")

@@ -35,6 +35,9 @@ class Objective:
             the same models (and then share an optimiser) or none in common.
         repeats: optimiser steps of this objective on every batch (a critic's ``5``).
         repeat: set by the loop: which of them this is, for losses that draw noise.
+        step: set by the loop: steps of the run that are done, for weights of a loss that change on the way (warm-ups,
+            curricula). A model that is compiled should be given it as a tensor, or it is compiled for every number.
+        epoch: set by the loop: which epoch this is, from 0.
         not_compiled: why ``torch_compile`` must leave the models it trains alone; empty: it need not.
     """
 
@@ -42,6 +45,8 @@ class Objective:
     trains: tuple[str, ...] = ()
     repeats: int = 1
     repeat: int = 0
+    step: int = 0
+    epoch: int = 0
     not_compiled: str = ""
 
 
@@ -192,6 +197,18 @@ class Task:
         """This micro-batch's part of the sums over the global batch that the loss divides by: tensors, arrays or
         numbers; ``loss_step`` gets tensors. Default: the number of items."""
         return {"items": float(self.size(batch))}
+
+    def after_step(self, models: dict[str, nn.Module], step: int) -> None:
+        """After all objectives have updated their models, without gradients, on every rank the same: change weights,
+        buffers or ``requires_grad``, as a function of these and of ``step``, the number of steps done. It comes also
+        after an update that was skipped, since only the device may know of that. Averages of the weights are taken
+        after it. torch's generators are seeded by the step; a checkpoint keeps what is frozen. Default: nothing."""
+
+    def parameter_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, Any]:
+        """In what the optimiser treats this parameter differently from others: its options by name, such as
+        ``{"weight_decay": 0.0}``, and ``lr_factor``, by which its learning rate is multiplied. What the config says by
+        patterns of names comes first. ``name``: "MODEL.PATH", as in ``model.0.weight``. Default: in nothing."""
+        return {}
 
     # -- evaluation: of the split whose data were built last -------------------------------------------------------
 

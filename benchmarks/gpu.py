@@ -44,6 +44,7 @@ LOG_STEPS = 20
 PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces its settings
     "collatz_small": ("collatz_small", {}),
     "collatz": ("collatz", {}),
+    "collatz_step_small": ("collatz_step_small", {}),
     "muon_small": ("muon_small", MUON),
     "muon": ("muon", MUON | {"task.init_args.outliers_dir": "{data}/large"}),
     "muon_legacy": ("muon_small", MUON | {"task.init_args.preset": "legacy"}),
@@ -56,7 +57,7 @@ PRESETS: dict[str, tuple[str, dict[str, str]]] = {  # example, and what replaces
 }
 SIZES = {"muon": (60, 4000), "gdynet": (300, 5000)}
 """Synthetic data of tasks that do not make theirs as they go: tiny, and as recommended."""
-EXACT = ("collatz_small", "muon_small", "gdynet_small", "tcn_small", "sherlock_small")
+EXACT = ("collatz_small", "collatz_step_small", "muon_small", "gdynet_small", "tcn_small", "sherlock_small")
 """Presets that are resumed and compared."""
 
 

@@ -1,6 +1,6 @@
 """What the muon task learns in some minutes on two cores, beside ``preset: legacy`` on the same data.
 
-    python benchmarks/muon_learns.py [--steps 3000] [--showers 4000] [--folder DIR]
+    python benchmarks/muon_learns.py [--steps 3000] [--showers 20000] [--folder DIR]
 
 Trains both presets by ``examples/muon_small.yaml`` on the recommended synthetic set and compares them with the truth
 that the recipe knows exactly: mean number of muons and share of empty events, per decade of primary energy, on 10,000
@@ -59,7 +59,7 @@ def against_theory(multiplicity: Any) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--showers", type=int, default=4000)
+    parser.add_argument("--showers", type=int, default=20_000)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     from accel_train.tasks.muon import synth

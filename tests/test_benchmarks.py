@@ -8,11 +8,13 @@ import subprocess
 import sys
 import warnings
 
+import pytest
 from support.processes import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_or_says_why_not(tmp_path):
     command = [sys.executable, str(SCRIPT), "--minutes=2", "--steps=4", "--tiny", "--no_compile", "--no_tests"]
     command += ["--only", "gdynet_small", "--out", str(tmp_path / "gpu.json")]

@@ -139,6 +139,7 @@ WRONG = [
     ("webhook.status_steps", -1, "webhook.status_steps: -1 is out of range, must be at least 0"),
     ("phases", [{"length": "3 weeks"}], "phases[0].length: '3 weeks' is not a length; write 1000 or 1000st"),
     ("phases", [{"length": 5, "repeat": 0}], "phases[0].repeat: 0 is out of range, must be at least 1"),
+    ("ema_decay", 1, "ema_decay: 1 would never forget"),
     ("phases", [{}, {"length": 5}], "phases[0].length: only the last phase may run until the end"),
     ("eval_steps", "2h", "eval_steps: 2h is wall time"),
     ("max_time", "30ep", "max_time: 30ep is not wall time; write 90s, 30min, 2h or 1d"),

@@ -217,7 +217,7 @@ class Rows(torch.utils.data.Dataset):
 def test_torch_s_own_data(monkeypatch):
     loader = torch.utils.data.DataLoader(Rows())
     for returned, says in (
-        (loader, r"Toy.build_data\('train'\) returned a torch DataLoader; expected a BatchSource: IndexedSource"),
+        (loader, r"Toy.build_data\('train'\) returned a torch DataLoader; expected a BatchSource: from_dataset"),
         (Rows(), r"Toy.build_data\('train'\) returned a \w+ Rows; expected a BatchSource"),
         (IndexedSource(Rows(), 8), r"Toy.build_data\('train'\): a \w+ Rows has no method read\(indices\)"),
     ):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from accel_train.errors import UserError
-from accel_train.intervals import Interval, bootstrap, exact
-from accel_train.sums import BinaryScores, Moments
+from accel_train.intervals import Interval, bootstrap, exact, ratio
+from accel_train.sums import BinaryScores, Correlation, Moments
 
 EDGES = np.linspace(-5, 5, 101)
 
@@ -31,6 +31,23 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     assert 80 <= sum(each.low <= 0 <= each.high for each in found) <= 97
     width = np.mean([each.high - each.low for each in found])
     assert width == pytest.approx(2 * 1.645 / math.sqrt(40), rel=0.1)  # of 40 units, not of 200 values
+
+
+def test_the_interval_of_a_ratio_covers_it_and_is_that_of_a_bootstrap():
+    hits, widths = 0, []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        y = torch.from_numpy(random.integers(20, 60, 300).astype(float))
+        x = 0.3 * y + torch.from_numpy(random.normal(0, 2, 300))
+        low, high, _ = ratio(Correlation.sums(x, y), level=0.9)
+        hits += low <= 0.3 <= high
+        widths.append(high - low)
+    assert 165 <= hits <= 195
+    assert np.mean(widths) == pytest.approx(2 * 1.645 * 2 / (40 * math.sqrt(300)), rel=0.05)
+    units = {"sums": Correlation.sums(x, y, by=(torch.arange(300), 300))}
+    drawn = bootstrap(lambda sums: {"r": float(sums["sums"][1] / sums["sums"][2])}, units, 0, 2000, 0.9)["r"]
+    assert (low, high) == pytest.approx((drawn.low, drawn.high), rel=0.01)
+    assert math.isnan(ratio(Correlation.sums(x[:1], y[:1])).low) and math.isnan(ratio(torch.zeros(6)).high)
 
 
 def test_the_seed_decides():

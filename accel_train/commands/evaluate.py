@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     for other in options.others:
-        if not other.startswith("--task.init_args."):
+        if not other.startswith(("--task.init_args.", "--task=")):  # =: its file was moved
             raise UserError(f"evaluate: unrecognized arguments: {other}")
     saved = find_saved(options.run, options.checkpoint, options.others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out)

@@ -51,9 +51,13 @@ def _files(task: str, folder: Path) -> Iterator[tuple[Path, Path]]:
     """(what is copied, where to): files in whose name no other task stands."""
     for place in PLACES:
         for path in sorted((shipped() / place).iterdir()):
-            named = set(TASKS) & set(re.split(r"[_.]", path.name))
-            if path.is_file() and (task == ALL or not named or task in named):
+            if path.is_file() and (task == ALL or _task_of(path.name) in ("", task)):
                 yield path, folder / place / path.name
+
+
+def _task_of(name: str) -> str:
+    """The longest name of a task that stands in the name of a file, or none."""
+    return max((task for task in TASKS if re.search(rf"(?:^|[_.]){task}[_.]", name)), key=len, default="")
 
 
 def _copied(source: Path, target: Path) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from accel_train.config.read import parse
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
-from accel_train.errors import UserError
+from accel_train.errors import DataError, FoundError, UserError, exit_code_of
+from accel_train.registry import find
 from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
 from accel_train.run.saved import NEITHER, kind_of_folder
 from accel_train.run.weights import read_described
@@ -40,7 +42,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+    try:
+        print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+    except FoundError as report:
+        print(report)
+        return exit_code_of(report)
     return 0
 
 
@@ -74,22 +80,35 @@ def inspect(what: str, others: list[str], trust: bool = False) -> str:
 
 
 def _describe_files(what: str, others: list[str]) -> str | None:
-    """The task that knows files with this ending describes them; None if there is none."""
+    """The task that knows files with this name or ending describes them, also those of a folder; None if there is
+    none."""
     from accel_train.config.convert import further_options
-    from accel_train.registry import TASKS, find
+    from accel_train.registry import TASKS
 
+    known = {name: hook(find(name), DataTools, "file_types") for name in TASKS}
     path = Path(what)
-    for cls in map(find, TASKS):
-        known = hook(cls, DataTools, "file_types")
-        if path.suffix.lower() in known or any(_holds(path, name) for name in known):
-            files = [what, *(other for other in others if not other.startswith("--"))]
-            describe = hook(cls, DataTools, "describe_files")
-            return describe(files, **further_options([o for o in others if o.startswith("--")], describe))
-    return None
+    found = {name: [what] for name, types in known.items() if path.suffix.lower() in types or _holds(path, types)}
+    if not found and path.is_dir():
+        there = sorted(each for each in path.iterdir() if each.is_file())
+        found = {name: [str(each) for each in there if each.suffix.lower() in types] for name, types in known.items()}
+    name = next((name for name, files in found.items() if files), None)
+    if name is None:
+        return None
+    files = [*found[name], *(other for other in others if not other.startswith("--"))]
+    describe = hook(find(name), DataTools, "describe_files")
+    try:
+        return describe(files, **further_options([o for o in others if o.startswith("--")], describe))
+    except DataError as error:
+        raise UserError(f"{error} (read as data of {name}; accel-train inspect TASK --task.init_args.NAME=... shows "
+                        "those of another task)") from None  # fmt: skip
 
 
-def _holds(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or next(folder.glob(f"*/{name}"), None) is not None
+def _holds(folder: Path, names: Iterable[str]) -> bool:
+    """A file with one of these names, here or one folder further down."""
+    return any(
+        (folder / name).is_file() or next(folder.glob(f"*/{name}"), None) is not None
+        for name in names if not name.startswith(".")
+    )  # fmt: skip
 
 
 def _show_run(folder: Path) -> str:
@@ -180,7 +199,8 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
         held_out = session.eval_loader.source.steps(0)
         every = Duration.parse(config.eval_steps) if config.eval_steps is not None else None
         when = "at the end" if every is None else f"every {every.count:,} {UNITS[every.unit]}"
-        lines.append(f"evaluation   {when}, {held_out or 0:,} batches; best by {config.metric_for_best_model}")
+        batches = f"{held_out:,} batches" if held_out is not None else "a stream"
+        lines.append(f"evaluation   {when}, {batches}; best by {config.metric_for_best_model}")
     lines.append("phases")
     for phase in session.plan.phases:
         length = "to the end" if phase.length is None else f"{phase.length.count:,} {UNITS[phase.length.unit]}"
@@ -243,8 +263,11 @@ def _preview(batch: Batch, rows: int = 3, width: int = 12) -> str:
 
 
 def _shape(value: Any) -> str:
+    import torch
+
     if not hasattr(value, "dtype"):
         return type(value).__name__
+    value = torch.as_tensor(value)  # what stays on the host is an array
     text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value.numel() == 0 or value.is_complex():
         return text

@@ -14,5 +14,5 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     for name, (path, text) in TASKS.items():
-        print(f"{name:<10} {text}\n{'':<10} {path}")
+        print(f"{name:<12} {text}\n{'':<12} {path}")
     return 0

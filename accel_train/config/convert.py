@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, is_typeddict
 import yaml
 
 from accel_train.arguments import arguments_of, bare, hints_of, is_union, parts_of, rules_of
+from accel_train.classes import is_file, module_of, path_of, split
 from accel_train.config.yaml_text import loads, loads_or_text, what_is_wrong
 from accel_train.errors import UserError, suggest
 from accel_train.system.expansion import Expanded
@@ -309,7 +309,8 @@ def _instance(hint: type, value: Any, key: str) -> Any:
 
 
 def _object(hint: type, value: Any, key: str) -> Any:
-    named = isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
+    dotted = isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
+    named = dotted or (isinstance(value, str) and is_file(value))
     node = {"class_path": value} if named else value
     if not isinstance(node, dict):
         raise _Mismatch
@@ -323,16 +324,21 @@ def _object(hint: type, value: Any, key: str) -> Any:
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {cls.__name__} cannot be made: {' '.join(str(error).split())}") from None
     with contextlib.suppress(AttributeError):  # so that the config of a run can say how it was made
-        made.written_as = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": given}
+        made.written_as = {"class_path": path_of(cls), "init_args": given}
     return made
 
 
-def _class(path: str, key: str) -> type:
-    module, _, name = path.rpartition(".")
+def imported(path: str, key: str) -> Any:
+    """The class or function ``module.name`` or ``FILE.py:name``; a UserError if there is none."""
+    where, name = split(path)
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(module_of(where), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}: cannot import {path!r}: {error}") from None
+
+
+def _class(path: str, key: str) -> type:
+    found = imported(path, key)
     if not isinstance(found, type):
         raise UserError(f"{key}: {path} is no class")
     return found

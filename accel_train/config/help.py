@@ -29,7 +29,9 @@ def help_text(arguments: list[str]) -> str:
     )
     group = shown.add_argument_group("what to train")
     group.add_argument("--config", metavar="FILE", help="YAML with any of these options; several files are merged")
-    group.add_argument("--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class: module.Class")
+    group.add_argument(
+        "--task", metavar="NAME", help="one that `accel-train tasks` lists, or any class: module.Class, FILE.py:Class"
+    )
     group.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
     group.add_argument("--dry_run", action="store_true", help="try a step and all that follows of each phase")
     node = read(arguments).get("task")

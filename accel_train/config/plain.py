@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from accel_train.classes import path_of, same_class
 from accel_train.config.schema import TrainConfig
 from accel_train.system.expansion import Expanded, expand, refuse_incomplete
 from accel_train.system.secrets import scrub_tree
@@ -25,8 +26,7 @@ def refuse_unusable(task: Any, config: TrainConfig | None = None) -> None:
 
 
 def _task_node(task: Any) -> dict[str, Any]:
-    cls = type(task)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": plain(task.init_args)}
+    return {"class_path": path_of(type(task)), "init_args": plain(task.init_args)}
 
 
 def plain(value: Any) -> Any:
@@ -61,6 +61,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
     before, after = flatten(old), flatten(new)
     free, identity = [], []
     for name in sorted(before.keys() | after.keys()):
+        if name == "task.class_path" and same_class(str(before.get(name)), str(after.get(name))):
+            continue
         if expand(before.get(name)) != expand(after.get(name)):
             line = f"{name}: {before.get(name)} -> {after.get(name)}"
             first, *rest = name.split(".")

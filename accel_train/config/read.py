@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import arguments_of
+from accel_train.classes import same_class
 from accel_train.config.convert import Typed, build, construct, pairs, refuse_unknown
+from accel_train.config.habits import refuse_habits, refuse_old_config
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
@@ -38,6 +40,7 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
+    refuse_habits(tree, arguments_of(task_class(node))[0])
     elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
     refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=_ELSEWHERE | elsewhere)
     config = settings_for(task_class(node), tree)
@@ -105,7 +108,9 @@ def read(arguments: list[str]) -> dict[str, Any]:
 def _read_file(path: str) -> dict[str, Any]:
     if "://" in path:
         raise UserError(f"--config {path}: a URL; copy the file first")
-    tree = load_mapping(Path(path).expanduser(), "--config")
+    file = Path(path).expanduser()
+    tree = load_mapping(file, "--config")
+    refuse_old_config(tree, file)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"class_path": tree["task"]}
     return tree
@@ -130,7 +135,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
 def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
     if "class_path" in old and "class_path" in new:
         before, after = (TASKS.get(name, (name,))[0] for name in (str(old["class_path"]), str(new["class_path"])))
-        if before != after:
+        if not same_class(before, after):
             old.pop("init_args", None)
 
 

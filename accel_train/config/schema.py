@@ -27,6 +27,11 @@ class OptimizerConfig(Checked):
     no_weight_decay: list[str] = setting(
         list, "patterns of names of parameters that do not decay, such as ['*.bias', '*norm*']."
     )
+    lr_factors: dict[str, float] = setting(
+        dict,
+        "pattern of names of parameters to what their learning rate is multiplied by, such as {'*.body.*': 0.1}; the "
+        "first one that matches counts.",
+    )
 
 
 @dataclass
@@ -100,12 +105,29 @@ class TrainConfig(Checked):
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimiser of every group of models.")
     optimizers: dict[str, OptimizerConfig] = setting(dict, "optimisers by objective name, where they differ.")
-    lr_scheduler_type: str = setting("constant", "constant, cosine, linear, step or plateau.")
+    lr_scheduler_type: str = setting(
+        "constant",
+        "constant, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step or plateau; or the path of a "
+        "function of base, steps_done, done (0 to 1) and its options, or of a scheduler class of torch.",
+    )
     lr_scheduler_kwargs: dict[str, Any] = setting(dict, "options of the schedule, such as min_lr.")
     warmup_steps: Length = setting(0, 'linear warm-up, in steps or epochs ("5ep"); 0 for none.', Durations(zero=True))
     warmup_start_factor: float = setting(0.0, "the fraction of the rate at which warm-up starts.", Range(0, 1))
     max_grad_norm: float | None = setting(
         1.0, "clip the global L2 norm of the gradient; null for no clipping.", Range(0)
+    )
+
+    ema_decay: float | None = setting(
+        None,
+        "evaluate and export exponential moving averages of the weights with this decay per step, such as 0.999 (less "
+        "in the beginning); null for the weights themselves.",
+        Range(0, 1),
+    )
+    swa_start: Length | None = setting(
+        None,
+        "evaluate and export plain means of the weights over all steps from this one (or epoch) on; null for the "
+        "weights themselves.",
+        Durations(zero=True),
     )
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(
@@ -208,6 +230,10 @@ class TrainConfig(Checked):
         super().__post_init__()
         if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
             raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
+        if self.ema_decay == 1:
+            raise UserError("ema_decay: 1 would never forget; a plain mean is swa_start")
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise UserError("ema_decay and swa_start: give one of them; weights are averaged in one way")
         for i, phase in enumerate(self.phases):
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")

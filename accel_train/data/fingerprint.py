@@ -26,8 +26,9 @@ def of_files(paths: Sequence[str], identities: Sequence[Identity], rows: Sequenc
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs, in words; "" for nothing, or for what only one of them knows."""
-    if "items" in before and "items" in now and before["items"] != now["items"]:
-        return f"there were {before['items']:,} items and are {now['items']:,} now"
+    for what in ("items", "streams"):
+        if what in before and what in now and before[what] != now[what]:
+            return f"there were {before[what]:,} {what} and are {now[what]:,} now"
     return _changed_files(before.get("files") or [], now.get("files") or [])
 
 

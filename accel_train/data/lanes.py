@@ -177,7 +177,8 @@ class LanesSource(BatchSource):
     def first(self, items: int) -> Ragged:
         """What an epoch 0 of one rank begins with, at most so many items: a sample to be looked at."""
         parts: list[Ragged] = []
-        with contextlib.closing(self.shares(0, 0, 0, 1, 2)) as shares:
+        kept = self.staging.sampling() if self.staging else contextlib.nullcontext()
+        with kept, contextlib.closing(self.shares(0, 0, 0, 1, 2)) as shares:
             for share in shares:
                 if share is not None:
                     parts.append(share)

@@ -43,7 +43,8 @@ class Loader:
         worker_type: "thread" for readers that release the GIL (numpy, Arrow, h5py), "process" for Python-heavy ones.
         prefetch: finished batches kept waiting per worker.
         seed: what the data set draws from global generators follows from it.
-        all_agree: does every rank say so? Where an epoch ends that does not know its length must be agreed.
+        all_agree: does every rank say so? Where an epoch ends that does not know its length must be agreed. None: this
+            rank reads to its own end, whatever the others do, and may have nothing to read.
         name: of the source, for what is said of it.
     """
 
@@ -57,7 +58,7 @@ class Loader:
         worker_type: Literal["thread", "process"] = "thread",
         prefetch: int = 2,
         seed: int = 0,
-        all_agree: Callable[[bool], bool] = bool,
+        all_agree: Callable[[bool], bool] | None = None,
         name: str = "the data set",
     ) -> None:
         self.source, self.device, self.rank, self.world_size = source, device, rank, world_size
@@ -106,7 +107,7 @@ class Loader:
             ):
                 yield epoch, number, get, in_loop
                 number += 1
-            if number == first == 0:
+            if number == first == 0 and (self.world_size == 1 or self.all_agree is not None):
                 raise DataError(f"epoch {epoch} has no batches: the data is empty")
             epoch, number = epoch + 1, 0
 
@@ -183,12 +184,15 @@ class Loader:
                     share = self._take_in_loop(scan, epoch, number, steps)
                 if number == first > 0 and self._draws.found:
                     self._draws.resumed(epoch)
-                if steps is None and self.all_agree(share is _END):
+                if steps is None and self._agreed(share is _END):
                     return
                 yield partial(to_tensors, None if share is _END else share)
                 number += 1
         finally:
             _close(scan)
+
+    def _agreed(self, ended: bool) -> bool:
+        return ended if self.all_agree is None else self.all_agree(ended)
 
     def _take_in_loop(self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None) -> Batch | None:
         take = partial(self._take, scan, number, steps)
@@ -196,7 +200,7 @@ class Loader:
             return waiting.interruptibly(self._draws.read, epoch, number, take)
         except Exception as error:
             if steps is None:
-                self.all_agree(False)  # the others wait to hear whether this rank's data have ended
+                self._agreed(False)  # the others wait to hear whether this rank's data have ended
             raise self._with_place(error, epoch, number) from None
 
     def _scan_ahead(

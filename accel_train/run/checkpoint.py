@@ -210,6 +210,9 @@ class CheckpointFolder:
         return verified(self.path(int(which)) if which.isdecimal() else Path(which))
 
 
+OF_OTHERS = "weights that another program saved (.pth, .pt) are not read; --init_from=RUN begins with those of a run"
+
+
 def verified(path: Path) -> Path:
     """The path of this checkpoint, which must verify; of a run folder, its latest. Raises UserError."""
     path = followed(path)
@@ -217,6 +220,8 @@ def verified(path: Path) -> Path:
         steps = CheckpointFolder(path.parent).steps()
         there = f"; there are steps {', '.join(map(str, steps[-5:]))}" if steps else ""
         raise UserError(f"checkpoint {path} does not exist{there}")
+    if path.is_file():
+        raise UserError(f"{path} is a file, and a checkpoint is a folder; {OF_OTHERS}")
     if not (path / MANIFEST).exists() and (path / "checkpoints").is_dir():
         return CheckpointFolder(path / "checkpoints").find("latest")
     if not (path / MANIFEST).exists() and (path / "config.json").exists():

@@ -92,8 +92,10 @@ def _from_model(path: Path, given: Sequence[str]) -> Saved:
     described = read_described(path)
     info = {key: described.get(key) for key in ("step", "epoch", "metrics", "seed")}
     run = path.resolve().parent
-    if kind_of_folder(run) == "run":  # the batch and the precision that the metrics of training were made with
-        if to_dict(*load(run))["task"] == described["task"]:
-            return Saved(path, *load(run, given), info, run)
     task = build_task(merged({"task": described["task"]}, read(list(given)))["task"])
-    return Saved(path, task, TrainConfig(seed=described.get("seed") or 0), info, path)
+    config = TrainConfig(seed=described.get("seed") or 0)
+    if kind_of_folder(run) == "run":  # the batch and the precision that the metrics of training were made with
+        trained, settings = load(run, given)
+        if to_dict(trained, settings)["task"] == to_dict(task, config)["task"]:
+            return Saved(path, trained, settings, info, run)
+    return Saved(path, task, config, info, path)

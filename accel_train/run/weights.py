@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import MANIFEST, verified
+from accel_train.run.checkpoint import MANIFEST, OF_OTHERS, verified
 from accel_train.run.folder import write_json
 from accel_train.system.writing import replace_folder
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from accel_train.task import Task
+
+AVERAGES = "averages.safetensors"
+"""In a checkpoint: the averages of the weights, beside the weights themselves."""
 
 
 def export_models(
@@ -68,7 +71,7 @@ def save_whole_states(models: list[nn.Module], states: list[dict[str, Tensor]], 
 def load_whole_states(models: list[nn.Module], folder: str) -> None:
     """A hook for accelerate's ``load_state``: loads these models, so that nothing is left for it to load."""
     for i, model in enumerate(models):
-        state = _load_tensors(Path(folder) / (f"model_{i}.safetensors" if i else "model.safetensors"))
+        state = load_tensors(Path(folder) / (f"model_{i}.safetensors" if i else "model.safetensors"))
         tied = _tied(model)
         missing, unknown = model.load_state_dict(state, strict=False)
         for what, keys in (("no value", [k for k in missing if k not in tied]), ("no place in the model", unknown)):
@@ -109,7 +112,8 @@ def read_described(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(models: dict[str, nn.Module], path: Path) -> None:
-    """Only the weights, from an exported folder, a checkpoint, or a run folder (its newest checkpoint)."""
+    """Only the weights, from an exported folder, a checkpoint, or a run folder (its newest checkpoint). Where a run has
+    averaged them, the averages."""
     tensors = read_weights(path, list(models))
     for name, model in models.items():
         own = model.state_dict()
@@ -119,11 +123,11 @@ def load_weights(models: dict[str, nn.Module], path: Path) -> None:
         for what, keys in (("another shape", wrong), ("no value", missing), ("no place in the model", unknown)):
             if keys:
                 raise UserError(f"{path}: {name}.{keys[0]} has {what} ({len(keys)} such); it is of another model")
-        model.load_state_dict({k: _as_kept(own[k], value) for k, value in tensors[name].items()}, strict=False)
+        model.load_state_dict({k: as_kept(own[k], value) for k, value in tensors[name].items()}, strict=False)
 
 
-def _as_kept(own: Any, value: Tensor) -> Tensor:
-    """Whole, or this rank's piece of it where the model is spread over ranks."""
+def as_kept(own: Any, value: Tensor) -> Tensor:
+    """A value like ``own``: whole, or this rank's piece of it where the model is spread over ranks."""
     if not hasattr(own, "full_tensor"):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -146,24 +150,29 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 def read_weights(path: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """By model and name, averaged where the run has averaged them."""
     path = Path(path)
     if (path / "config.json").is_file():
         missing = [name for name in names if not (path / f"{name}.safetensors").is_file()]
         if missing:
             raise UserError(f"{path}: no {missing[0]}.safetensors there")
-        return {name: _load_tensors(path / f"{name}.safetensors") for name in names}
+        return {name: load_tensors(path / f"{name}.safetensors") for name in names}
     if not (path / MANIFEST).is_file() and not (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder")
+        hint = f"; {OF_OTHERS}" if path.is_file() else ""
+        raise UserError(
+            f"{path}: neither a model folder (config.json), a checkpoint ({MANIFEST}) nor a run folder{hint}"
+        )
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for file in sorted(verified(path).glob("model*.safetensors")):
-        for key, tensor in _load_tensors(file).items():
+    checkpoint = verified(path)
+    for file in [*sorted(checkpoint.glob("model*.safetensors")), *checkpoint.glob(AVERAGES)]:
+        for key, tensor in load_tensors(file).items():
             name, _, rest = key.removeprefix("trained.").partition(".")
             if name in tensors:
                 tensors[name][rest] = tensor
     return tensors
 
 
-def _load_tensors(file: Path) -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

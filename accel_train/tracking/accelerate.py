@@ -47,6 +47,10 @@ class AccelerateTrackers(Observer):
     def on_evaluate(self, record: Record) -> None:
         self.accelerator.log(scalars({**record, "kind": "eval"}), step=int(record["step"]))
 
+    def on_add(self, step: int, name: str, value: Any) -> None:
+        if isinstance(value, float):
+            self.accelerator.log({name: value}, step=step)
+
     def _end_what_started(self) -> None:
         for tracker in self.accelerator.trackers:
             with contextlib.suppress(*FAILURES):  # those that did not start cannot end either

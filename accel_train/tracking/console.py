@@ -164,12 +164,16 @@ def _introduction(run: Run) -> str:
         [
             f"{run.task.task_name()}: {origin}",
             f"  parameters  {_parameters(run)}",
-            *([f"  memory      {memory_text(run.memory)}"] if run.memory else []),
+            *([f"  memory      {memory_text(run.memory)}"] if sum(run.memory.values()) > WORTH_SAYING else []),
             f"  device      {run.device}, precision {run.precision}, {processes}",
             f"  steps       {steps}",
             f"  folder      {run.output_dir}",
         ]
     )
+
+
+WORTH_SAYING = 10**9
+"""Bytes of memory from which on the beginning of a run says how much it needs."""
 
 
 def memory_text(memory: Mapping[str, int]) -> str:

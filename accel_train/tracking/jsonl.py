@@ -47,6 +47,10 @@ class Jsonl(Observer):
         self._append({**record, "kind": "eval"})
         self._write_histories()
 
+    def on_add(self, step: int, name: str, value: Any) -> None:
+        if isinstance(value, float | str):
+            self._append({"kind": "own", "step": step, "wall_time": time.time(), name: value})
+
     def on_end(self, outcome: str, status: Record) -> None:
         if self._file is None:
             return
@@ -104,13 +108,15 @@ def truncate(path: Path, last_step: int) -> None:
 
 
 def histories(path: Path | str) -> dict[str, list[Any]]:
-    """Plain lists by name: ``step`` and what was logged there, ``eval_step`` and ``eval_<metric>`` for evaluations.
+    """Plain lists by name: ``step`` and what was logged there, ``eval_step`` and ``eval_<metric>`` for evaluations,
+    ``own_step`` and ``own_<name>`` for what observers have added.
 
     All lists of a kind are as long as its list of steps, with None where a record lacks the key or was not finite.
     """
-    rows: dict[str, list[Record]] = {"": [], "eval_": []}
+    rows: dict[str, list[Record]] = {"": [], "eval_": [], "own_": []}
     for _, record in _lines(Path(path).read_bytes()):
-        rows["eval_" if record.get("kind") == "eval" else ""].append(record)
+        kind = record.get("kind")
+        rows[f"{kind}_" if kind in ("eval", "own") else ""].append(record)
     lists: dict[str, list[Any]] = {}
     for prefix, records in rows.items():
         names = dict.fromkeys(key for record in records for key in record if key not in ("kind", "non_finite"))

@@ -26,6 +26,7 @@ class TensorBoard(Observer):
         emit: takes the note on histograms that TensorBoard cannot draw.
     """
 
+    shows_images = True
     _writer: SummaryWriter | None = None
 
     def __init__(self, emit: Callable[[Event], None] = lambda event: None):
@@ -80,6 +81,17 @@ class TensorBoard(Observer):
             except (ValueError, TypeError, RuntimeError, AttributeError) as error:
                 self.emit(Event("note", f"TensorBoard cannot draw the figure {name}, it is left out: {brief(error)}"))
         self._writer.flush()
+
+    def on_add(self, step: int, name: str, value: Any) -> None:
+        assert self._writer is not None
+        if isinstance(value, float):
+            self._writer.add_scalar(name, value, step)
+        elif isinstance(value, str):
+            self._writer.add_text(name, value, step)
+        elif hasattr(value, "savefig"):
+            self._writer.add_figure(name, value, step, close=False)
+        else:
+            self._writer.add_image(name, value, step, dataformats="HW" if value.ndim == 2 else "HWC")
 
     def on_histograms(self, step: int, values: dict[str, Tensor]) -> None:
         """These, and every parameter, copied to the CPU; of a sharded model only the part that rank 0 holds."""

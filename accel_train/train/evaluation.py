@@ -21,7 +21,7 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
-from accel_train.task import Batch, Predicts, Task, hook
+from accel_train.task import Batch, BatchSource, Predicts, Task, hook
 from accel_train.train.world import Ranks
 
 T = TypeVar("T")
@@ -58,21 +58,25 @@ class Evaluator:
         sums: dict[str, Tensor] = {}
         contract.require(self.task, "eval_step", "eval_metrics")
         steps = loader.source.steps(0)
-        if steps is None:
+        if steps is None and type(loader.source).iterate is BatchSource.iterate:
             raise UserError(f"{self.task.task_name()}: an evaluation split must have an end")
+        nothing = f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate"
         if steps == 0:
-            raise UserError(f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate")
+            raise UserError(nothing)
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
-            of = steps if batches is None else min(batches, steps)
+            known = [n for n in (steps, batches) if n is not None]
+            of = f"/{min(known):,}" if known else ""
             for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
-                busy(f"evaluating {number:,}/{of:,}")
+                busy(f"evaluating {number:,}{of}")
                 if share is None:
                     continue
                 for name, part in self._statistics(share).items():
                     part = part.detach().to(torch.float64)
                     sums[name] = sums[name] + part if name in sums else part
         shapes = next((s for s in self.ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
+        if not shapes:
+            raise UserError(nothing)
         total = {
             name: self.ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu())
             for name, shape in shapes.items()

@@ -17,7 +17,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -169,14 +169,17 @@ class Loop:
     def _update(self, share: Batch | None, updates: list[Update]) -> None:
         """All objectives of the phase on one batch, each as often as it wants; what was done is added to ``updates``,
         so that it is known if one of them fails."""
-        stepper, step = self.session.stepper, self.state.position.step
-        for objective in self.plan.phases[self.state.position.phase].objectives:
+        stepper, position = self.session.stepper, self.state.position
+        step = position.step
+        for objective in self.plan.phases[position.phase].objectives:
+            objective = replace(objective, step=step, epoch=position.epoch)
             group = stepper.groups[objective.name]
             group.set_lr(group.schedule(step, self.state.best_model.history))
             for repeat in range(objective.repeats):
                 values, norm = stepper.step(objective, share, step, repeat)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
+        stepper.end_step(step)
 
     def _ended_before(self) -> str | None:
         """Why this run has ended, if it goes on from its last step; it makes up for an evaluation that it owes."""
@@ -188,7 +191,8 @@ class Loop:
             return None
         why = state.ended or "its last step is reached"
         how = "to go on, raise its length or patience; to start over, --resume_from_checkpoint=never"
-        self.emit(Event("note", f"this run is complete ({why}); {how}"))
+        elsewhere = f"to train its weights on other data, --init_from={self.session.output_dir} and another output_dir"
+        self.emit(Event("note", f"this run is complete ({why}); {how}; {elsewhere}"))
         return state.ended
 
     def _stop_short(self, error: Exception | None) -> str:
@@ -354,6 +358,8 @@ class Loop:
             weights.load_weights(self.session.models, Path(self.config.init_from))
         session, state = self.session, self.state
         self.reporter.start(self._further, resumed=restored is not None)
+        for event in resuming.what_to_say(self.saver, self.state) if restored else ():
+            self.emit(event)
         best = state.best_model.best
         if restored and best:
             if best["step"] == state.position.step and not self.saver.is_marked_best(state.position.step):

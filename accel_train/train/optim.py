@@ -1,126 +1,20 @@
-"""Optimisers by name, and learning rates as pure functions of the step."""
+"""Optimisers by name, and groups of parameters with options of their own."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from accel_train import keyed
+from accel_train.config.convert import imported
 from accel_train.errors import UserError, suggest
 
 if TYPE_CHECKING:
     import torch
-
-# -- schedules: (fraction of the way from the end of warm-up to the end of the run, base rate) -> rate ---------------
-
-
-def constant(done: float, base: float) -> float:
-    return base
-
-
-def cosine(done: float, base: float, min_lr: float = 0.0) -> float:
-    """Half a cosine from ``base`` to ``min_lr`` (Loshchilov and Hutter, 2017, without restarts)."""
-    return min_lr + (base - min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def linear(done: float, base: float, min_lr: float = 0.0) -> float:
-    return base + (min_lr - base) * done
-
-
-def step(done: float, base: float, *, steps_done: int = 0, step_size: int = 1000, gamma: float = 0.1) -> float:
-    """Times ``gamma`` after every ``step_size`` steps."""
-    if step_size < 1 or gamma < 0:
-        raise ValueError("step_size must be at least 1, and gamma at least 0")
-    return base * gamma ** (steps_done // step_size)
-
-
-def plateau(
-    done: float,
-    base: float,
-    *,
-    history: Sequence[float] = (),
-    factor: float = 0.5,
-    patience: int = 10,
-    threshold: float = 1e-4,
-    min_lr: float = 0.0,
-    mode: str = "min",
-) -> float:
-    """Times ``factor`` whenever ``patience`` evaluations in a row brought no improvement of more than ``threshold``
-    (relative), replayed from the whole list of metric values, so there is no state to restore."""
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be min or max, not {mode}")
-    if not 0 <= factor < 1 or patience < 0:
-        raise ValueError("factor must be less than 1, and neither it nor patience negative")
-    sign = 1.0 if mode == "min" else -1.0
-    best, bad, rate = math.inf, 0, base
-    for value in history:
-        if sign * value < best - threshold * abs(best if math.isfinite(best) else 0.0):
-            best, bad = sign * value, 0
-        else:
-            bad += 1
-        if bad > patience:
-            rate, bad = max(rate * factor, min_lr), 0
-    return rate
-
-
-SCHEDULES: dict[str, Callable[..., float]] = {f.__name__: f for f in (constant, cosine, linear, step, plateau)}
-
-
-class Schedule:
-    """The learning rate at a step.
-
-    During warm-up the rate is ``base * (f + (1 - f) * step / warmup_steps)`` with f = ``warmup_start_factor``; after
-    it the named schedule runs from 0 at the end of warm-up to 1 at ``total_steps``.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        base: float,
-        total_steps: int | None,
-        warmup_steps: int = 0,
-        warmup_start_factor: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        if kind not in SCHEDULES:
-            raise UserError(
-                f"lr_scheduler_type: unknown {kind!r}{suggest(kind, SCHEDULES)}; there are {', '.join(SCHEDULES)}"
-            )
-        known = [p for p in inspect.signature(SCHEDULES[kind]).parameters if p not in _FROM_THE_LOOP]
-        for name in kwargs:
-            if name not in known:
-                raise UserError(f"lr_scheduler_kwargs: {kind} has no option {name!r}{suggest(name, known)}")
-        if total_steps is None and kind in ("cosine", "linear"):
-            raise UserError(f"lr_scheduler_type: {kind} needs to know the length of the run: give max_steps")
-        self.kind, self.base, self.total_steps, self.kwargs = kind, base, total_steps, kwargs
-        self.warmup_steps, self.warmup_start_factor = warmup_steps, warmup_start_factor
-        try:
-            for at in (warmup_steps, warmup_steps + (total_steps or 1) // 2):
-                self(at, [1.0, 1.0])
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise UserError(f"lr_scheduler_kwargs: {kind} cannot take {kwargs}: {error}") from None
-
-    def __call__(self, at: int, history: Sequence[float] = ()) -> float:
-        if at < self.warmup_steps:
-            f = self.warmup_start_factor
-            return self.base * (f + (1.0 - f) * at / self.warmup_steps)
-        after = at - self.warmup_steps
-        done = min(after / max(self.total_steps - self.warmup_steps, 1), 1.0) if self.total_steps else 0.0
-        extra: dict[str, Any] = {}
-        if self.kind == "plateau":
-            extra["history"] = history
-        elif self.kind == "step":
-            extra["steps_done"] = after
-        return SCHEDULES[self.kind](done, self.base, **extra, **self.kwargs)
-
-
-_FROM_THE_LOOP = ("done", "base", "steps_done", "history")
-
-
-# -- optimisers ------------------------------------------------------------------------------------------------------
 
 
 def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
@@ -136,11 +30,7 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
         names = sorted(cls.__name__ for cls in short.values())
         raise UserError(f"optimizer.class_path: unknown {class_path!r}{suggest(class_path, names)}; give a name in "
                         "torch.optim, or module.Class")  # fmt: skip
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"optimizer.class_path: cannot import {class_path!r}: {error}") from None
+    found = imported(class_path, "optimizer.class_path")
     if not inspect.isclass(found) or not issubclass(found, optimizer) or found is optimizer:
         raise UserError(
             f"optimizer.class_path: {class_path} is no optimizer class (one derived from torch.optim.Optimizer)"
@@ -163,7 +53,7 @@ def build_optimizer(
     class_path: str,
     learning_rate: float,
     init_args: dict[str, Any],
-    no_weight_decay: Sequence[str] = (),
+    groups: Sequence[ParameterGroup] = (),
 ) -> torch.optim.Optimizer:
     """The fused kernels are chosen where they exist. On CUDA they can skip a non-finite update without a host sync; on
     a CPU they take a third of the time. Those of the CPU walk through memory whatever the strides say, so parameters
@@ -171,67 +61,139 @@ def build_optimizer(
 
     Args:
         named: parameters by name.
-        no_weight_decay: patterns of the names of those that do not decay; they form a second group of parameters.
+        groups: those of ``parameter_groups``; empty: all alike.
 
-    Raises UserError if the class needs a closure or refuses its arguments, be it at its first step, or if a pattern
-    matches nothing.
+    Raises UserError if the class needs a closure or refuses its arguments, be it at its first step.
     """
+    cls: Any = optimizer_class(class_path)
+    _refuse_closure(cls)
     params = list(named.values())
-    cls = optimizer_class(class_path)
+    arguments = {"lr": learning_rate, **_arguments(cls, init_args, params)}
+    for group in groups:
+        for name in group.options:
+            _refuse_unknown(cls, name, f"optimizer: {group.names[0]} is to have {name!r}, but ")
+    given = arguments
+    try:
+        parts = [{"params": [named[n] for n in group.names], **group.settings} for group in groups]
+        optimizer = cls(parts or params, **arguments)  # first, so that what it says of a parameter is of a real one
+        for options in [group.options for group in groups] or [{}]:
+            given = arguments | options
+            _rehearse(cls, params, given)
+        return optimizer
+    except Exception as error:  # whatever a class makes of arguments that it does not check
+        checked = isinstance(error, (ValueError, TypeError))
+        why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {why} (given: {shown})") from None
+
+
+def _arguments(cls: type, init_args: dict[str, Any], params: list[torch.nn.Parameter]) -> dict[str, Any]:
+    """Those of the config, checked, and the fused kernel where there is one."""
+    parameters = inspect.signature(cls).parameters
+    for name, value in init_args.items():
+        if name in ("lr", "params"):
+            raise UserError(f"optimizer.init_args.{name}: give the rate as learning_rate" if name == "lr" else
+                            "optimizer.init_args.params: the parameters are those of the models")  # fmt: skip
+        _refuse_unknown(cls, name, "optimizer.init_args: ")
+        if isinstance(value, str) and name in parameters and "bool" in str(parameters[name].annotation):
+            raise UserError(f"optimizer.init_args.{name}: expected true or false, got {value!r}")
+    arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in init_args.items()}  # YAML has no tuples
+    if "fused" in parameters and "fused" not in arguments and "foreach" not in arguments:
+        if all(p.is_floating_point() and (p.is_cuda or (p.is_cpu and p.is_contiguous())) for p in params):
+            arguments["fused"] = True
+    return arguments
+
+
+def _refuse_unknown(cls: type, option: str, before: str) -> None:
+    parameters = inspect.signature(cls).parameters
+    known = [name for name in parameters if name not in ("params", "lr")]
+    if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise UserError(f"{before}{cls.__name__} has no option {option!r}{suggest(option, known)}")
+
+
+def _refuse_closure(cls: type[torch.optim.Optimizer]) -> None:
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UserError(
             f"optimizer: {cls.__name__} evaluates the loss several times in a step (a closure), which is not "
             "supported; take another, such as AdamW"
         )
-    parameters = inspect.signature(cls).parameters
-    known = [p for p in parameters if p not in ("params", "lr")]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in init_args:
-        if name in ("lr", "params"):
-            raise UserError(f"optimizer.init_args.{name}: give the rate as learning_rate" if name == "lr" else
-                            "optimizer.init_args.params: the parameters are those of the models")  # fmt: skip
-        if name not in known and not takes_any:
-            raise UserError(f"optimizer.init_args: {cls.__name__} has no option {name!r}{suggest(name, known)}")
-        if isinstance(init_args[name], str) and name in known and "bool" in str(parameters[name].annotation):
-            raise UserError(f"optimizer.init_args.{name}: expected true or false, got {init_args[name]!r}")
-    arguments: dict[str, Any] = dict(init_args)
-    if "fused" in known and "fused" not in arguments and "foreach" not in arguments:
-        if all(p.is_floating_point() and (p.is_cuda or (p.is_cpu and p.is_contiguous())) for p in params):
-            arguments["fused"] = True
-    for name, value in arguments.items():  # YAML has no tuples
-        if isinstance(value, list):
-            arguments[name] = tuple(value)
-    arguments = {"lr": learning_rate, **arguments}
-    groups = _decaying_or_not(named, no_weight_decay, cls.__name__ if "weight_decay" not in known else "")
-    try:
-        optimizer = cls(groups, **arguments)  # first, so that what it says of a parameter is of a real one
-        _rehearse(cls, params, arguments)
-        return optimizer
-    except Exception as error:  # whatever a class makes of arguments that it does not check
-        checked = isinstance(error, (ValueError, TypeError))
-        why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]
-        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise UserError(f"optimizer: {cls.__name__} refuses its arguments: {why} (given: {given})") from None
 
 
-def _decaying_or_not(named: Mapping[str, torch.nn.Parameter], patterns: Sequence[str], without: str) -> list[Any]:
-    """The parameters, in two groups if some of them do not decay."""
-    if not patterns:
-        return list(named.values())
-    if without:
-        raise UserError(f"optimizer.no_weight_decay: {without} has no option weight_decay")
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in named):
-            raise UserError(f"optimizer.no_weight_decay: {pattern!r} matches none of {', '.join(list(named)[:8])}, ...")
-    still = {name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    return [
-        {"params": [p for name, p in named.items() if name not in still]},
-        {"params": [p for name, p in named.items() if name in still], "weight_decay": 0.0, "no_weight_decay": True},
-    ]
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that the optimiser treats alike.
+
+    Args:
+        names: of the parameters.
+        options: of the optimiser, where theirs are not those of the config.
+        lr_factor: what their learning rate is multiplied by.
+    """
+
+    names: list[str]
+    options: dict[str, Any]
+    lr_factor: float = 1.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is kept with the group in the optimiser; a checkpoint has it, and so shows whose state it holds."""
+        return {**self.options, "lr_factor": self.lr_factor, "members": keyed.key(*self.names) >> 1}
 
 
-def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
+def parameter_groups(
+    options: Mapping[str, Mapping[str, Any]],
+    no_weight_decay: Sequence[str] = (),
+    lr_factors: Mapping[str, float] | None = None,
+) -> list[ParameterGroup]:
+    """The parameters in groups of equal options; none if all are as the config says.
+
+    Args:
+        options: for every parameter by name, what the task says of it; ``lr_factor`` may be among it.
+        no_weight_decay: patterns of the names of those that do not decay.
+        lr_factors: pattern -> factor of the learning rate; the first pattern that matches counts. Both come before
+            what the task says.
+
+    Raises:
+        UserError: a pattern matches nothing, or a factor is no number from 0 on.
+    """
+    factors = lr_factors or {}
+    for setting, patterns in (("no_weight_decay", no_weight_decay), ("lr_factors", factors)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in options):
+                names = ", ".join(list(options)[:8])
+                raise UserError(f"optimizer.{setting}: {pattern!r} matches none of {names}, ...")
+    groups: dict[str, ParameterGroup] = {}
+    for name, given in options.items():
+        own = dict(given)
+        if any(fnmatchcase(name, pattern) for pattern in no_weight_decay):
+            own["weight_decay"] = 0.0
+        factor = next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), own.pop("lr_factor", 1.0))
+        own.pop("lr_factor", None)
+        if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+            raise UserError(f"optimizer: the lr_factor of {name} is {factor!r}; expected a number from 0 on")
+        key = repr((sorted(own.items()), float(factor)))
+        groups.setdefault(key, ParameterGroup([], own, float(factor))).names.append(name)
+    found = sorted(groups.values(), key=lambda group: bool(group.options) or group.lr_factor != 1.0)
+    return found if len(found) > 1 or any(group.options or group.lr_factor != 1.0 for group in found) else []
+
+
+def renew_groups(optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup]) -> None:
+    """Give every group of a restored optimiser the options that it has now.
+
+    Raises:
+        UserError: it was saved with other parameters in its groups, and the state of one would be that of another.
+    """
+    settings = [group.settings for group in groups] or [{}]  # one group of parameters that are all alike
+    for saved, now in zip(optimizer.param_groups, settings, strict=True):
+        if saved.get("members", now.get("members")) != now.get("members"):
+            raise UserError(
+                "the checkpoint has the parameters in other groups. Take parameter_options, no_weight_decay and "
+                "lr_factors as they were, or only the weights (init_from and another output_dir)"
+            )
+        saved.update(now)
+
+
+def renew_options(optimizer: torch.optim.Optimizer, names: set[str], groups: Sequence[ParameterGroup] = ()) -> None:
     """Give these options the values that the optimiser was built with; torch restores them together with the state.
 
     Raises UserError if the restored state lacks what they need.
@@ -239,9 +201,9 @@ def renew_options(optimizer: torch.optim.Optimizer, names: set[str]) -> None:
     names = {n for n in names if n in optimizer.defaults and n not in ("fused", "foreach", "capturable")}
     if not names:
         return
-    for group in optimizer.param_groups:
-        kept = {"weight_decay"} if group.get("no_weight_decay") else set[str]()
-        group.update({name: optimizer.defaults[name] for name in names - kept})
+    kept = [group.options for group in groups] or [{}]
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update({name: optimizer.defaults[name] for name in names if name not in own})
     cls = type(optimizer)
     needed = {name for state in _small_copy(optimizer).state.values() for name in state}
     missing = needed - {name for state in optimizer.state.values() for name in state}

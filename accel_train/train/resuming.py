@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
-from accel_train.train.optim import renew_options, same_class
+from accel_train.train import averages
+from accel_train.train.groups import Group
+from accel_train.train.optim import renew_groups, renew_options, same_class
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
-from accel_train.train.step import Group
+from accel_train.train.state import RunState
 
 
 def restore(saver: Saver) -> dict[str, Any] | None:
@@ -38,6 +41,7 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     path = Path(value)
     try:
         session.accelerator.load_state(str(path))
+        averages.load(session.stepper.averages, path)
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
@@ -46,6 +50,23 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress
+
+
+def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
+    """What whoever goes on with a run should know: how good it was, and what a schedule that changed does now."""
+    step, best, seen = state.position.step, state.best_model.best, len(state.best_model.evaluations)
+    if best:
+        name = saver.session.config.metric_for_best_model
+        found = f"best {name} {best['value']:.6g} at step {int(best['step']):,}"
+        yield Event("note", f"before: {seen:,} evaluation{'s' if seen > 1 else ''}, {found}")
+    trained = state.plan.phases[state.phase_trained()].objectives if step and not state.done() else ()
+    groups = [saver.session.stepper.groups[objective.name] for objective in trained]
+    for group in {group.name: group for group in groups if group.schedule.total_steps}.values():
+        schedule, saved = group.schedule, group.optimizer.param_groups[0]  # with the rate of the last step
+        before = float(saved["lr"]) / (saved.get("lr_factor", 1.0) or math.nan)
+        if schedule.kind in ("cosine", "linear") and abs(before - schedule(step - 1)) > 1e-6 * schedule.base:
+            says = f"{schedule.kind} over {schedule.total_steps:,} steps, as if meant from the start"
+            yield Event("note", f"learning rate of {group.name}: {schedule(step):.3g} now, {before:.3g} before; {says}")
 
 
 def _choose(saver: Saver) -> str | None:
@@ -107,7 +128,7 @@ def _compare(session: Session, path: Path) -> None:
 def _optimizer_settings(session: Session, path: Path) -> Iterator[tuple[Group, dict[str, Any], dict[str, Any]]]:
     """Every group with its optimiser as the checkpoint's config has it, and as this run's has it."""
     configs: list[dict[str, Any]] = [yaml.safe_load((path / "config.yaml").read_text()), session.described]
-    for group in {id(group): group for group in session.stepper.groups.values()}.values():
+    for group in session.stepper.each_group():
         old, new = (
             next((each["optimizers"][o.name] for o in group.objectives if o.name in each.get("optimizers", {})),
                  each.get("optimizer", {}))
@@ -137,4 +158,6 @@ def _renew_options(session: Session, path: Path) -> None:
     """What the config says of the optimisers now, not when the checkpoint was written."""
     for group, old, new in _optimizer_settings(session, path):
         before, now = old.get("init_args", {}), new["init_args"]
-        renew_options(group.optimizer, {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)})
+        renew_groups(group.optimizer, group.parameter_groups)
+        new_options = {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)}
+        renew_options(group.optimizer, new_options, group.parameter_groups)

@@ -19,6 +19,7 @@ from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
 from accel_train.task import Event
+from accel_train.train import averages
 from accel_train.train.session import Session
 
 
@@ -91,6 +92,10 @@ class Saver:
         """The models as a folder of their own, or a warning. Every rank must call it, since weights may be spread over
         them; rank 0 writes."""
         self.check_folder()
+        with averages.in_place(self.session.stepper.averages):
+            self._export(folder, info)
+
+    def _export(self, folder: Path, info: dict[str, Any]) -> None:
         states = {name: weights.whole_state(model, self.ranks.is_main) for name, model in self.session.models.items()}
         error = ""
         if self.ranks.is_main:
@@ -146,6 +151,7 @@ class Saver:
         if not error:
             try:
                 self.session.accelerator.save_state(str(folder))
+                averages.save(self.session.stepper.averages, folder, self.ranks.is_main)
                 if self.ranks.is_main:
                     run_folder.write_json(folder / PROGRESS, progress)
                     run_folder.write_config(folder / "config.yaml", self.session.described)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from accel_train import contract, keyed
+from accel_train.classes import unfindable
 from accel_train.config.convert import build
 from accel_train.config.plain import refuse_unusable, to_dict
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
@@ -20,8 +22,10 @@ from accel_train.run.reports import Reports
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
-from accel_train.train.optim import Schedule
-from accel_train.train.step import Stepper, group_objectives
+from accel_train.train.averages import Averaging
+from accel_train.train.groups import group_objectives
+from accel_train.train.schedules import Schedule
+from accel_train.train.step import Stepper
 from accel_train.train.world import Ranks, launched_for_gpus, start_accelerate
 
 
@@ -34,6 +38,9 @@ class Session:
         self.emit = self.observers.emit  # an event to whoever watches the run, now or once they are there
         refuse_unusable(task, config)
         self.output_dir = run_dir(task, config)
+        if why := unfindable(type(task)):
+            self.emit(Event("note", f"{type(task).__name__} {why}, where evaluate, export and load_exported of another "
+                                    "process cannot find it: put it into a file and import it from there"))  # fmt: skip
         self.accelerator = start_accelerate(dataclasses.replace(config, output_dir=str(self.output_dir)))
         self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator)
@@ -60,7 +67,7 @@ class Session:
         self.objectives = contract.objectives_of(task)
         self.plan = self._plan()
         self.stepper = self._stepper()
-        self.loader = self._loader(self.source)
+        self.loader = self._loader(self.source, "the data set", self.ranks.all_agree)
         self.eval_loader = None
         if eval_source is not None and config.eval_steps != 0:
             contract.require(task, "eval_step", "eval_metrics")
@@ -86,11 +93,11 @@ class Session:
         with generators(key):  # those of numpy and Python too
             return build()
 
-    def _loader(self, source: BatchSource, name: str = "the data set") -> Loader:
+    def _loader(self, source: BatchSource, name: str, all_agree: Callable[[bool], bool] | None = None) -> Loader:
         config, ranks = self.config, self.ranks
         return Loader(
             source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
-            seed=config.seed, all_agree=ranks.all_agree, name=name,
+            seed=config.seed, all_agree=all_agree, name=name,
         )  # fmt: skip
 
     def events(self) -> list[Event]:
@@ -128,9 +135,11 @@ class Session:
         stepper = Stepper(
             self.task, self.models, self.accelerator, self.ranks, config.seed,
             config.max_grad_norm, config.micro_batch_size, config.memory_guard, config.check_contract,
+            self._averaging(),
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]
+        mode = {"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}
         trained = set[str]()
         for trains, members in group_objectives(used_objectives, list(self.models)).items():
             optimizer = self._optimizer(members)
@@ -138,10 +147,9 @@ class Session:
                 config.lr_scheduler_type,
                 config.learning_rate if optimizer.learning_rate is None else optimizer.learning_rate,
                 self.plan.total_steps,
-                self._warmup_steps(),
+                self._steps("warmup_steps"),
                 config.warmup_start_factor,
-                **({"mode": "max"} if config.greater_is_better and config.lr_scheduler_type == "plateau" else {}),
-                **config.lr_scheduler_kwargs,
+                mode | config.lr_scheduler_kwargs,
             )
             stepper.add_group(trains, members, dataclasses.asdict(optimizer), schedule)
             trained |= set(trains)
@@ -182,16 +190,22 @@ class Session:
             raise UserError(f"optimizers: {names} train the same models and share one optimizer; set one of them only")
         return chosen[0] if chosen else self.config.optimizer
 
-    def _warmup_steps(self) -> int:
-        text = self.config.warmup_steps
+    def _averaging(self) -> Averaging | None:
+        if self.config.ema_decay is not None:
+            return Averaging(self.config.ema_decay)
+        return Averaging(1.0, self._steps("swa_start")) if self.config.swa_start is not None else None
+
+    def _steps(self, setting: str) -> int:
+        """A setting that is a length, in steps."""
+        text = getattr(self.config, setting)
         if text in (0, "0"):
             return 0
-        length = Duration.parse(text, "warmup_steps")
+        length = Duration.parse(text, setting)
         if length.unit == "st":
             return length.count
         in_epoch = [self.source.steps(epoch) for epoch in range(length.count)]
         if None in in_epoch:
-            raise UserError("warmup_steps: this data has no epochs; give steps")
+            raise UserError(f"{setting}: this data has no epochs; give steps")
         return sum(n for n in in_epoch if n is not None)
 
     def _check_evaluations(self) -> None:

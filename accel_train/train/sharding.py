@@ -7,9 +7,8 @@ but the first ever holds more than its own pieces and one parameter on its way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
-from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +50,7 @@ def _built(build: Callable[[], Models], key: int) -> tuple[Models, bytes]:
 def _built_on_meta(build: Callable[[], Models], key: int) -> tuple[Models, bytes]:
     """Nothing, and no state, where that cannot be done."""
     with contextlib.suppress(RuntimeError, NotImplementedError):  # there is nothing to be read on meta
-        with mock.patch.object(nn.Module, "register_parameter", _register_on_meta), _DrawnInVain():
+        with _parameters_on_meta(), _DrawnInVain():
             models, state = _built(build, key)
         if not any(buffer.is_meta for model in models.values() for buffer in model.buffers()):
             return models, state
@@ -91,6 +90,17 @@ def complete(models: Iterable[nn.Module], ranks: Ranks, device: torch.device) ->
         model.to(device)
 
 
+def forget_forwards(shards: Iterable[Any]) -> None:
+    """FSDP2 gathers ahead, in the backward pass, in the order of all forward passes since the last one. An evaluation
+    is not as long on every rank, and a look at a batch is one rank's own: then the ranks would wait for each other."""
+    for shard in shards:
+        state = shard._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # older torch has one, or None
+        for group in filter(None, groups):
+            group._post_forward_indices.clear()
+
+
 def _piece(like: Any, value: Tensor | None, device: torch.device) -> Tensor:
     """This rank's piece, as a DTensor, of the value that rank 0 has."""
     from torch.distributed.tensor import distribute_tensor
@@ -112,12 +122,22 @@ def _replace(module: nn.Module, params: list[nn.Parameter]) -> None:
 _register = nn.Module.register_parameter
 
 
-def _register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+@contextlib.contextmanager
+def _parameters_on_meta() -> Generator[None]:
+    """As ``accelerate.init_empty_weights`` does, but what was tied stays tied."""
+    nn.Module.register_parameter = _register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = _register
+
+
+def _register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
     if param is not None and not param.is_meta:
         if not hasattr(param, "on_meta"):  # it may be registered under another name, too
             param.on_meta = _on_meta(param)  # pyright: ignore[reportAttributeAccessIssue]
         param = param.on_meta  # pyright: ignore[reportAttributeAccessIssue]
-    _register(module, name, param)
+    _register(self, name, param)
 
 
 def _on_meta(param: nn.Parameter) -> nn.Parameter:

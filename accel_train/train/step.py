@@ -10,20 +10,24 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from accel_train import keyed
+from accel_train import contract, keyed
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
-from accel_train.train import additivity
-from accel_train.train.optim import Schedule, build_optimizer, memory_of
-from accel_train.train.sharding import is_sharded, shard
+from accel_train.train import additivity, averages
+from accel_train.train.after_step import AfterStep, freeze, frozen_in
+from accel_train.train.averages import Average, Averaging
+from accel_train.train.groups import Group, communicate, remembered
+from accel_train.train.optim import build_optimizer, memory_of, parameter_groups
+from accel_train.train.schedules import Schedule
+from accel_train.train.sharding import forget_forwards, is_sharded, shard
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.train.totals import Totals
 from accel_train.train.world import Ranks
@@ -38,81 +42,14 @@ class AbandonedError(RuntimeError):
 @contextlib.contextmanager
 def _frozen(params: list[nn.Parameter]) -> Generator[None]:
     """No gradient is computed for these; one would be added to the next update of their own objective."""
-    for param in params:
+    wanted = [param for param in params if param.requires_grad]
+    for param in wanted:
         param.requires_grad_(False)
     try:
         yield
     finally:
-        for param in params:
+        for param in wanted:
             param.requires_grad_(True)
-
-
-@dataclass
-class Group:
-    """Objectives that train the same models share one wrapped module, optimiser, schedule and scaler."""
-
-    name: str
-    objectives: tuple[Objective, ...]
-    module: nn.Module
-    local: StepModule  # the same without the wrapper that reduces gradients
-    params: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    buffers: list[Tensor]  # what the models remember besides parameters, such as running statistics
-    read_only: list[nn.Parameter]  # of other models: the loss passes through them and must leave nothing there
-    scaler: torch.amp.GradScaler | None = None
-    lr: float = field(default=math.nan)
-
-    def set_lr(self, lr: float) -> None:
-        if lr != self.lr:
-            for param_group in self.optimizer.param_groups:
-                param_group["lr"] = lr
-            self.lr = lr
-
-
-def group_objectives(
-    objectives: Sequence[Objective], model_names: Sequence[str]
-) -> dict[tuple[str, ...], list[Objective]]:
-    """Objectives by the models they train. Refuses unknown names and groups that overlap without being equal."""
-    groups: dict[tuple[str, ...], list[Objective]] = {}
-    for objective in objectives:
-        trains = tuple(objective.trains) or tuple(model_names)
-        for name in trains:
-            if name not in model_names:
-                raise UserError(
-                    f"objective {objective.name!r} trains {name!r}, but the models are {', '.join(model_names)}"
-                )
-        groups.setdefault(tuple(sorted(trains)), []).append(objective)
-    seen: dict[str, tuple[str, ...]] = {}
-    for trains, members in groups.items():
-        for name in trains:
-            if name in seen:
-                raise UserError(
-                    f"objective {members[0].name!r} trains {trains} and another trains {seen[name]}: objectives must "
-                    "train the same models or none in common, since a shared parameter would be reduced twice"
-                )
-            seen[name] = trains
-    return groups
-
-
-def _communicate(models: dict[str, nn.Module]) -> bool:
-    """Whether ranks wait for each other in a forward pass, so that every one must make equally many: torch's
-    ``SyncBatchNorm`` does, and a module that says so by an attribute ``communicates``."""
-    modules = (module for model in models.values() for module in model.modules())
-    return any(isinstance(m, nn.SyncBatchNorm) or getattr(m, "communicates", False) for m in modules)
-
-
-def _remembered(models: nn.Module) -> list[Tensor]:
-    """Buffers that are saved and may change in training. A module whose own never do says so by an attribute
-    ``constant_buffers``."""
-    kept = models.state_dict(keep_vars=True)
-    constant = {
-        id(buffer)
-        for module in models.modules()
-        if getattr(module, "constant_buffers", False)
-        for buffer in module.buffers(recurse=False)
-    }
-    return [buffer for name, buffer in models.named_buffers() if name in kept and id(buffer) not in constant]
 
 
 class Stepper:
@@ -122,6 +59,7 @@ class Stepper:
         micro_batch_size: at most so many items go through the models at once, on every rank; None for no limit.
             Halved (on all ranks together) by an out-of-memory error if ``memory_guard``.
         check_contract: the first batch of every objective is also cut in two, to see whether its shares add up.
+        averaging: how the weights are averaged, if they are.
     """
 
     def __init__(
@@ -135,10 +73,13 @@ class Stepper:
         micro_batch_size: int | None = None,
         memory_guard: bool = True,
         check_contract: bool = True,
+        averaging: Averaging | None = None,
     ) -> None:
         self.task, self.models, self.accelerator, self.ranks = task, models, accelerator, ranks
+        self.averaging = averaging
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self.device = accelerator.device
+        self.after_step = AfterStep(task, models, seed)
         self.totals = Totals(task, models, ranks, self.device)
         self.groups: dict[str, Group] = {}  # by objective name
         self.memory_halvings = 0
@@ -182,12 +123,12 @@ class Stepper:
                 prepared = self.accelerator.prepare_model(module)
                 if self.ranks.world_size > 1 and not self.groups:
                     unsay_that_all_are_used(self.device)
-        built = build_optimizer(
-            dict(zip(names, params, strict=True)), optimizer["class_path"], schedule.base, optimizer["init_args"],
-            optimizer["no_weight_decay"],
-        )  # fmt: skip
+        named = dict(zip(names, params, strict=True))
+        options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
+        groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
+        built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
         self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
-        if self.ranks.world_size > 1 and _communicate(self.models):
+        if self.ranks.world_size > 1 and communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
             self._guarded = self._retry_memory = False
@@ -196,18 +137,22 @@ class Stepper:
             scaler = torch.amp.GradScaler(self.device.type)
         others = [model for name, model in self.models.items() if name not in trains]
         read_only = [p for model in others for p in model.parameters() if p.requires_grad]
-        buffers = _remembered(module.trained)
+        buffers = remembered(module.trained)
+        name = "+".join(trains)
         group = Group(
-            name="+".join(trains),
+            name=name,
             objectives=tuple(objectives),
             module=prepared,
             local=module,
+            names=names,
             params=params,
             optimizer=built,
+            parameter_groups=groups,
             schedule=schedule,
             buffers=buffers,
             read_only=read_only,
             scaler=scaler,
+            average=Average(name, named, self.averaging) if self.averaging else None,
         )
         for objective in objectives:
             self.groups[objective.name] = group
@@ -369,20 +314,25 @@ class Stepper:
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = self._clip(group)
-        if scaler is not None:  # the scaler looks for non-finite gradients itself and adapts its scale
-            scaler.step(optimizer)
-            scaler.update()
-        elif norm.device.type == "cpu":
-            if math.isfinite(norm.item()):
-                optimizer.step()
-        elif getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
-        elif torch.isfinite(norm).item():  # no fused kernel: this waits for the device
-            optimizer.step()
+        made = self._apply(group, norm)
+        if group.average is not None:
+            group.average.note(made)
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _apply(self, group: Group, norm: Tensor) -> Tensor:
+        """Let the optimiser step if the gradient is finite, and say whether it is, where possible without reading."""
+        optimizer, scaler, finite = group.optimizer, group.scaler, torch.isfinite(norm)
+        if scaler is not None:  # it looks for non-finite gradients itself and adapts its scale
+            scaler.step(optimizer)
+            scaler.update()
+        elif norm.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif finite.item():  # on a GPU, without a fused kernel, this waits for the device
+            optimizer.step()
+        return finite
 
     def _clip(self, group: Group) -> Tensor:
         if self.max_grad_norm:
@@ -390,6 +340,20 @@ class Stepper:
         else:
             norm = nn.utils.get_total_norm([p.grad for p in group.params if p.grad is not None])
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+
+    def end_step(self, step: int) -> None:
+        """After all objectives of ``step`` (from 0): what the task does then, and averages of what comes of it."""
+        self.after_step(step + 1, self.each_group(), self._sharded)
+        for average in self.averages:
+            average.update(step)
+
+    @property
+    def averages(self) -> list[Average]:
+        """Of each group, if weights are averaged."""
+        return [group.average for group in self.each_group() if group.average is not None]
+
+    def each_group(self) -> list[Group]:
+        return list({id(group): group for group in self.groups.values()}.values())
 
     # -- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -434,6 +398,7 @@ class Stepper:
         try:
             yield
         finally:
+            forget_forwards(shards)
             plugin = self.accelerator.state.fsdp_plugin
             for module in shards:
                 module.reshard()
@@ -441,8 +406,15 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
-        found = [memory_of(each) for each in {id(g): g.optimizer for g in self.groups.values()}.values()]
-        return {what: sum(each[what] for each in found) for what in found[0]}
+        found = [memory_of(each) for each in [group.optimizer for group in self.each_group()]]
+        kept = {"averages": sum(average.nbytes() for average in self.averages)} if self.averages else {}
+        return {what: sum(each[what] for each in found) for what in found[0]} | kept
+
+    @contextlib.contextmanager
+    def final_weights(self) -> Generator[None]:
+        """Inside, the models have the weights that are evaluated, whole on every rank: averages, if there are any."""
+        with averages.in_place(self.averages), self.whole_weights():
+            yield
 
     @property
     def can_abandon(self) -> bool:
@@ -460,11 +432,15 @@ class Stepper:
         return events
 
     def state(self) -> dict[str, Any]:
-        """JSON of what is not in the optimisers: loss scales, and the micro-batch that fits in memory."""
+        """JSON of what is not in the optimisers: loss scales, the micro-batch that fits in memory, what is frozen."""
         scalers = {g.name: g.scaler.state_dict() for g in self.groups.values() if g.scaler is not None}
-        return {"scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None}
+        return {
+            "scalers": scalers, "micro_batch_size": self.micro_batch_size if self.memory_halvings else None,
+            "frozen": frozen_in(self.each_group()),
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
+        freeze(self.each_group(), state.get("frozen", []))
         for group in self.groups.values():
             if group.scaler is not None and group.name in state["scalers"]:
                 group.scaler.load_state_dict(state["scalers"][group.name])

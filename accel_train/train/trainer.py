@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from accel_train import contract
+from accel_train.classes import being_imported
 from accel_train.config.read import settings_for
 from accel_train.config.schema import TrainConfig
+from accel_train.data.source import described
+from accel_train.errors import UserError
 from accel_train.system.output import forgiving
 from accel_train.system.signals import caught
 from accel_train.system.writing import refuse_unwritable
@@ -30,12 +33,13 @@ class Trainer:
         task: what to train.
         config: all settings; or give them as keyword arguments (the fields of ``TrainConfig``), over what the task
             recommends.
-        observers: further observers, beside those the config asks for.
+        observers: further observers (``accel_train.Observer``), beside those the config asks for.
         on_step: called with a ``Step`` after every step, on every rank, by whoever must see each of them; what only
             wants to know how the run stands is an observer. What it raises becomes a warning.
 
     Attributes:
-        models: by name, once ``fit`` has built them.
+        models: by name, once ``fit`` has built them. They have the weights that are trained; where averages are asked
+            for (``ema_decay``), those are in the folders ``best`` and ``model``.
     """
 
     def __init__(
@@ -53,11 +57,16 @@ class Trainer:
         self.config: TrainConfig = config or settings_for(type(task), settings)
         self.models: dict[str, nn.Module] = {}
         self._observers, self._on_step = list(observers), on_step
+        for observer in self._observers:
+            if not isinstance(observer, Observer):
+                what = described(observer)
+                raise UserError(f"observers: got {what}; give an instance of a class derived from accel_train.Observer")
         self._loop: Loop | None = None  # while there is a run
         self._asked_to_stop: str | None = None  # while there is none
 
     def request_stop(self, reason: str) -> None:
-        """Ask, on any rank, that all ranks stop after the same step and save. Before ``fit``: as it begins."""
+        """Ask, on any rank, that all ranks stop after the same step and save: at the next synchronisation point, which
+        is at most about half a second away. Before ``fit``: as it begins."""
         if self._loop is not None:
             self._loop.control.stop(reason)
         else:
@@ -73,6 +82,9 @@ class Trainer:
             LockLostError: another run has the folder by now.
             OtherRankError: data or an evaluation failed on another rank; this one saved as well.
         """
+        if file := being_imported():
+            raise UserError(f"{file} trains as soon as it is imported, which is done here to find its task: what is to "
+                            'happen only when it is run belongs under `if __name__ == "__main__":`')  # fmt: skip
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
             signals = held.enter_context(caught())

@@ -24,7 +24,7 @@ def measure(
     how far it is."""
     assert session.eval_loader is not None
     batches = session.config.limit_eval_batches if batches is None else batches
-    with session.stepper.whole_weights():
+    with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
         evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
         return evaluator.evaluate(session.eval_loader, batches, busy)

@@ -50,8 +50,10 @@ def test_everything_comes(installed, capsys):
 def test_one_task_comes_with_what_it_needs(installed, task, capsys):
     assert main(["init", task, "there"]) == 0
     names = copied(installed / "there")
-    assert {f"examples/{task}.yaml", f"examples/{task}_small.yaml", "examples/slurm.sh"} <= names
-    assert not any(other in name for other in TASKS for name in names if other != task)
+    assert {f"examples/{task}_small.yaml", "examples/slurm.sh"} <= names
+    assert (f"examples/{task}.yaml" in names) == (ROOT / f"examples/{task}.yaml").is_file()
+    assert not any(other in name for other in TASKS for name in names if other not in task)
+    assert not any(name.startswith("examples/collatz_step") for name in names if task == "collatz")
     assert tracked("accelerate_configs") <= names
     out = capsys.readouterr().out
     *_, last = out.splitlines()

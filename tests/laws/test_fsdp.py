@@ -96,6 +96,11 @@ class Taught(Product):
         return Loss(error.square().sum() / totals["items"])
 
 
+class Freezing(Product):
+    def after_step(self, models, step):
+        models["model"][0].requires_grad_(step < 2)
+
+
 class Deep(Product):
     """64 MB of weights in 16 layers."""
 
@@ -137,7 +142,7 @@ def shard_from_now_on(parts):
     session.start_accelerate = start
 
 
-def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None):
+def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None, **more):
     assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
     if sharded:
         shard_from_now_on(list(parts))
@@ -146,11 +151,15 @@ def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=
             globals()[task](), observers=[Eyes()],
             output_dir=folder, max_steps=steps, global_batch_size=batch, logging_steps=5, eval_steps=10,
             save_steps=10, learning_rate=1e-2, max_grad_norm=0.5, report_to=[],
-            monitor_steps=8, histogram_steps=12, optimizer=GROUPS, init_from=init_from,
+            monitor_steps=8, histogram_steps=12, optimizer=GROUPS, init_from=init_from, **more,
         ).fit()  # fmt: skip
     except UserError as error:
         with open(f"{folder}-error", "a") as file:
             file.write(f"{error}\n")
+
+
+def train_averaged(folder, steps, sharded):
+    train(folder, steps, sharded, parts=["Linear"], ema_decay=0.8)
 
 
 def train_brains(folder, steps, sharded, options):
@@ -206,12 +215,27 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
     assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
 
 
+def test_averages_of_pieces_are_those_of_whole_weights(tmp_path):
+    """Also after a resume; and what is trained does not notice."""
+    for name, sharded, lengths in (("replicated", False, [30]), ("whole", True, [30]), ("pieces", True, [20, 30])):
+        for steps in lengths:
+            on_two_ranks(str(tmp_path / name), steps, sharded, function="train_averaged")
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "replicated"), rel=1e-9)
+    for file in ("model/model.safetensors", "checkpoints/latest/averages.safetensors"):
+        one, other = (load_file(tmp_path / name / file) for name in ("replicated", "whole"))
+        assert one.keys() == other.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    assert_same_run(tmp_path / "pieces", tmp_path / "whole")
+
+
 def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
-    """A run begins with an evaluation, which calls the models without what was wrapped around them."""
-    on_two_ranks(str(tmp_path / "replicated"), 10, False)
-    on_two_ranks(str(tmp_path / "sharded"), 10, True, 16, ["Linear"])
+    """A run begins with an evaluation, which calls the models without what was wrapped around them; and one rank alone
+    looks at a batch after step 12."""
+    on_two_ranks(str(tmp_path / "replicated"), 15, False)
+    on_two_ranks(str(tmp_path / "sharded"), 15, True, 16, ["Linear"])
     wanted = losses(tmp_path / "replicated")
-    assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 3
+    assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 5
 
 
 @pytest.mark.slow
@@ -231,6 +255,12 @@ def test_unequal_shares_are_refused_on_every_rank(tmp_path):
     assert len(said) == 2 and all("FSDP: the ranks have [0, 1]" in line for line in said)
 
 
+def test_freezing_on_the_way_is_refused(tmp_path):
+    on_two_ranks(str(tmp_path / "run"), 3, True, 16, [], "Freezing")
+    said = (tmp_path / "run-error").read_text().splitlines()
+    assert len(said) == 2 and all("FSDP cannot freeze model.0" in line and "detach" in line for line in said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}], ids=["", "checkpointing"])
 def test_sherlock(tmp_path, options):
@@ -248,6 +278,7 @@ def test_sherlock(tmp_path, options):
     assert_same_run(tmp_path / "stopped", tmp_path / "sharded")
 
 
+@pytest.mark.slow
 def test_no_rank_but_the_first_builds_the_whole_model(tmp_path):
     """Of 64 MB: rank 0 has them all, and less and less while it hands them out; rank 1 its half."""
     on_two_ranks(str(tmp_path / "run"), True, function="build_deep")

@@ -38,7 +38,7 @@ def test_ranks_and_cuts_change_nothing(tmp_path, files):
     for ranks, arguments, settings in (
         (2, {}, {}),
         (3, {"max_muons_per_batch": 25}, {"num_workers": 0}),
-        (1, {"max_muons_per_batch": 10, "chunk_muons": 7}, {"micro_batch_size": 5}),
+        (1, {"max_muons_per_batch": 10}, {"micro_batch_size": 5}),
     ):
         results = run(job(tmp_path / f"{ranks}-{len(arguments)}", files, double | arguments, **settings), ranks)
         assert [r["error"] for r in results] == [None] * ranks

@@ -10,6 +10,7 @@ from support.waits import Waits
 from accel_train import contract
 from accel_train.data.loader import Loader
 from accel_train.plan import Position
+from accel_train.tasks.collatz.step.task import LongStepTask
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tasks.gdynet.synth import synth as synth_trajectories
 from accel_train.tasks.muon import synth as muons
@@ -20,6 +21,10 @@ COLLATZ = dict(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, max_len=96
 
 def collatz(folder):
     return CollatzTask(**COLLATZ)
+
+
+def collatz_step(folder):
+    return LongStepTask(base=16, digits=4, d_model=16, num_layers=1, nhead=2, dim_feedforward=32)
 
 
 def muon(folder):
@@ -59,7 +64,7 @@ def waits(task, limit: int) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [3, 100])
-@pytest.mark.parametrize("make", [collatz, muon, tcn, sherlock])
+@pytest.mark.parametrize("make", [collatz, collatz_step, muon, tcn, sherlock])
 def test_no_hook_waits_for_the_device(tmp_path, make, limit):
     assert waits(make(tmp_path), limit) == []
 

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, keyed
+from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, from_dataset, from_iterable, keyed
 from accel_train.errors import DataError
 from accel_train.task import Event
 from accel_train.tasks.gdynet.task import GDyNetTask
@@ -205,6 +206,29 @@ class Checkpointed(Toy):
         return ((hidden[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
 
 
+class Scheduled(Toy):
+    """A penalty grows with the step; the hook freezes and frees layers, shakes a bias, and a buffer follows."""
+
+    def build_model(self):
+        model: Any = super().build_model()
+        model.register_buffer("follower", model[0].weight.detach().clone())
+        return model
+
+    def loss_step(self, models, batch, totals, objective):
+        loss, share = super().loss_step(models, batch, totals, objective), len(batch["index"]) / totals["items"]
+        penalty = objective.step * share * models["model"][0].weight.square().mean()
+        return Loss(loss.value + 0.01 * penalty, {"at": objective.step * share, "of": objective.epoch * share})
+
+    def after_step(self, models, step):
+        model: Any = models["model"]
+        first, _, _, last = model
+        first.weight.requires_grad_(not 5 <= step < 12)
+        if step == 14:  # only once: a resume must know
+            first.bias.requires_grad_(False)
+        last.bias.add_(0.01 * torch.randn(1))
+        model.follower.lerp_(first.weight, 0.1)
+
+
 class Mean(Toy):
     """The mistake of beginners: a mean over whatever is at hand."""
 
@@ -347,6 +371,60 @@ class Stream(BatchSource):
     ) -> Iterator[dict[str, Any] | None]:
         for number in range(step, self.lengths[rank]):
             yield self.data.read(np.arange(4) + 1000 * epoch + 10 * number + 4 * rank)
+
+
+class Brought(Toy):
+    """On data as people have them: a list of dicts, or the same as ``streams`` of uneven length; with noise."""
+
+    def __init__(self, streams: int = 0, held_out: int = 21, **options: Any) -> None:
+        super().__init__(**options)
+        self.streams, self.held_out = streams, held_out
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        source = super().build_data(split, batch_size, seed)
+        if source is None:
+            return None
+        items = [{name: v[0] for name, v in source.data.read(np.array([i])).items()} for i in range(len(source.data))]
+        items = items if split == "train" else items[: self.held_out]
+        augment = noisy if split == "train" else None
+        if not self.streams:
+            return from_dataset(items, batch_size, seed, shuffle=split == "train", augment=augment)
+        cuts = np.linspace(0, 1, self.streams + 1) ** 2 * len(items)
+        streams = [items[int(a) : int(b)] for a, b in pairwise(cuts)]
+        return from_iterable([Shuffled(each) for each in streams], batch_size, seed, augment=augment)
+
+
+def noisy(item: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    return item | {"y": (item["y"] + generator.normal()).astype(item["y"].dtype)}
+
+
+class Shuffled:
+    """Items in another order in every epoch."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.epoch = items, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.items[i] for i in np.random.default_rng((3, self.epoch)).permutation(len(self.items)))
+
+
+class Grouped(Toy):
+    """The first layer learns at ``factor`` of the rate, biases have an option of their own."""
+
+    def __init__(self, factor: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.factor = factor
+
+    def parameter_options(self, name, parameter):
+        slow = {"lr_factor": self.factor} if name.startswith("model.0.") else {}
+        return slow | ({"weight_decay": 0.0} if parameter.ndim < 2 else {})
+
+
+def sawtooth(steps_done: int, base: float, *, period: int = 5) -> float:
+    return base * (1 - steps_done % period / period)
 
 
 class TwoLosses(Toy):

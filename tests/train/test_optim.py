@@ -1,111 +1,14 @@
-"""Learning rates against tables and torch's own schedulers; optimisers by name."""
+"""Optimisers by name, groups of parameters."""
 
-import math
 import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from accel_train.errors import UserError, suggest
-from accel_train.train.optim import SCHEDULES, Schedule, build_optimizer, optimizer_class, renew_options
-
-
-def test_the_cosine_of_the_known_run():
-    schedule = Schedule("cosine", 1e-4, 1_000_000, min_lr=1e-6)
-    assert schedule(100_000) == pytest.approx(9.758e-05, abs=5e-9)
-    assert schedule(0) == 1e-4 and schedule(1_000_000) == pytest.approx(1e-6) == schedule(2_000_000)
-    assert schedule(500_000) == pytest.approx((1e-4 + 1e-6) / 2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "kwargs", "table"),
-    [
-        ("constant", {}, {0: 1.0, 7: 1.0, 100: 1.0, 1000: 1.0}),
-        ("linear", {"min_lr": 0.2}, {0: 1.0, 25: 0.8, 50: 0.6, 100: 0.2, 101: 0.2}),
-        ("step", {"step_size": 30, "gamma": 0.5}, {0: 1.0, 29: 1.0, 30: 0.5, 59: 0.5, 60: 0.25, 100: 0.125}),
-        ("cosine", {}, {0: 1.0, 50: 0.5, 100: 0.0, 25: 0.5 + math.sqrt(0.125)}),
-    ],
-)
-def test_tables(kind, kwargs, table):
-    schedule = Schedule(kind, 1.0, 100, **kwargs)
-    for step, rate in table.items():
-        assert schedule(step) == pytest.approx(rate, abs=1e-12), step
-    warm = Schedule(kind, 1.0, 110, warmup_steps=10, warmup_start_factor=0.1, **kwargs)
-    for step, rate in table.items():
-        assert warm(step + 10) == pytest.approx(rate, abs=1e-12), "the schedule begins where warm-up ends"
-    assert [warm(s) for s in (0, 5, 9)] == pytest.approx([0.1, 0.55, 0.91])
-
-
-def test_warm_up_from_zero_and_none():
-    assert [Schedule("constant", 2.0, None, warmup_steps=4)(s) for s in range(6)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
-    assert Schedule("constant", 2.0, None)(0) == 2.0
-    assert Schedule("cosine", 2.0, 4, warmup_steps=9)(8) == pytest.approx(16 / 9), "warm-up longer than the run"
-
-
-def test_cosine_is_that_of_torch():
-    base, floor, steps = 0.3, 0.01, 37
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps, eta_min=floor)
-    ours = Schedule("cosine", base, steps, min_lr=floor)
-    for step in range(steps + 1):
-        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
-        optimizer.step()
-        theirs.step()
-
-
-@given(
-    st.lists(st.floats(0.01, 10) | st.sampled_from([1.0, math.nan, math.inf]), max_size=60),
-    st.sampled_from(["min", "max"]),
-    st.integers(0, 4),
-    st.sampled_from([0.0, 1e-4, 0.3]),
-    st.sampled_from([0.0, 0.05]),
-)
-@settings(deadline=None)
-def test_plateau_replays_what_torch_does_as_it_goes(values, mode, patience, threshold, min_lr):
-    if mode == "max":
-        values = [v for v in values if v != math.inf]
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode, factor=0.5, patience=patience, threshold=threshold, min_lr=min_lr, eps=0.0
-    )
-    ours = Schedule("plateau", 0.4, None, mode=mode, factor=0.5, patience=patience, threshold=threshold, min_lr=min_lr)
-    for n, value in enumerate(values):
-        theirs.step(value)
-        assert ours(n, values[: n + 1]) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
-
-
-@given(st.sampled_from(sorted(SCHEDULES)), st.integers(0, 300), st.integers(0, 50), st.integers(1, 200))
-def test_rates_are_pure_finite_and_between_zero_and_the_base(kind, at, warmup, total):
-    schedule = Schedule(kind, 0.1, total, warmup_steps=warmup)
-    assert 0.0 <= schedule(at) <= 0.1 * (1 + 1e-12)
-    assert schedule(at) == schedule(at) == Schedule(kind, 0.1, total, warmup_steps=warmup)(at)
-
-
-@pytest.mark.parametrize(
-    ("kind", "total", "kwargs", "says"),
-    [
-        ("cosin", 5, {}, r"lr_scheduler_type: unknown 'cosin' \(did you mean cosine\?\); there are constant, cosine"),
-        ("cosine", 5, {"min_l": 1}, r"lr_scheduler_kwargs: cosine has no option 'min_l' \(did you mean min_lr\?\)"),
-        ("constant", 5, {"min_lr": 1}, "lr_scheduler_kwargs: constant has no option 'min_lr'$"),
-        ("step", 5, {"steps_done": 1}, "lr_scheduler_kwargs: step has no option 'steps_done'"),
-        ("plateau", 5, {"history": []}, "lr_scheduler_kwargs: plateau has no option 'history'"),
-        ("cosine", None, {}, "lr_scheduler_type: cosine needs to know the length of the run: give max_steps"),
-        ("linear", None, {}, "lr_scheduler_type: linear needs to know the length"),
-        ("step", 5, {"step_size": 0}, "lr_scheduler_kwargs"),
-        ("cosine", 5, {"min_lr": "low"}, "lr_scheduler_kwargs"),
-        ("plateau", 5, {"mode": "lowest"}, "lr_scheduler_kwargs"),
-        ("plateau", 5, {"factor": 2}, "factor must be less than 1"),
-        ("step", 5, {"step_size": -5}, "step_size must be at least 1"),
-    ],
-)
-def test_schedules_that_cannot_be(kind, total, kwargs, says):
-    with pytest.raises(UserError, match=says):
-        Schedule(kind, 0.1, total, **kwargs)
-
-
-# -- optimisers ------------------------------------------------------------------------------------------------------
+from accel_train.train.optim import build_optimizer, optimizer_class, parameter_groups, renew_groups, renew_options
 
 
 def named():
@@ -204,29 +107,69 @@ def test_suggestions():
     assert suggest("cosin", ["cosine", "linear"]) == " (did you mean cosine?)" and suggest("zzz", ["cosine"]) == ""
 
 
-def test_parameters_that_do_not_decay():
+def test_parameters_that_do_not_decay_or_learn_slowly():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    optimizer = build_optimizer(dict(model.named_parameters()), "AdamW", 0.1, {"weight_decay": 0.5}, ["*.bias", "1.*"])
-    decaying, still = optimizer.param_groups
-    assert [p is model[0].weight for p in decaying["params"]] == [True] and decaying["weight_decay"] == 0.5
-    assert len(still["params"]) == 3 and still["weight_decay"] == 0.0
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    named = dict(model.named_parameters())
+    said = {name: {"betas": (0.5, 0.9), "lr_factor": 7.0} if name == "1.weight" else {} for name in named}
+    groups = parameter_groups(said, ["*.bias", "1.*"], {"1.w*": 0.5, "*.weight": 0.1})
+    optimizer = build_optimizer(named, "AdamW", 0.1, {"weight_decay": 0.5}, groups)
+    found = {name: g for g in optimizer.param_groups for p in g["params"] for name, q in named.items() if p is q}
+    assert [found[name]["weight_decay"] for name in named] == [0.5, 0.0, 0.0, 0.0]
+    assert [found[name]["lr_factor"] for name in named] == [0.1, 1.0, 0.5, 1.0], "a config comes before the task"
+    assert found["1.weight"]["betas"] == (0.5, 0.9) != found["0.weight"]["betas"]
+    before = {name: p.detach().clone() for name, p in named.items()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    for name, p in model.named_parameters():
+    for name, p in named.items():
         assert torch.equal(p, before[name]) == (name != "0.weight"), name
-    renew_options(optimizer, {"weight_decay"})
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    renew_options(optimizer, {"weight_decay", "betas"}, groups)
+    assert [found[name]["weight_decay"] for name in named] == [0.5, 0.0, 0.0, 0.0]
+    assert found["1.weight"]["betas"] == (0.5, 0.9)
+
+
+@given(st.lists(st.sampled_from([{}, {"weight_decay": 0.0}, {"lr_factor": 0.5}, {"lr_factor": 1.0}]), min_size=1))
+def test_every_parameter_is_in_one_group(said):
+    groups = parameter_groups({str(i): each for i, each in enumerate(said)})
+    if not groups:
+        assert all(each in ({}, {"lr_factor": 1.0}) for each in said)
+        return
+    assert sorted(int(name) for group in groups for name in group.names) == list(range(len(said)))
+    for group in groups:
+        for name in group.names:
+            assert said[int(name)] in (dict(group.options), {**group.options, "lr_factor": group.lr_factor})
+
+
+def test_groups_that_are_restored():
+    def built(options, patterns=()):
+        groups = parameter_groups(options, patterns, {"0": 0.5} if patterns else {})
+        return build_optimizer(
+            {str(i): torch.nn.Parameter(torch.ones(2)) for i in range(2)}, "SGD", 0.1, {}, groups
+        ), groups
+
+    saved, _ = built({"0": {"lr_factor": 0.1}, "1": {}})
+    now, groups = built({"0": {"lr_factor": 0.3}, "1": {}})
+    now.load_state_dict(saved.state_dict())
+    renew_groups(now, groups)
+    assert [group["lr_factor"] for group in now.param_groups] == [1.0, 0.3]
+    other, groups = built({"0": {}, "1": {"lr_factor": 0.1}})
+    other.load_state_dict(saved.state_dict())
+    with pytest.raises(UserError, match="has the parameters in other groups"):
+        renew_groups(other, groups)
 
 
 @pytest.mark.parametrize(
-    ("name", "patterns", "says"),
+    ("name", "said", "patterns", "factors", "says"),
     [
-        ("AdamW", ["*.bais"], r"optimizer.no_weight_decay: '\*.bais' matches none of 0"),
-        ("Rprop", ["*"], "optimizer.no_weight_decay: Rprop has no option weight_decay"),
+        ("AdamW", {}, ["*.bais"], {}, r"optimizer.no_weight_decay: '\*.bais' matches none of 0"),
+        ("AdamW", {}, [], {"x": 0.1}, r"optimizer.lr_factors: 'x' matches none of 0"),
+        ("AdamW", {}, [], {"0": -1.0}, "the lr_factor of 0 is -1.0; expected a number from 0 on"),
+        ("AdamW", {"lr_factor": "low"}, [], {}, "the lr_factor of 0 is 'low'"),
+        ("AdamW", {"wd": 0}, [], {}, "0 is to have 'wd', but AdamW has no option 'wd'"),
+        ("AdamW", {"betas": (2.0, 0.9)}, [], {}, "AdamW refuses its arguments: Invalid beta.*2.0"),
+        ("Rprop", {}, ["*"], {}, "0 is to have 'weight_decay', but Rprop has no option 'weight_decay'"),
     ],
 )
-def test_patterns_that_cannot_be(name, patterns, says):
+def test_groups_that_cannot_be(name, said, patterns, factors, says):
     with pytest.raises(UserError, match=says):
-        build_optimizer(named(), name, 0.1, {}, patterns)
+        build_optimizer(named(), name, 0.1, {}, parameter_groups({"0": said}, patterns, factors))

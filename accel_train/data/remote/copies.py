@@ -221,6 +221,11 @@ class StagingFolder:
                 os.utime(handle)  # by this time the copy that is longest unused is found
         os.close(handle)
 
+    def delete(self, url: str) -> None:
+        """Unless somebody uses it."""
+        if _delete(self.path(url)):
+            self._count("deleted", 1)
+
 
 class _StopCallback(Callback):
     """Ends a transfer between two chunks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,4 +74,7 @@ class RemoteFiles(Checked):
             return None
         from accel_train.data.remote.staging import Staging
 
-        return Staging(self.staging_dir, self.ahead, self.max_bytes, self.max_files, self.delete_after_use, access)
+        staging = Staging(self.staging_dir, self.ahead, self.max_bytes, self.max_files, self.delete_after_use, access)
+        if self.delete_after_use:
+            atexit.register(staging.close)
+        return staging

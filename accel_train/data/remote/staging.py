@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ class Staging:
         max_bytes: copies that nobody uses are deleted, the longest unused first, to stay below. Only a file that is
             waited for may go over it.
         max_files: only the first so many are brought here, and the others are left where they are; None: all.
-        delete_after_use: with the last ``release`` on this node.
+        delete_after_use: with the last ``release`` on this node, or with ``close``.
         access: how the sources are reached.
     """
 
@@ -74,6 +75,8 @@ class Staging:
         self._chosen: set[str] = set()
         self._files: dict[str, _File] = {}
         self._waiting: Counter[str] = Counter()
+        self._sampling = False
+        self._kept: set[str] = set()
         names = ("files", "bytes", "found", "deleted", "retries", "over_max_bytes")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
         self._waited_s = 0.0
@@ -132,8 +135,20 @@ class Staging:
                 return
             file.users -= 1
             if file.users == 0:
-                self._let_go(path, delete=self.delete_after_use and path not in self._queue)
+                if self._sampling:
+                    self._kept.add(path)
+                needed = self._sampling or path in self._queue
+                self._let_go(path, delete=self.delete_after_use and not needed)
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def sampling(self) -> Generator[None]:
+        """What is released meanwhile will be needed again, and is not deleted."""
+        self._sampling = True
+        try:
+            yield
+        finally:
+            self._sampling = False
 
     def counters(self) -> dict[str, float]:
         """Since the start: ``files`` and ``bytes`` downloaded, files ``found`` here, ``deleted`` ones, ``retries``,
@@ -142,7 +157,8 @@ class Staging:
             return {**self._counts, "waited_s": self._waited_s}
 
     def close(self) -> None:
-        """Stop bringing files. Those that are in use stay where they are."""
+        """Stop bringing files. With ``delete_after_use`` those are deleted that came too early to be used, and those of
+        which only a sample was; what another process uses stays where it is."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -151,7 +167,9 @@ class Staging:
             thread.join(max(end - time.monotonic(), 0.0))
         with self._changed:
             for url in list(self._files):
-                self._let_go(url)
+                self._let_go(url, delete=self.delete_after_use)
+            for url in self._kept if self.delete_after_use else ():
+                self._copies.delete(url)
 
     def __enter__(self) -> Staging:
         return self

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from accel_train.sums import Confusion, Histogram
+from accel_train import intervals
+from accel_train.sums import Confusion, Correlation, Histogram
 from accel_train.tasks.collatz.losses import cross_entropy
 from accel_train.tasks.collatz.numbers import MODES
 from accel_train.tasks.collatz.trajectory import PAD
@@ -25,16 +27,31 @@ GRID = 60  # of the figure: log T true against log T predicted, from log 2^5 to 
 GRID_LOW, GRID_HIGH = np.log(32.0), np.log(4096.0)
 
 
-def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+Rivals = Mapping[tuple[str, str], "nn.Module"]
+"""Trivial models that answer as the transformer does, by the term that they are to be judged by and their name."""
+
+
+def statistics(model: nn.Module, batch: Batch, counts: Tensor, rivals: Rivals | None = None) -> dict[str, Tensor]:
     """Sums over the rows of a batch. ``errors`` [modes, bins + 1]: ``Histogram`` of |T error| in whole steps.
 
     Args:
         counts: bool [B], rows whose stopping time is predicted.
+        rivals: ``gain/TERM/NAME`` [modes, 6] are ``Correlation.sums`` of how much less a row costs this model than that
+            one, and of its tokens (1 for a stopping time).
     """
     tokens, steps = batch["tokens"], batch["steps"]
     predicted, logits = model(tokens[:, :-1])
     target = tokens[:, 1:].long()
     valid = target != PAD
+
+    modes = (batch["mode"].long(), len(MODES))
+    cost = {"next": cross_entropy(logits.float(), tokens).double(), "stop": _huber(predicted, steps) * counts}
+    weight = {"next": valid.sum(1), "stop": counts.long()}
+    gains = {}
+    for (term, name), rival in (rivals or {}).items():
+        its_predicted, its_logits = rival.to(tokens.device)(tokens[:, :-1])
+        its = cross_entropy(its_logits, tokens) if term == "next" else _huber(its_predicted, steps) * counts
+        gains[f"gain/{term}/{name}"] = Correlation.sums(its - cost[term], weight[term], by=modes)
 
     predicted = predicted.double()[counts]
     true, mode = steps[counts].double(), batch["mode"][counts].long()
@@ -45,19 +62,31 @@ def statistics(model: nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tens
         ((torch.stack([true.log1p(), predicted]) - GRID_LOW) / (GRID_HIGH - GRID_LOW) * GRID).clamp(0, GRID - 1).long()
     )
     return {
-        "tokens": valid.sum(),
-        "cross_entropy": cross_entropy(logits.float(), tokens).double().sum(),
+        "tokens": _by_mode(weight["next"], modes),
+        "cross_entropy": _by_mode(cost["next"], modes),
         "confusion": Confusion.sums(logits[..., :2].argmax(-1)[valid].bool(), target[valid].bool()),
-        "rows": counts.sum(),
+        "rows": _by_mode(weight["stop"], modes),
         "short_rows": (~counts).sum(),
-        "huber": functional.huber_loss(predicted, true.log1p(), reduction="sum"),
+        "huber": _by_mode(cost["stop"], modes),
         "bias": (predicted - true.log1p()).sum(),
         "errors": Histogram.sums(error.round(), ERRORS, by=(mode, len(MODES))),
         "error_by_mode": torch.zeros(len(MODES), device=true.device).double().index_add(0, mode, error),
         "magnitude_rows": torch.bincount(magnitude, minlength=len(MAGNITUDES)),
         "magnitude_error": torch.zeros(len(MAGNITUDES), device=true.device).double().index_add(0, magnitude, error),
         "grid": torch.bincount(grid[0] * GRID + grid[1], minlength=GRID * GRID).reshape(GRID, GRID),
+        **gains,
     }
+
+
+def _huber(predicted: Tensor, steps: Tensor) -> Tensor:
+    """float64 [B], of log(1 + T)."""
+    return functional.huber_loss(predicted.double(), steps.double().log1p(), reduction="none")
+
+
+def _by_mode(value: Tensor, modes: tuple[Tensor, int]) -> Tensor:
+    """float64 [modes], sums of what rows have."""
+    mode, number = modes
+    return torch.zeros(number, dtype=torch.float64, device=value.device).index_add(0, mode, value.double())
 
 
 def _bits(high: Tensor, low: Tensor) -> Tensor:
@@ -68,22 +97,26 @@ def _bits(high: Tensor, low: Tensor) -> Tensor:
 
 def metrics(sums: dict[str, Tensor], stop_weight: float, next_weight: float) -> dict[str, float]:
     """``loss`` (weighted as in training), its terms, ``accuracy``; errors of T in steps: overall, by mode, by size."""
-    next_loss = float(sums["cross_entropy"] / sums["tokens"].clamp(min=1))
-    stop_loss = float(sums["huber"] / sums["rows"].clamp(min=1))
+    parts = {"next": (sums["cross_entropy"], sums["tokens"]), "stop": (sums["huber"], sums["rows"])}
+    next_loss, stop_loss = (float(cost.sum() / weight.sum().clamp(min=1)) for cost, weight in parts.values())
+    rows = float(sums["rows"].sum())
     errors = Histogram(sums["errors"].sum(0), ERRORS)
-    median, p99 = (errors.quantile(q) if sums["rows"] else 0.0 for q in (0.5, 0.99))
+    median, p99 = (errors.quantile(q) if rows else 0.0 for q in (0.5, 0.99))
     found = {
         "loss": stop_weight * stop_loss + next_weight * next_loss,
         "next": next_loss,
         "stop": stop_loss,
         "accuracy": Confusion(sums["confusion"]).accuracy,
-        "mae": float(sums["error_by_mode"].sum() / sums["rows"].clamp(min=1)),
+        "mae": float(sums["error_by_mode"].sum()) / max(rows, 1.0),
         "median": median,
         "p99": p99,
-        "bias": float(sums["bias"] / sums["rows"].clamp(min=1)),
-        "rows/counted": float(sums["rows"]),
+        "bias": float(sums["bias"]) / max(rows, 1.0),
+        "rows/counted": rows,
         "rows/short": float(sums["short_rows"]),
     }
+    for term, (cost, weight) in parts.items():
+        each = zip(MODES, cost.tolist(), weight.tolist(), strict=True)
+        found |= {f"{term}/{mode}": c / w for mode, c, w in each if w}
     for i, mode in enumerate(MODES):
         n, errors = float(sums["errors"][i].sum()), Histogram(sums["errors"][i], ERRORS)
         if n:
@@ -95,52 +128,32 @@ def metrics(sums: dict[str, Tensor], stop_weight: float, next_weight: float) -> 
     ):
         if n:
             found[f"mae/{name}"] = error / n
+    for name, gain in sums.items():
+        if name.startswith("gain/"):
+            found |= _gains(name, gain)
     return found
 
 
-def figures(metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-    """Predicted against true T, the error by mode, the error by size of n, and the confusion of the next parity."""
-    from matplotlib.figure import Figure
+def _gains(name: str, sums: Tensor) -> dict[str, float]:
+    """A gain per token or row and the ends of its 95 % interval over rows, overall and by mode."""
+    found = {}
+    for key, part in {name: sums.sum(0), **{f"{name}/{mode}": sums[i] for i, mode in enumerate(MODES)}}.items():
+        if part[2]:
+            low, high, _ = intervals.ratio(part)
+            found |= {key: float(part[1] / part[2]), f"{key}/low": low, f"{key}/high": high}
+    return found
 
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    (prediction, distribution), (by_size, confused) = figure.subplots(2, 2)
 
-    edges = np.exp(np.linspace(GRID_LOW, GRID_HIGH, GRID + 1))
-    image = prediction.pcolormesh(edges, edges, np.log1p(sums["grid"].numpy().T), cmap="viridis")
-    prediction.plot(edges[[0, -1]], edges[[0, -1]], color="white", lw=0.8)
-    prediction.set(xscale="log", yscale="log", xlabel="true T (steps)", ylabel="predicted T (steps)")
-    prediction.set_title("stopping time, held-out rows")
-    figure.colorbar(image, ax=prediction, label="log(1 + rows)")
+def summary(metrics: Mapping[str, float], rivals: Rivals) -> str:
+    """Both losses, overall and by mode, and what they gain on those of the rivals over the same rows."""
+    lines = ["what the model gains on trivial ones (95 % over rows)"]
+    for mode in ("", *(f"/{mode}" for mode in MODES)):
+        for term in ("next", "stop"):
+            if f"{term}{mode}" in metrics:
+                gains = "".join(_against(metrics, f"gain/{of}/{name}{mode}", name) for of, name in rivals if of == term)
+                lines.append(f"  {term + mode:<12} {metrics[term + mode]:.4f}{gains}")
+    return "\n".join(lines)
 
-    for mode, histogram in zip(MODES, sums["errors"][:, :-1].numpy(), strict=True):
-        if histogram.sum():
-            share = np.cumsum(histogram) / histogram.sum()
-            distribution.plot(np.arange(len(share)), share, label=f"{mode} ({int(histogram.sum())})")
-    distribution.set(
-        xscale="symlog", xlim=(0, len(ERRORS) - 1), ylim=(0, 1), xlabel="|error| of T (steps)", ylabel="share of rows"
-    )
-    distribution.set_title(f"MAE {metrics['mae']:.1f}, median {metrics['median']:.0f}, p99 {metrics['p99']:.0f} steps")
-    if sums["errors"].any():
-        distribution.legend(frameon=False)
 
-    sizes = [name for name in MAGNITUDES if f"mae/{name}" in metrics]
-    bars = by_size.bar(
-        [name.replace("_", " ") for name in sizes], [metrics[f"mae/{name}"] for name in sizes], color="0.6"
-    )
-    by_size.bar_label(bars, fmt="%.0f")
-    by_size.set(ylabel="MAE of T (steps)", title="by size of n")
-    by_size.tick_params(axis="x", labelrotation=20)
-
-    table = sums["confusion"].numpy()
-    table = table / np.maximum(table.sum(1, keepdims=True), 1)
-    confused.imshow(table, vmin=0, vmax=1, cmap="Greys")
-    for i in range(2):
-        for j in range(2):
-            confused.text(
-                j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="white" if table[i, j] > 0.5 else "black"
-            )
-    confused.set(xticks=[0, 1], xticklabels=["even", "odd"], yticks=[0, 1], yticklabels=["even", "odd"])
-    confused.set(
-        xlabel="predicted next parity", ylabel="true", title=f"next parity: {metrics['next']:.4f} nats (floor 0.4621)"
-    )
-    return {"evaluation": figure}
+def _against(metrics: Mapping[str, float], key: str, name: str) -> str:
+    return f"   {name} {metrics[key]:+.4f} ({metrics[f'{key}/low']:+.4f} to {metrics[f'{key}/high']:+.4f})"

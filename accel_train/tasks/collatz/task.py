@@ -20,9 +20,8 @@ from accel_train.tasks.collatz.trajectory import exact_trajectory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-NEXT_PARITY_FLOOR = 2.0 / 3.0 * math.log(2.0)
-"""Entropy of the next parity given the last one, in nats: after an odd value comes an even one for certain; an even one
-is followed by either with the same probability, and two thirds of all tokens are even."""
+FITTED_ON = 4096
+"""Training rows that the trivial models are fitted on."""
 
 
 class CollatzTask(Task, Watches, DataTools):
@@ -80,16 +79,19 @@ class CollatzTask(Task, Watches, DataTools):
         Numbers(0, **self.draw_args)  # raises now for what is wrong with them
         self._seed = 0
         self._train_rows: Rows | None = None
+        self._held_rows: Rows | None = None
+        self._found_rivals: dict[tuple[str, str], nn.Module] = {}
 
     # -- data and model ----------------------------------------------------------------------------------------------
 
     def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource:
-        self._seed = seed
+        self._seed, self._found_rivals = seed, {}
         if split == "train":
             self._train_rows = self._rows(held_out=False)
             return IndexedSource(self._train_rows, batch_size, endless=True)
         first = self.eval_rows if split == "test" else 0  # other held-out rows than those that chose the best model
-        return IndexedSource(self._rows(held_out=True, first=first), batch_size, shuffle=False)
+        self._held_rows = self._rows(held_out=True, first=first)
+        return IndexedSource(self._held_rows, batch_size, shuffle=False)
 
     def _rows(self, held_out: bool, first: int = 0) -> Rows:
         numbers = Numbers(self._seed, held_out=held_out, **self.draw_args)
@@ -154,41 +156,64 @@ class CollatzTask(Task, Watches, DataTools):
             terms[f"{name}/normal"], terms[f"{name}/hard"] = (share.detach() / total.clamp(min=1)).unbind()
         return Loss(self.stop_weight * terms["stop"] + self.next_weight * terms["next"], terms)
 
+    # -- what trivial models reach -----------------------------------------------------------------------------------
+
     def baselines(self) -> dict[str, float]:
-        """The entropy of the next parity, and what T costs a regression on the number of odd tokens in the prefix."""
+        """The metrics of models that have only counted, over the very rows of the evaluation, also by mode."""
         if self.denoising:  # both targets can be read off the input: there is no floor above zero
             return {"next:leaks, floor": 0.0, "stop:leaks, floor": 0.0}
-        return {"next": NEXT_PARITY_FLOOR, "stop:count": self._count_baseline(), "accuracy:bigram": 2.0 / 3.0}
+        further = {("accuracy", "bigram"): ("next", "bigram"), ("mae", "count"): ("stop", "count")}
+        judged = {key: self._judged(rival) for key, rival in self._rivals().items()}
+        judged |= {key: judged[like] for key, like in further.items()}
+        return {
+            f"{metric}:{name}": value
+            for (term, name), metrics in judged.items()
+            for metric, value in metrics.items()
+            if metric.partition("/")[0] == term
+        }
 
-    def _count_baseline(self) -> float:
-        """Held-out Huber loss of a quadratic in the number of odd tokens of the prefix, fitted on training rows."""
+    def _judged(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a model over the split that was built last."""
+        from accel_train.tasks.collatz.evaluation import statistics
 
-        def sample(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
-            batch = self._rows(held_out).read(np.arange(4096))
-            keep = batch["steps"] > self.prefix
-            odd = (batch["tokens"][keep, : self.prefix] == 1).sum(1) / self.prefix
-            return np.stack([np.ones_like(odd), odd, odd**2], axis=1), np.log1p(batch["steps"][keep])
+        rows, sums = self._held_rows or self._rows(held_out=True), {}
+        for first in range(0, len(rows), 1024):
+            batch = _tensors(rows, np.arange(first, min(first + 1024, len(rows))))
+            part = statistics(model.cpu(), batch, self._counts(batch["steps"]))
+            sums = {name: sums[name] + value if sums else value for name, value in part.items()}
+        return self.eval_metrics(sums)
 
-        (x, y), (held_x, held_y) = sample(False), sample(True)
-        weights = np.linalg.lstsq(x, y, rcond=None)[0]
-        return _huber(held_y - held_x @ weights)
+    def _rivals(self) -> dict[tuple[str, str], nn.Module]:
+        """By term and name: the next parity from the last token or the last 8, T from the number of odd tokens."""
+        if not self._found_rivals and not self.denoising:
+            from accel_train.tasks.collatz.trivial import Trivial
+
+            batch = _tensors(self._rows(held_out=False), np.arange(FITTED_ON))
+            last, last_8 = (Trivial(batch["tokens"], batch["steps"], order, self.prefix) for order in (1, 8))
+            self._found_rivals = {("next", "bigram"): last, ("next", "last8"): last_8, ("stop", "count"): last}
+        return self._found_rivals
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def eval_step(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
         from accel_train.tasks.collatz.evaluation import statistics
 
-        return statistics(models["model"], batch, self._counts(batch["steps"]))
+        return statistics(models["model"], batch, self._counts(batch["steps"]), self._rivals())
 
     def eval_metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         from accel_train.tasks.collatz.evaluation import metrics
 
         return metrics(sums, self.stop_weight, self.next_weight)
 
-    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-        from accel_train.tasks.collatz.evaluation import figures
+    def summary(self, metrics: dict[str, float]) -> str:
+        from accel_train.tasks.collatz.evaluation import summary
 
-        return figures(metrics, sums)
+        return summary(metrics, self._rivals()) if self._rivals() else ""
+
+    def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
+        from accel_train.tasks.collatz.figures import figures
+
+        return figures(metrics, sums, self.baselines())
 
     def monitor(self, models: dict[str, nn.Module], batch: Batch) -> Iterable[Event]:
         """Orbits that closed without reaching 1, and rows whose T the model finds far less likely than the others'."""
@@ -239,6 +264,7 @@ class CollatzTask(Task, Watches, DataTools):
         return synth(out, seed, size)
 
 
-def _huber(error: np.ndarray) -> float:
-    size = np.abs(error)
-    return float(np.where(size <= 1.0, 0.5 * size**2, size - 0.5).mean())
+def _tensors(rows: Rows, indices: np.ndarray) -> dict[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(value) for name, value in rows.read(indices).items()}

@@ -11,20 +11,27 @@ from accel_train.errors import DataError
 from accel_train.tasks.gdynet.checks import CHECKS, Finding, Scan, differences, stops, thorough
 from accel_train.tasks.gdynet.files import NAMES, Trajectory, locate, open_trajectory
 
+NO_DIRECTIONS = "no atom_directions.npy, which model_type=gdynet_ferro needs (the default); gdynet_vanilla does without"
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
-def report(
+def report(fnames: str | Path | Sequence[str | Path], ferro: bool | None = None, tau: int | None = None,
+           cutoff: float | None = None) -> str:  # fmt: skip
+    """The text of ``look``."""
+    return look(fnames, ferro, tau, cutoff)[0]
+
+
+def look(
     fnames: str | Path | Sequence[str | Path],
     ferro: bool | None = None,
     tau: int | None = None,
     cutoff: float | None = None,
-) -> str:
-    """A section for each trajectory: its arrays, the numbers in them, and a line for every check.
+) -> tuple[str, int]:
+    """A section for each trajectory (its arrays, the numbers in them, a line for every check), and how many errors.
 
     Args:
         fnames: folders of a trajectory each, folders of such folders, or the 4 or 5 files of one trajectory.
-        ferro: whether there must be directions; None: they are looked at where there are any.
+        ferro: whether there must be directions; None: they are looked at where there are any, and missed where not.
         tau: lag in frames.
         cutoff: of the model, Angstrom.
 
@@ -40,6 +47,8 @@ def report(
             found, numbers, left_out = [Finding("files", "error", str(error))], [], set(CHECKS)
         else:
             found, scan = thorough(trajectory, tau, cutoff)
+            if ferro is None and trajectory.directions is None:
+                found.append(Finding("directions", "warning", f"{paths['nbr_lists'].parent}: {NO_DIRECTIONS}"))
             numbers, left_out = _arrays(trajectory), _left_out(trajectory, found, tau, cutoff, first)
             if not stops(found):
                 found += differences(first, trajectory) if first else []
@@ -48,7 +57,7 @@ def report(
         sections.append("\n".join([f"trajectory {paths['nbr_lists'].parent}", *numbers, *_verdicts(found, left_out)]))
         everything += found
     errors = sum(finding.level == "error" for finding in everything)
-    return "\n\n".join([*sections, f"errors: {errors}, warnings: {len(everything) - errors}"])
+    return "\n\n".join([*sections, f"errors: {errors}, warnings: {len(everything) - errors}"]), errors
 
 
 def _inside(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from accel_train.arguments import Count, Range
-from accel_train.errors import UserError
+from accel_train.errors import FoundError, UserError
 from accel_train.task import Batch, BatchSource, DataTools, Exports, Loss, Objective, Predicts, Task, Watches
 from accel_train.tasks.gdynet.choices import EPSILON, LOSSES, Mode, Norm
 from accel_train.tasks.gdynet.splits import Splits
@@ -161,10 +161,18 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         return synth(out, seed, size, system, **options)
 
     @staticmethod
-    def describe_files(files: list[str], tau: int = 10, cutoff: float = 6.0) -> str:
-        from accel_train.tasks.gdynet.report import report
+    def describe_files(
+        files: list[str],
+        tau: int = 10,
+        cutoff: float = 6.0,
+        model_type: Literal["gdynet_ferro", "gdynet_vanilla"] | None = None,
+    ) -> str:
+        from accel_train.tasks.gdynet.report import look
 
-        return report(files, None, tau, cutoff)
+        text, errors = look(files, None if model_type is None else model_type == "gdynet_ferro", tau, cutoff)
+        if errors:
+            raise FoundError(text)
+        return text
 
     def size(self, batch: Batch) -> int:
         """Frames, or pairs of them."""

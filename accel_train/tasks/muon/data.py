@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,9 +16,10 @@ from accel_train import keyed
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import path_of
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError
 from accel_train.system.writing import refuse_unwritable, replacing, writing
 from accel_train.task import Batch
+from accel_train.tasks.muon.showers import drawn_again, units
 
 if TYPE_CHECKING:
     from accel_train.tasks.muon.metrics import Sample
@@ -38,25 +39,6 @@ def table(events: Ragged) -> pa.Table:
     )
     lists = pa.ListArray.from_arrays(pa.array(events.offsets, pa.int32()), muons)
     return pa.table({"primary": primary, "muons": lists}, schema=SCHEMA)
-
-
-def shower_number(primary: np.ndarray) -> np.ndarray:
-    """float64 [B] in [0, 1): the same for all depths of a shower, which share energy, zenith and mass to the last bit.
-
-    Showers are told apart by this and not by their ids, which not every file has. It does not depend on a seed: what is
-    held out in one run is held out in all.
-    """
-    bits = np.ascontiguousarray(primary[:, :3], np.float32).view(np.uint32).astype(np.uint64)
-    first = keyed.bits(keyed.key("showers"), bits[:, 0] | (bits[:, 1] << np.uint64(32)))[:, 0]
-    return keyed.uniform(keyed.key("showers", "mass"), first ^ bits[:, 2])[:, 0]
-
-
-def in_split(primary: np.ndarray, split: str, held_out: float) -> np.ndarray:
-    """bool [B]: the first half of the held-out showers is for validation, the second for the test."""
-    number = shower_number(primary)
-    if split == "train":
-        return number >= held_out
-    return (number < held_out / 2) if split == "validation" else (number >= held_out / 2) & (number < held_out)
 
 
 class Outliers:
@@ -114,16 +96,15 @@ class HeldOut:
     """
 
     def __init__(self, events: Ragged) -> None:
-        # The upper bits chose the split, so the half is drawn anew from them.
-        floor = keyed.bits(keyed.key("floor"), (shower_number(events.rows["primary"]) * 2**53).astype(np.int64))[:, 0]
-        self.floor = events.take(floor % np.uint64(2) == 1)
-        self.events = events.take(floor % np.uint64(2) == 0)
+        floor = drawn_again(events.rows["primary"], "floor", 2) == 1
+        self.floor, self.events = events.take(floor), events.take(~floor)
         if len(self.events) == 0 or len(self.floor) == 0:
             raise DataError(f"only {len(events)} held-out events: give more data, or a larger held_out or eval_events")
         from accel_train.tasks.muon.observables import Cells  # with torch, which reading a config needs not
 
         self.cells = Cells.of(self.events.rows["primary"].astype(np.float64))
         self.other = np.random.Generator(np.random.Philox(key=0)).permutation(len(self.events))
+        self.unit = units(self.events.rows["primary"])
         self.key = keyed.bits(keyed.key("evaluation"), np.arange(len(self.events)))[:, 0].view(np.int64)
 
     def __len__(self) -> int:
@@ -137,11 +118,25 @@ class HeldOut:
         return sample(self.events, self.cells)
 
     @cached_property
+    def own_errors(self) -> dict[str, float]:
+        """Of the numbers of the truth, by showers: see ``metrics.own_errors``."""
+        from accel_train.tasks.muon.metrics import own_errors
+
+        return own_errors(self.real, self.cells)
+
+    @cached_property
     def truth_against_truth(self) -> dict[str, float]:
         """The metrics of the other half: the same at every evaluation."""
         from accel_train.tasks.muon.metrics import compare, sample
 
         return compare(self.real, sample(self.floor, self.cells), self.cells)
+
+    @cached_property
+    def uncertain(self) -> dict[str, float]:
+        """What no metric is given of, since there are too few showers for it: see ``metrics.uncertain``."""
+        from accel_train.tasks.muon.metrics import uncertain
+
+        return uncertain(self.own_errors, self.truth_against_truth)
 
     def read(self, indices: np.ndarray) -> Batch:
         """``other`` [B, 4]: conditions of another event."""
@@ -153,21 +148,15 @@ class HeldOut:
             "muons": part.flat["muons"],
             "key": self.key[indices],
             "slot": indices,
+            "unit": self.unit[indices],
             "other": self.events.rows["primary"][self.other[indices]],
         }
 
 
-def kind_of(files: Sequence[str], reader: Literal["auto", "parquet", "hdf5", "hf"]) -> str:
-    """parquet, hdf5 or hf, by the extension unless ``reader`` says it."""
-    if reader != "auto":
-        return reader
-    example = {_kind(path): path for path in files}
-    if len(example) > 1:
-        one, other, *_ = example.values()
-        raise UserError(f"task.init_args.files: {one} and {other} are of different kinds; give files of one kind")
-    return next(iter(example))
+Kind = Literal["parquet", "hdf5", "hf"]
 
 
-def _kind(path: str) -> str:
+def kind_of(path: str) -> Kind:
+    """By which reader a file is read, from its extension."""
     suffix = os.path.splitext(path_of(path)[0])[1].lower()
     return "parquet" if suffix in PARQUET else "hdf5" if suffix in HDF5 else "hf"

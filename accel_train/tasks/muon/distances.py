@@ -17,9 +17,9 @@ from torch.nn import functional
 from accel_train.keyed import key, uniform
 
 PARTS, REPEATS = 5, 8  # of the extrapolation: sizes n, n/2 ... n/PARTS, and how often the sample is cut anew
-BATCHES, BATCH = 10, 5000  # of the kernel distance
+BATCHES, BATCH, FOLDS = 10, 5000, 10  # of the kernel distance
 EPOCHS, WIDTH, ROWS = 20, 64, 128  # of the classifier
-NAN = float("nan")
+NAN, TINY = float("nan"), 1e-300
 
 
 def w1(a: np.ndarray, b: np.ndarray) -> float:
@@ -58,31 +58,61 @@ def _distributions(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return points, below_a, below_b
 
 
-def fpd(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> tuple[float, float]:
+Groups = tuple[np.ndarray, np.ndarray]
+"""For every row [n], [m] of two samples the name (float64 or 64-bit integers) of what it was drawn with. Rows of one
+shower are alike: what cuts a sample leaves them together, since halves of one shower know each other."""
+
+
+def fpd(real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: Groups | None = None) -> tuple[float, float]:
     """Frechet distance of features [n, d], [m, d] at infinite sample size, and its error.
 
-    The distance of finite samples is too large by about b/n. As in JetNet (Kansal et al., PRD 107, 076017) it is taken
-    at several sizes, and a straight line in 1/n gives the value at 1/n = 0. There batches are drawn with replacement,
-    which extrapolates to the given sample instead of what it was drawn from; here the sample is cut into 1 to 5 equal
-    parts, over and over. The error is the scatter from one cutting to the next, about the sampling error where the two
-    samples are alike. Features are measured in standard deviations of the real ones.
+    The distance of n groups (rows, without ``groups``) is too large by about b/n. As in JetNet (Kansal et al., PRD 107,
+    076017) it is taken at several sizes, and a straight line in 1/n gives the value at 1/n = 0. There batches are drawn
+    with replacement, which extrapolates to the given sample instead of what it was drawn from; here the sample is cut
+    into 1 to 5 equal parts of at least 4 groups, over and over. The error is that of a jackknife of the whole, which
+    leaves out a tenth of the groups at a time. Features are measured in standard deviations of the real ones.
     """
     real, fake = _standardised(real, fake)
-    n = min(len(real), len(fake))
-    if n < 4 * PARTS:
+    groups = groups or _singly(real, fake)
+    n = min(len(np.unique(names)) for names in groups)
+    if n < 4:
         return NAN, NAN
-    generator = np.random.default_rng(key(seed, "fpd"))
-    distances = np.zeros((REPEATS, PARTS))
+    parts = min(PARTS, n // 4)
+    distances = np.zeros((REPEATS, parts))
     for repeat in range(REPEATS):
-        a, b = generator.permutation(real), generator.permutation(fake)
-        for k in range(1, PARTS + 1):
-            cuts = [slice(i * (n // k), (i + 1) * (n // k)) for i in range(k)]
-            distances[repeat, k - 1] = np.mean([_frechet(a[cut], b[cut]) for cut in cuts])
-    inverse = np.array([1 / (n // k) for k in range(1, PARTS + 1)])
+        a, b = (_drawn(names, key(seed, "fpd", repeat)) for names in groups)
+        for k in range(1, parts + 1):
+            cut = [(real[a // (n // k) == i], fake[b // (n // k) == i]) for i in range(k)]
+            distances[repeat, k - 1] = np.mean([_frechet(*part) for part in cut])
+    inverse = np.array([1 / (n // k) for k in range(1, parts + 1)])
     slope = inverse - inverse.mean()
-    weights = 1 / PARTS - inverse.mean() * slope / (slope @ slope)  # of least squares for the value at 1/n = 0
-    values = distances @ weights
-    return float(values.mean()), float(values.std(ddof=1))
+    weights = 1 / parts - inverse.mean() * slope / max(slope @ slope, TINY)  # of least squares for the value at 1/n = 0
+    folds = min(FOLDS, n)
+    a, b = (_folds(names, folds, key(seed, "fpd")) for names in groups)
+    without = [_frechet(real[a != fold], fake[b != fold]) for fold in range(folds)]
+    return float((distances @ weights).mean()), _jackknife(without)
+
+
+def _singly(real: np.ndarray, fake: np.ndarray) -> Groups:
+    return np.arange(len(real)), len(real) + np.arange(len(fake))
+
+
+def _drawn(names: np.ndarray, seed: int) -> np.ndarray:
+    """For each row the place of its group in an order that is drawn by name, int64: a group that two samples have in
+    common stands at about the same place in both."""
+    names, index = np.unique(names, return_inverse=True)
+    return np.argsort(np.argsort(uniform(seed, names.view(np.uint64))[:, 0]))[index]
+
+
+def _folds(names: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """For each row which of so many parts its group is in."""
+    place = _drawn(names, seed)
+    return place * folds // (place.max() + 1)
+
+
+def _jackknife(without: list[float]) -> float:
+    """Error of a number that is this without each fold (Efron, Ann. Statist. 7, 1, 1979)."""
+    return float(np.std(without) * np.sqrt(len(without) - 1))
 
 
 def _frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -95,48 +125,60 @@ def _frechet(a: np.ndarray, b: np.ndarray) -> float:
     return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * mixed)
 
 
-def kpd(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance of features [n, d], [m, d]: the unbiased squared MMD with the kernel (x.y / d + 1)^4.
+def kpd(real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: Groups | None = None) -> tuple[float, float]:
+    """Kernel distance of features [n, d], [m, d] and its error: the unbiased squared MMD with the kernel
+    (x.y / d + 1)^4, over pairs of rows that are not of one group.
 
-    Median over 10 batches and half the width of the central 68 % (JetNet's definition). Batches hold 5000 rows, fewer
-    if the sample does not give that many without using a row twice, so that the batches are independent. Features are
-    measured in standard deviations of the real ones. May be negative: the mean is zero for equal distributions.
+    The mean over batches of 5000 rows, up to 10 of them (JetNet has their median). The error is that of a jackknife
+    which leaves out a tenth of the groups at a time. Features are measured in standard deviations of the real ones. May
+    be negative: the mean is zero for equal distributions.
     """
     real, fake = _standardised(real, fake)
-    n = min(len(real), len(fake))
-    size = min(BATCH, n // min(BATCHES, max(n // 2, 1)))
-    if size < 2:
+    of_real, of_fake = groups or _singly(real, fake)
+    n = min(len(np.unique(of_real)), len(np.unique(of_fake)))
+    if n < 4:
         return NAN, NAN
-    generator = np.random.default_rng(key(seed, "kpd"))
-    a, b = generator.permutation(real), generator.permutation(fake)
-    cuts = [slice(i * size, (i + 1) * size) for i in range(min(BATCHES, n // size))]
-    low, median, high = np.percentile([_mmd(a[cut], b[cut]) for cut in cuts], [16, 50, 84])
-    return float(median), float((high - low) / 2)
+    folds = min(FOLDS, n)
+    samples = [
+        (rows, names, _folds(names, folds, key(seed, "kpd"))) for rows, names in ((real, of_real), (fake, of_fake))
+    ]
+    batches = min(BATCHES, -(-max(len(real), len(fake)) // BATCH))
+    generator = np.random.default_rng(key(seed, "kpd batches"))
+    cuts = [np.array_split(generator.permutation(len(sample[0]))[: batches * BATCH], batches) for sample in samples]
+    sums = np.zeros((2, 3, folds, folds))
+    for rows in zip(*cuts, strict=True):
+        a, b = (tuple(part[at] for part in sample) for sample, at in zip(samples, rows, strict=True))
+        sums += np.stack([_kernel(x, y, folds) for x, y in ((a, a), (b, b), (a, b))], 1)
+    without = [_mmd(np.delete(np.delete(sums, fold, 2), fold, 3)) for fold in range(folds)]
+    return _mmd(sums), _jackknife(without)
 
 
-def _mmd(a: np.ndarray, b: np.ndarray) -> float:
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.square(np.square(x @ y.T / x.shape[1] + 1))
-
-    def others(x: np.ndarray) -> float:
-        values = kernel(x, x)
-        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
-
-    return float(others(a) + others(b) - 2 * kernel(a, b).mean())
+Grouped = tuple[np.ndarray, ...]  # rows [n, d], the names of their groups [n], and in which fold these are [n]
 
 
-def classifier_auc(
-    real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: tuple[np.ndarray, np.ndarray] | None = None
-) -> float:
+def _kernel(a: Grouped, b: Grouped, folds: int) -> np.ndarray:
+    """Sum of the kernel over pairs that are not of one group, and their number, by folds: [2, folds, folds]."""
+    (x, of_x, fold_x), (y, of_y, fold_y) = a, b
+    others = (of_x[:, None] != of_y).astype(np.float64)
+    values = np.square(np.square(x @ y.T / x.shape[1] + 1)) * others
+    in_x, in_y = np.eye(folds)[fold_x], np.eye(folds)[fold_y]
+    return np.stack([in_x.T @ pairs @ in_y for pairs in (values, others)])
+
+
+def _mmd(sums: np.ndarray) -> float:
+    """Of the sums of ``_kernel`` for real and real, fake and fake, real and fake: [2, 3, folds, folds]."""
+    real, fake, both = np.divide(*sums.sum((2, 3)))
+    return float(real + fake - 2 * both)
+
+
+def classifier_auc(real: np.ndarray, fake: np.ndarray, seed: int = 0, groups: Groups | None = None) -> float:
     """How well a small network separates features [n, d] from [m, d]: the area under its ROC curve on other rows.
 
     One half of the rows trains it, the other is scored. 0.5 is the ideal, and 1 means separated without error; values
-    below 0.5 are chance. Rows of one shower are alike, so ``groups`` ([n] and [m] float64 or 64-bit integers)
-    names what must stay on one side.
+    below 0.5 are chance.
     """
     real, fake = _standardised(real, fake)
-    labels = groups or (np.arange(len(real)), len(real) + np.arange(len(fake)))
-    trains = [uniform(key(seed, "half"), label.view(np.uint64))[:, 0] < 0.5 for label in labels]
+    trains = [uniform(key(seed, "half"), names.view(np.uint64))[:, 0] < 0.5 for names in groups or _singly(real, fake)]
     if not all(half.any() and not half.all() for half in trains):
         return NAN
     with _single_threaded(key(seed, "auc") % 2**63):

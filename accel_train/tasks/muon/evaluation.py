@@ -12,7 +12,7 @@ from torch import Tensor
 from accel_train import keyed
 from accel_train.errors import NonFiniteError
 from accel_train.tasks.muon.adversarial import draw
-from accel_train.tasks.muon.metrics import Sample, report
+from accel_train.tasks.muon.metrics import Sample, report, table
 from accel_train.tasks.muon.model import owners
 from accel_train.tasks.muon.observables import muon_sums, set_features
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MANY = 1_000_000
 """So many muons are evaluated in one batch, whatever the truth has."""
+
+SHOWN = 6  # of the metrics that are left out
 
 
 def generate(
@@ -71,7 +73,7 @@ def statistics(held_out: HeldOut, models: dict[str, Any], batch: Batch, max_coun
         rows = torch.cat([counts[:, None].double(), features], 1)
         table = rows.new_zeros(len(held_out), rows.shape[1])
         sums[name] = table.index_copy(0, batch["slot"], rows)
-        cells = muon_sums(held_out.cells, primary, counts, energy, x, y)
+        cells = muon_sums(held_out.cells, primary, batch["unit"], counts, energy, x, y)
         sums |= {f"{name}/{key}": value for key, value in cells.items()}
     return sums
 
@@ -96,9 +98,13 @@ def samples(held_out: HeldOut, sums: dict[str, Tensor]) -> dict[str, Sample]:
     return found
 
 
+def _known(held_out: HeldOut) -> dict[str, float]:
+    return {name: value for name, value in held_out.truth_against_truth.items() if name not in held_out.uncertain}
+
+
 def floors(held_out: HeldOut) -> dict[str, float]:
     """Truth against other truth, for the metrics of all events."""
-    found = held_out.truth_against_truth
+    found = _known(held_out)
     shown = [name for name, value in found.items() if "/" not in name and "error" not in name and math.isfinite(value)]
     return {f"{name}:truth": found[name] for name in shown}
 
@@ -106,7 +112,23 @@ def floors(held_out: HeldOut) -> dict[str, float]:
 def metrics(held_out: HeldOut, sums: dict[str, Tensor]) -> dict[str, float]:
     """``loss`` is the Frechet distance of bundles and conditions to truth; ``nll`` that of the counts, in nats."""
     of = samples(held_out, sums)
-    floor = held_out.truth_against_truth
+    floor = _known(held_out)
     found = report(of["real"], of["fake"], of["shuffled"], floor, held_out.cells)
+    own = held_out.own_errors
+    errors = {f"{name}/error": own[name] for name in own if name in found and "/" not in name}
     nll = float(sums["nll"]) / len(held_out)
-    return {"loss": found["fpd"], "nll": nll, **found}
+    return {"loss": found["fpd"], "nll": nll, **found, **errors}
+
+
+def summary(held_out: HeldOut, metrics: dict[str, float]) -> str:
+    """The table of these metrics, and what is not in it and why."""
+    lines = [
+        "held-out bundles against: generated ones; other true ones; ones generated for other events' conditions",
+        table(metrics),
+    ]
+    if held_out.uncertain:
+        worst = [f"{name} ({error:.0%})" for name, error in held_out.uncertain.items()]
+        named = ", ".join(worst[:SHOWN]) + (f" and {len(worst) - SHOWN} more" if len(worst) > SHOWN else "")
+        lines.append(f"left out, since so few showers know the truth itself no better than to: {named}; held_out and "
+                     "eval_events give more")  # fmt: skip
+    return "\n".join(lines)

@@ -1,14 +1,21 @@
-"""Pictures of generated muon bundles over true ones, in colours (Okabe and Ito) that all can tell apart."""
+"""Pictures of generated muon bundles over true ones, in colours (Okabe and Ito) that all can tell apart.
+
+Every bar is the central 68 % of a bootstrap over showers; those of a ratio have both samples redrawn with the same
+showers, which they share.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from accel_train.tasks.muon.metrics import SUM_ENERGY, Sample, azimuth_flatness, correlation, count_numbers
+from accel_train.intervals import bootstrap
+from accel_train.tasks.muon.metrics import SUM_ENERGY, Sample, azimuth_flatness, correlation
 from accel_train.tasks.muon.observables import AXES, AZIMUTH_EDGES, ENERGY_EDGES, RADIUS_EDGES, Cells, coordinates
+from accel_train.tasks.muon.showers import UNITS, units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +25,7 @@ LOOKS = {"truth": "0.35", "generated": "#D55E00"}
 TITLES = {"E": "log10(primary E / GeV)", "cos": "cos zenith", "mass": "primary mass (GeV)", "depth": "depth (m)"}
 BINS = 40  # of a distribution, about
 SLICES = 12  # of the primary energy in the figure of multiplicities
-Weighted = tuple[np.ndarray, np.ndarray]  # values and their weights
+Numbers = tuple[np.ndarray, np.ndarray]  # values [...], and below and above them the lengths of their bars [2, ...]
 
 
 def figures(real: Sample, fake: Sample, cells: Cells) -> dict[str, Figure]:
@@ -30,6 +37,51 @@ def figures(real: Sample, fake: Sample, cells: Cells) -> dict[str, Figure]:
         "correlation": _correlation(real, fake, cells),
         "azimuth": _azimuth(true, made),
     }
+
+
+def numbers(of: Callable[[dict[str, np.ndarray]], np.ndarray], sums: dict[str, np.ndarray]) -> Numbers:
+    """What a function says of sums over all showers, and how far it would move if others had been thrown.
+
+    Args:
+        sums: [UNITS, ...], what each unit adds.
+    """
+
+    def drawn(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        found = of({name: values.numpy() for name, values in sums.items()}).ravel()
+        return {str(i): value for i, value in enumerate(found.tolist())}
+
+    whole = of({name: values.sum(0) for name, values in sums.items()})
+    tables = {name: torch.from_numpy(values) for name, values in sums.items()}
+    found = bootstrap(drawn, tables, seed=0, resamples=200, level=0.683)
+    low, high = (np.array([getattr(i, end) for i in found.values()]).reshape(whole.shape) for end in ("low", "high"))
+    return whole, np.stack([whole - low, high - whole]).clip(0)
+
+
+def compared(of: Callable[[np.ndarray], np.ndarray], true: np.ndarray, made: np.ndarray) -> tuple[Numbers, ...]:
+    """Of sums [UNITS, ...] of both samples: a function of the true ones, of the generated ones, and the ratio."""
+
+    def both(sums: dict[str, np.ndarray]) -> np.ndarray:
+        one, two = of(sums["true"]), of(sums["made"])
+        return np.stack([one, two, _divided(two, one)])
+
+    values, bars = numbers(both, {"true": true, "made": made})
+    return tuple((values[i], bars[:, i]) for i in range(3))
+
+
+def by_unit(sample: Sample, place: np.ndarray, bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """How many events (or the sum of their weights) are at each place below ``bins``: float64 [UNITS, bins]."""
+    number = units(sample.conditions) * bins + place
+    return np.bincount(number, weights, UNITS * bins).reshape(UNITS, bins).astype(np.float64)
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN (which leaves a gap) where b is zero."""
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)
+
+
+def _bars(axes: Axes, where: np.ndarray, shown: Numbers, **looks: Any) -> None:
+    values, bars = shown
+    axes.errorbar(where, values, np.nan_to_num(bars), lw=1, **looks)
 
 
 def _with_ratios(columns: int) -> tuple[Figure, list[Axes], list[Axes]]:
@@ -51,18 +103,18 @@ def _with_ratios(columns: int) -> tuple[Figure, list[Axes], list[Axes]]:
 def _distributions(true: Sample, made: Sample) -> Figure:
     """Normalised distributions of log10 E and r over muons, N over events, log10 sum E over events with muons."""
     figure, tops, bottoms = _with_ratios(4)
-    counts = np.unique(np.geomspace(1, max(true.counts.max(initial=0), 1) + 1, BINS // 2).round())
-    sums = [s.features[s.counts > 0, SUM_ENERGY] for s in (true, made)]
-    sums = [values[np.isfinite(values)] for values in sums]
-    widest = (sums[0].min(), sums[0].max() + 1e-9) if len(sums[0]) else (0, 1)
-    panels: dict[str, tuple[np.ndarray, list[Weighted]]] = {
-        "log10(muon E / GeV)": _fine("energy", ENERGY_EDGES, true, made),
-        "muon r (m)": _fine("radius", RADIUS_EDGES, true, made),
-        "muons per event, N": (np.append(0, counts) - 0.5, [(s.counts, np.ones(len(s.counts))) for s in (true, made)]),
-        "log10(sum of muon E / GeV)": (np.linspace(*widest, BINS + 1), [(s, np.ones(len(s))) for s in sums]),
+    most = max(true.counts.max(initial=0), 1)
+    counts = np.append(0, np.unique(np.geomspace(1, most + 1, BINS // 2).round())) - 0.5
+    sums = true.features[(true.counts > 0) & np.isfinite(true.features[:, SUM_ENERGY]), SUM_ENERGY]
+    widest = np.linspace(*((sums.min(), sums.max() + 1e-9) if len(sums) else (0, 1)), BINS + 1)
+    panels = {
+        "log10(muon E / GeV)": _of_muons("energy", ENERGY_EDGES, true, made),
+        "muon r (m)": _of_muons("radius", RADIUS_EDGES, true, made),
+        "muons per event, N": (counts, [_of_events(s, s.counts, counts) for s in (true, made)]),
+        "log10(sum of muon E / GeV)": (widest, [_of_events(s, _sum_energy(s), widest) for s in (true, made)]),
     }
-    for top, bottom, (label, (edges, samples)) in zip(tops, bottoms, panels.items(), strict=True):
-        _overlay(top, bottom, edges, *samples)
+    for top, bottom, (label, (edges, entries)) in zip(tops, bottoms, panels.items(), strict=True):
+        _overlay(top, bottom, edges, *entries)
         bottom.set_xlabel(label)
     tops[2].set_xscale("symlog", linthresh=1)
     tops[0].set_ylabel("probability density")
@@ -70,42 +122,45 @@ def _distributions(true: Sample, made: Sample) -> Figure:
     return figure
 
 
-def _fine(name: str, edges: np.ndarray, true: Sample, made: Sample) -> tuple[np.ndarray, list[Weighted]]:
-    """Coarser edges where the truth lies, all but one muon in a thousand, and the entries of both fine histograms."""
+def _sum_energy(sample: Sample) -> np.ndarray:
+    """NaN for events without muons."""
+    return np.where(sample.counts > 0, sample.features[:, SUM_ENERGY], np.nan)
+
+
+def _of_events(sample: Sample, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Entries by unit between the edges, and before and behind them those beyond: [UNITS, bins + 2]. NaN is none."""
+    place = np.digitize(values, edges)
+    return by_unit(sample, place, len(edges) + 1, np.isfinite(values).astype(float))
+
+
+def _of_muons(name: str, edges: np.ndarray, true: Sample, made: Sample) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Coarser edges where the truth lies, all but one muon in a thousand, and the entries as in ``_of_events``."""
     below = np.cumsum(true.muons[name]) / max(true.muons[name].sum(), 1)
     low, high = np.searchsorted(below, [0.0005, 0.9995]) if below[-1] else (0, len(edges) - 2)
     step = max(-(-(high - low) // BINS), 1)
-    centres = (edges[1:] + edges[:-1]) / 2
-    return edges[low : high + step + 1 : step], [(centres, s.muons[name]) for s in (true, made)]
+    at = np.arange(low, min(high + step + 1, len(edges)), step)
+    entries = []
+    for sample in (true, made):
+        until = np.pad(sample.muons[f"unit_{name}"].cumsum(1), ((0, 0), (1, 0)))
+        entries.append(np.diff(until[:, at], axis=1, prepend=0, append=until[:, -1:]).astype(np.float64))
+    return edges[at], entries
 
 
-def _overlay(top: Axes, bottom: Axes, edges: np.ndarray, true: Weighted, made: Weighted) -> None:
-    """Both as densities, with the statistical error of each; values beyond the edges count in the norm alone."""
-    entries = [np.histogram(values, edges, weights=weights)[0] for values, weights in (true, made)]
-    per_entry = [1 / max(weights.sum(), 1) for _, weights in (true, made)]
-    shares = [n * one for n, one in zip(entries, per_entry, strict=True)]
+def _overlay(top: Axes, bottom: Axes, edges: np.ndarray, true: np.ndarray, made: np.ndarray) -> None:
+    """Both as densities; values beyond the edges count in the norm alone."""
     width, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
-    relative = [_divided(1, np.sqrt(n)) for n in entries]
 
-    top.stairs(shares[0] / width, edges, fill=True, color="0.85")
-    top.stairs(shares[0] / width, edges, color=LOOKS["truth"], label="truth")
-    top.stairs(shares[1] / width, edges, color=LOOKS["generated"], lw=1.6, label="generated")
-    if all(n.any() for n in entries):
+    def density(entries: np.ndarray) -> np.ndarray:
+        return entries[1:-1] / max(entries.sum(), 1) / width
+
+    one, two, ratio = compared(density, true, made)
+    top.stairs(one[0], edges, fill=True, color="0.85")
+    for look, shown in (("truth", one), ("generated", two)):
+        top.stairs(shown[0], edges, color=LOOKS[look], lw=1.6 if look == "generated" else 1, label=look)
+        _bars(top, middle, shown, fmt="none", color=LOOKS[look])
+    if one[0].any() and two[0].any():
         top.set_yscale("log")
-    _band(bottom, edges, relative[0])
-    ratio = _divided(shares[1], shares[0])
-    bottom.errorbar(middle, ratio, ratio * relative[1], fmt="o", ms=3, lw=1, color=LOOKS["generated"])
-
-
-def _band(axes: Axes, edges: np.ndarray, error: np.ndarray) -> None:
-    """The relative error of the truth, around one."""
-    low, high = np.repeat(1 - error, 2), np.repeat(1 + error, 2)
-    axes.fill_between(np.repeat(edges, 2)[1:-1], low, high, color="0.85")
-
-
-def _divided(a: np.ndarray | float, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN (which leaves a gap) where b is zero."""
-    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
+    _bars(bottom, middle, ratio, fmt="o", ms=3, color=LOOKS["generated"])
 
 
 # -- multiplicity ----------------------------------------------------------------------------------------------------
@@ -117,50 +172,47 @@ def _multiplicity(true: Sample, made: Sample) -> Figure:
     energy = coordinates(torch.from_numpy(true.conditions))[:, 0].numpy()
     edges = np.linspace(energy.min(), energy.max() + 1e-9, SLICES + 1) if len(energy) else np.linspace(0, 1, SLICES + 1)
     middle = (edges[1:] + edges[:-1]) / 2
-    slices = [_slices(s, edges) for s in (true, made)]
-    for top, bottom, (name, label) in zip(
-        tops, bottoms, {"mean_n": "mean N", "p_zero": "P(N = 0)", "fano": "Fano factor of N"}.items(), strict=True
-    ):
-        values = [np.array([count_numbers(counts)[name] for counts in parts]) for parts in slices]
-        errors = [np.array([_error(counts, name) for counts in parts]) for parts in slices]
-        for look, marker, value, error in zip(("truth", "generated"), "so", values, errors, strict=True):
-            top.errorbar(middle, value, error, fmt=marker, ms=4, lw=1, color=LOOKS[look], label=look)
-        if name != "p_zero" and all((value > 0).any() for value in values):
+    sums = [_powers(s, edges) for s in (true, made)]
+    titles = {"mean N": _mean, "P(N = 0)": _empty, "Fano factor of N": _fano}
+    for top, bottom, (title, of) in zip(tops, bottoms, titles.items(), strict=True):
+        one, two, ratio = compared(of, *sums)
+        _bars(top, middle, one, fmt="s", ms=4, color=LOOKS["truth"], label="truth")
+        _bars(top, middle, two, fmt="o", ms=4, color=LOOKS["generated"], label="generated")
+        if of is not _empty and (one[0] > 0).any() and (two[0] > 0).any():
             top.set_yscale("log")
-        ratio = _divided(values[1], values[0])
-        bottom.errorbar(middle, ratio, _divided(errors[1], values[0]), fmt="o", ms=4, lw=1, color=LOOKS["generated"])
-        _band(bottom, edges, _divided(errors[0], values[0]))
-        top.set(title=label)
+        _bars(bottom, middle, ratio, fmt="o", ms=4, color=LOOKS["generated"])
+        top.set(title=title)
         bottom.set_xlabel(TITLES["E"])
     tops[0].legend(frameon=False)
     return figure
 
 
-def _slices(sample: Sample, edges: np.ndarray) -> list[np.ndarray]:
+def _powers(sample: Sample, edges: np.ndarray) -> np.ndarray:
+    """Sums over the events of a slice: their number, how many are empty, N, N squared: float64 [UNITS, slices, 4]."""
     energy = coordinates(torch.from_numpy(sample.conditions))[:, 0].numpy()
-    place = np.digitize(energy, edges[1:-1])
-    return [sample.counts[place == i] for i in range(len(edges) - 1)]
+    place, counts = np.digitize(energy, edges[1:-1]), sample.counts.astype(np.float64)
+    weights = (np.ones(len(counts)), (counts == 0).astype(float), counts, counts**2)
+    return np.stack([by_unit(sample, place, len(edges) - 1, weight) for weight in weights], 2)
 
 
-def _error(counts: np.ndarray, name: str) -> float:
-    """Standard error of one number of ``count_numbers``, for independent events and by the delta method."""
-    n, mean = len(counts), counts.mean() if len(counts) else 0.0
-    if not mean:
-        return np.nan
-    share, spread = (counts == 0).mean(), (counts - mean) ** 2
-    influence = {
-        "mean_n": counts - mean,
-        "p_zero": (counts == 0) - share,
-        "fano": (spread - spread.mean() * counts / mean) / mean,
-    }[name]
-    return float(np.sqrt((influence**2).mean() / n))
+def _mean(powers: np.ndarray) -> np.ndarray:
+    return _divided(powers[:, 2], powers[:, 0])
+
+
+def _empty(powers: np.ndarray) -> np.ndarray:
+    return _divided(powers[:, 1], powers[:, 0])
+
+
+def _fano(powers: np.ndarray) -> np.ndarray:
+    mean = _mean(powers)
+    return _divided(_divided(powers[:, 3], powers[:, 0]) - mean**2, mean)
 
 
 # -- what has no distribution ----------------------------------------------------------------------------------------
 
 
 def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
-    """Correlation of log10 E with log10 r over muons, in each cell, with the error of independent muons."""
+    """Correlation of log10 E with log10 r over muons, in each cell."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
@@ -169,11 +221,9 @@ def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
         cut = cells.of_axis(axis)
         names = [name.removeprefix(axis) for name in cells.names[cut]]
         for shift, marker, look, sample in ((-0.1, "s", "truth", real), (0.1, "o", "generated", fake)):
-            moments = sample.muons["moments"][cut]
-            values = correlation(moments)
-            errors = (1 - values**2) / np.sqrt(np.maximum(moments[:, 0], 1))
-            where = np.arange(len(names)) + shift
-            panel.errorbar(where, values, errors, fmt=marker, ms=5, lw=1, capsize=2, color=LOOKS[look], label=look)
+            moments = sample.muons["unit_moments"][:, cut]
+            shown, where = numbers(lambda sums: correlation(sums["of"]), {"of": moments}), np.arange(len(names)) + shift
+            _bars(panel, where, shown, fmt=marker, ms=5, capsize=2, color=LOOKS[look], label=look)
         panel.set(xticks=range(len(names)), xticklabels=names, xlabel=TITLES[axis], xlim=(-0.5, len(names) - 0.5))
         panel.tick_params(axis="x", labelrotation=20)
         panel.axhline(0, color="0.7", lw=0.8)
@@ -191,12 +241,12 @@ def _azimuth(true: Sample, made: Sample) -> Figure:
     edges = AZIMUTH_EDGES[::2]
     for marker, look, sample in (("s", "truth", true), ("o", "generated", made)):
         histogram = sample.muons["azimuth"]
-        n = histogram.reshape(-1, 2).sum(1)
-        flat = max(n.mean(), 1e-9)
         amplitude, expected = azimuth_flatness(histogram)
         label = f"{look}: largest harmonic {amplitude:.3f} (flat: about {expected:.3f})"
         middle = np.degrees(edges[1:] + edges[:-1]) / 2 + (2 if look == "generated" else -2)
-        axes.errorbar(middle, n / flat, np.sqrt(n) / flat, fmt=marker, ms=4, lw=1, color=LOOKS[look], label=label)
+        pairs = sample.muons["unit_azimuth"].reshape(UNITS, -1, 2).sum(2).astype(np.float64)
+        shown = numbers(lambda sums: sums["pairs"] / max(sums["pairs"].mean(), 1e-9), {"pairs": pairs})
+        _bars(axes, middle, shown, fmt=marker, ms=4, color=LOOKS[look], label=label)
     axes.axhline(1, color="0.7", lw=0.8)
     axes.set(xlabel="muon azimuth (degrees)", ylabel="muons relative to flat", xlim=(-180, 180))
     axes.set_xticks(range(-180, 181, 60))

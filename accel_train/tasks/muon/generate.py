@@ -16,6 +16,7 @@ from torch import nn
 
 from accel_train import keyed
 from accel_train.command import Parser, add_weights, refuse_existing
+from accel_train.data.bad import BadRows
 from accel_train.data.formats.arrow import column, vectors
 from accel_train.data.ragged import Ragged
 from accel_train.errors import DataError, UserError
@@ -65,6 +66,7 @@ def add_arguments(parser: Parser) -> None:
     add_weights(parser)
     parser.add_argument("--conditions", nargs="+", required=True, help="Parquet files or patterns with a column "
                         f"'primary', or flat columns {', '.join(FLAT)}")  # fmt: skip
+    parser.add_argument("--primary_layout", default="auto", help="what the numbers of 'primary' are, as in training")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counts_mode", choices=("predict", "column", "constant"), default="predict")
     parser.add_argument("--counts_column", help="integers, or 'muons' for as many as the input has")
@@ -86,7 +88,8 @@ def _generate_file(
         pq.ParquetWriter(temporary, SCHEMA, write_page_checksum=True) as writer,
     ):
         for batch in batches:
-            primary = torch.tensor(_conditions(batch, path))  # a copy: Arrow's memory cannot be written to
+            given = _conditions(batch, path, options.primary_layout, events)
+            primary = torch.tensor(given)  # a copy: Arrow's memory cannot be written to
             number = np.arange(first + events, first + events + len(batch))
             key = torch.from_numpy(keyed.bits(keyed.key(options.seed, "generate"), number)[:, 0].view(np.int64))
             for part in _bundles(models, primary, key, _counts(batch, options, path), cap):
@@ -124,14 +127,17 @@ def _bundles(
         )
 
 
-def _conditions(batch: pa.RecordBatch, path: str) -> np.ndarray:
-    """float32 [B, 4] = E [GeV], zenith [rad], mass, depth [m]."""
+def _conditions(batch: pa.RecordBatch, path: str, layout: str, first: int) -> np.ndarray:
+    """float32 [B, 4] = E [GeV], zenith [rad], mass, depth [m]; ``first`` is the row that they begin with."""
     from accel_train.tasks.muon.layout import primaries
 
     try:
         if "primary" in batch.schema.names:
-            return primaries(vectors(column(batch, "primary"), "primary"))
-        return np.stack([column(batch, name).to_numpy(zero_copy_only=False) for name in FLAT], 1).astype(np.float32)
+            return primaries(vectors(column(batch, "primary"), "primary"), layout)
+        flat = np.stack([column(batch, name).to_numpy(zero_copy_only=False) for name in FLAT], 1)
+        return primaries(flat.astype(np.float32), ",".join(FLAT))
+    except BadRows as error:
+        raise DataError(f"{path}, row {first + error.rows[0]}: {error.reason}") from None
     except DataError as error:
         what = f"a column 'primary' or the columns {', '.join(FLAT)}"
         raise DataError(f"{path}: {error}; conditions are {what}") from None

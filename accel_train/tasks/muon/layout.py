@@ -36,6 +36,15 @@ LAYOUTS = {
 IN_HDF5 = {6: "major,minor,E,zenith,mass,depth"}
 """More of them for primaries: those who write HDF5 always begin with the ids."""
 
+UNITS = {"zenith_deg": ("zenith", np.pi / 180), "depth_km": ("depth", 1000.0)}
+"""Names that a layout may have for numbers in other units, and what these are multiplied by."""
+
+UPRIGHT = 3.1416
+"""Largest zenith in rad: pi, and a rounding."""
+
+KILOMETRES, NUCLEI = 20.0, 300.0
+"""A depth in m below this is one in km, and a mass in GeV above is none of a nucleus: unless a layout was given."""
+
 COLUMNS = b"columns"
 """Key in the Arrow metadata of a field under which a file may say its own layout."""
 
@@ -45,8 +54,8 @@ class MuonLayout:
 
     Args:
         primary, muons: what the numbers are: names in order, separated by commas, such as
-            "major,minor,E,zenith,mass,depth"; those that are not used may have any name. "auto": what the file's own
-            metadata says, or else what their number means (``LAYOUTS``).
+            "major,minor,E,zenith,mass,depth"; those that are not used may have any name, and ``UNITS`` has other units.
+            "auto": what the file's own metadata says, or else what their number means (``LAYOUTS``).
         warn: called with one line when the first fake muon is met.
 
     A row whose only muon has E = x = y = 0 has no muon: some dumpers write empty events so. ``fakes`` counts them.
@@ -75,8 +84,8 @@ class MuonLayout:
 
         Raises:
             DataError: a column is missing, of another type, or its layout is not known.
-            BadRows: rows of another length, nulls, numbers that are not finite, a primary whose energy or mass is not
-                positive, or muons of negative energy.
+            BadRows: rows of another length, nulls, numbers that are not finite, a primary that cannot be one (see
+                ``primaries``), or muons of negative energy.
         """
         column, layout = _find(batch, "primary", self.primary)
         known = IN_HDF5 if (batch.schema.metadata or {}).get(b"format") == b"hdf5" else {}
@@ -110,10 +119,13 @@ def primaries(values: np.ndarray, layout: str = "auto", known: Mapping[int, str]
 
     Raises:
         DataError: W does not say the layout.
-        BadRows: numbers that are not finite, an energy or a mass that is not positive.
+        BadRows: numbers that are not finite, an energy or a mass that is not positive, a zenith outside of 0 to pi, a
+            depth above the ground; for "auto" also a depth in km or a mass of no nucleus.
     """
-    primary = _pick("primary", values, layout, {**LAYOUTS["primary"], **known}, PRIMARY)
-    _check_primaries(primary)
+    known = {**LAYOUTS["primary"], **known}
+    primary = _pick("primary", values, layout, known, PRIMARY)
+    if len(primary):
+        _check_primaries(primary, "" if layout != "auto" else known[values.shape[1]])
     return primary
 
 
@@ -131,7 +143,7 @@ def _width(layout: str) -> int | None:
 
 def _positions(name: str, layout: str, wanted: tuple[str, ...]) -> list[int]:
     """Where in a layout the wanted numbers stand."""
-    names = [part.strip() for part in layout.split(",")]
+    names = [UNITS.get(part.strip(), (part.strip(), 1))[0] for part in layout.split(",")]
     for one in wanted:
         if names.count(one) != 1:
             raise DataError(f"layout of {name}: {layout!r} must name {one} once; needed are {', '.join(wanted)}")
@@ -151,7 +163,10 @@ def _pick(name: str, values: np.ndarray, layout: str, known: Mapping[int, str], 
             )
         layout = known[width]
     places = _positions(name, layout, wanted)
-    return values if places == list(range(width)) else values.take(places, axis=1)
+    found = values if places == list(range(width)) else values.take(places, axis=1)
+    units = [UNITS.get(part.strip(), ("", 1.0))[1] for part in layout.split(",")]
+    factors = np.array([units[place] for place in places], np.float32)
+    return found if (factors == 1).all() else found * factors
 
 
 def _finite(values: np.ndarray) -> bool:
@@ -160,15 +175,29 @@ def _finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values.sum()))
 
 
-def _check_primaries(primary: np.ndarray) -> None:
-    if not len(primary) or (_finite(primary) and primary[:, 0].min() > 0 and primary[:, 2].min() > 0):
+def _check_primaries(primary: np.ndarray, guessed: str) -> None:
+    """Args: ``guessed``, the layout that their number stands for; "" if one was given, which is believed more."""
+    low, high = primary.min(0), primary.max(0)
+    energy, zenith, mass, depth = range(4)
+    shallowest, heaviest = (KILOMETRES, NUCLEI) if guessed else (0, np.inf)
+    if (
+        _finite(primary) and low[energy] > 0 and low[mass] > 0 and high[mass] <= heaviest
+        and low[zenith] >= 0 and high[zenith] <= UPRIGHT and low[depth] >= shallowest
+    ):  # fmt: skip
         return
-    bad = np.flatnonzero(~np.isfinite(primary).all(1))
-    if len(bad):
-        raise BadRows(f"primary is not finite: {_show(PRIMARY, primary[bad[0]])}", bad)
-    bad = np.flatnonzero((primary[:, 0] <= 0) | (primary[:, 2] <= 0))
-    if len(bad):
-        raise BadRows(f"primary needs a positive energy and mass: {_show(PRIMARY, primary[bad[0]])}", bad)
+    e, z, m, d = primary.T
+    asks = f"; taken for {guessed}, which --task.init_args.primary_layout says better" if guessed else ""
+    for what, wrong in (
+        ("is not finite", ~np.isfinite(primary).all(1)),
+        ("needs a positive energy and mass", (e <= 0) | (m <= 0)),
+        ("has a zenith outside of 0 to pi rad (one in degrees is called zenith_deg)", (z < 0) | (z > UPRIGHT)),
+        ("has a negative depth", d < 0),
+        (f"has a depth below {KILOMETRES:g} m (one in km is called depth_km)", d < shallowest),
+        ("has a mass in GeV that no nucleus has", m > heaviest),
+    ):
+        bad = np.flatnonzero(wrong)
+        if len(bad):
+            raise BadRows(f"primary {what}: {_show(PRIMARY, primary[bad[0]])}{asks}", bad)
 
 
 def _check_muons(muons: np.ndarray, counts: np.ndarray) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from accel_train.data.ragged import Ragged
+from accel_train.intervals import bootstrap
 from accel_train.sums import Correlation
 from accel_train.tasks.muon.distances import classifier_auc, fpd, kpd, ks, w1, w1_histograms
 from accel_train.tasks.muon.observables import (
@@ -26,11 +27,14 @@ from accel_train.tasks.muon.observables import (
     muon_sums,
     set_features,
 )
+from accel_train.tasks.muon.showers import UNITS, units
 from accel_train.tracking.records import aligned
 
 HARMONICS = 4  # of the azimuth
 ENOUGH = 100  # true events (for what is measured on muons: true muons) below which a cell is not reported
 SUM_ENERGY, MEAN_RADIUS, RADII = 1, 4, slice(4, 7)  # columns of the features
+LARGEST_ERROR = 0.25  # of the truth's own number, relative: with more nothing can be said of the generated one
+RELATIVE = ("mean_n", "fano", "q999")
 IN_CELLS = ("mean_n", "p_zero", "fano", "q999", "ks_count", "w1_energy", "w1_radius", "corr")
 NAN = float("nan")
 
@@ -44,7 +48,7 @@ class Sample:
             shuffled conditions, those of the true event they stand for.
         counts: int64 [B], muons of each event.
         features: float64 [B, 8] by ``set_features``.
-        muons: the summed ``muon_sums``.
+        muons: the summed ``muon_sums``; of a cell, without those of the units.
     """
 
     conditions: np.ndarray
@@ -55,24 +59,13 @@ class Sample:
     def strata(self, cells: Cells) -> Iterator[tuple[str, Sample]]:
         """All events, under the name "", and then those of each cell."""
         everything = cells.of_axis("E")
-        yield (
-            "",
-            Sample(
-                self.conditions, self.counts, self.features, {k: v[everything].sum(0) for k, v in self.muons.items()}
-            ),
-        )
+        muons = {k: v if k.startswith("unit") else v[everything].sum(0) for k, v in self.muons.items()}
+        yield "", Sample(self.conditions, self.counts, self.features, muons)
         index = cells.index(torch.from_numpy(self.conditions)).numpy()
         for i, name in enumerate(cells.names):
             rows = (index == i).any(1)
-            yield (
-                name,
-                Sample(
-                    self.conditions[rows],
-                    self.counts[rows],
-                    self.features[rows],
-                    {k: v[i] for k, v in self.muons.items()},
-                ),
-            )
+            muons = {k: v[i] for k, v in self.muons.items() if not k.startswith("unit")}
+            yield name, Sample(self.conditions[rows], self.counts[rows], self.features[rows], muons)
 
 
 def sample(events: Ragged, cells: Cells) -> Sample:
@@ -80,7 +73,8 @@ def sample(events: Ragged, cells: Cells) -> Sample:
     primary, counts = (torch.from_numpy(values) for values in (events.rows["primary"], events.counts))
     energy, x, y = torch.from_numpy(events.flat["muons"]).unbind(1)
     features = set_features(counts, energy, x, y).numpy()
-    muons = {name: values.numpy() for name, values in muon_sums(cells, primary, counts, energy, x, y).items()}
+    unit = torch.from_numpy(units(events.rows["primary"]))
+    muons = {name: values.numpy() for name, values in muon_sums(cells, primary, unit, counts, energy, x, y).items()}
     return Sample(primary.double().numpy(), events.counts, features, muons)
 
 
@@ -89,15 +83,56 @@ def sample(events: Ragged, cells: Cells) -> Sample:
 
 def count_numbers(counts: np.ndarray) -> dict[str, float]:
     """For muons per event [B]: ``mean_n``, ``p_zero``, ``fano`` (variance over mean), ``q999`` (99.9 % quantile)."""
-    if not len(counts):
+    return _count_numbers(*np.unique(counts, return_counts=True))
+
+
+def _count_numbers(values: np.ndarray, times: np.ndarray) -> dict[str, float]:
+    """The same of distinct numbers, ascending, and how often each is there."""
+    events = times.sum()
+    if not events:
         return dict.fromkeys(("mean_n", "p_zero", "fano", "q999"), NAN)
-    mean = float(counts.mean())
+    mean = float(values @ times / events)
     return {
         "mean_n": mean,
-        "p_zero": float((counts == 0).mean()),
-        "fano": float(counts.var()) / mean if mean else NAN,
-        "q999": float(np.quantile(counts, 0.999, method="inverted_cdf")),
+        "p_zero": float(times[values == 0].sum() / events),
+        "fano": float((values - mean) ** 2 @ times / events) / mean if mean else NAN,
+        "q999": float(values[np.searchsorted(times.cumsum(), 0.999 * events)]),
     }
+
+
+def own_errors(truth: Sample, cells: Cells) -> dict[str, float]:
+    """Standard errors of the truth's own ``count_numbers``, had other showers been thrown: names as in ``compare``,
+    relative ones of ``RELATIVE``. By bootstrap over ``units`` of showers; the metrics know the truth no better."""
+    return {
+        f"{metric}/{name}" if name else metric: error
+        for name, part in truth.strata(cells)
+        if not name or len(part.counts) >= ENOUGH
+        for metric, error in _own_errors(part).items()
+    }
+
+
+def _own_errors(truth: Sample) -> dict[str, float]:
+    values, number = np.unique(truth.counts, return_inverse=True)
+    table = np.zeros((UNITS, len(values)))
+    np.add.at(table, (units(truth.conditions), number), 1)
+    found = bootstrap(
+        lambda sums: _count_numbers(values, sums["times"].numpy()), {"times": torch.from_numpy(table)}, seed=0,
+        resamples=200, level=0.683,
+    )  # fmt: skip
+    whole = _count_numbers(values, table.sum(0))
+    scale = {name: whole[name] if name in RELATIVE else 1.0 for name in whole}
+    return {name: (high - low) / 2 / scale[name] if scale[name] else NAN for name, (low, high, _) in found.items()}
+
+
+def uncertain(errors: dict[str, float], floor: dict[str, float]) -> dict[str, float]:
+    """The relative metrics that so few showers say nothing of, worst first, and to what they know the truth: by its own
+    error or by how much other truth differs, whichever is larger, as a heavy tail is not seen in every sample."""
+    known = {
+        name: max(error, abs(floor[name]) / math.sqrt(2))
+        for name, error in errors.items() if name in floor and name.split("/")[0] in RELATIVE
+    }  # fmt: skip
+    left_out = {name: error for name, error in known.items() if not error <= LARGEST_ERROR}
+    return dict(sorted(left_out.items(), key=lambda pair: -pair[1]))
 
 
 def correlation(moments: np.ndarray) -> np.ndarray:
@@ -156,8 +191,8 @@ def _numbers(a: Sample, b: Sample) -> dict[str, float]:
 
 def _inclusive(a: Sample, b: Sample, seed: int) -> dict[str, float]:
     (true, showers), (made, made_showers) = _bundles(a), _bundles(b)
-    fpd_value, fpd_error = fpd(true, made, seed)
-    kpd_value, kpd_error = kpd(true, made, seed)
+    fpd_value, fpd_error = fpd(true, made, seed, (showers, made_showers))
+    kpd_value, kpd_error = kpd(true, made, seed, (showers, made_showers))
     return {
         "w1_count": w1(a.counts[a.counts > 0], b.counts[b.counts > 0]),
         "w1_sum_energy": w1(true[:, SUM_ENERGY], made[:, SUM_ENERGY]),
@@ -188,7 +223,7 @@ def _bundles(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 def report(
     real: Sample, fake: Sample, shuffled: Sample, floor: dict[str, float], cells: Cells, seed: int = 0
 ) -> dict[str, float]:
-    """Each metric of ``compare``, beside it ``name/floor`` and ``name/shuffled``.
+    """Each metric of ``compare`` that ``floor`` has too, beside it ``name/floor`` and ``name/shuffled``.
 
     Args:
         real: truth.
@@ -198,14 +233,16 @@ def report(
             same). The values compare directly where it has as many events as ``fake``: cut the held-out showers in two
             halves.
     """
-    found = compare(real, fake, cells, seed)
-    for name, beside in (("floor", floor), ("shuffled", compare(real, shuffled, cells, seed))):
-        found |= {f"{metric}/{name}": value for metric, value in beside.items()}
+    found: dict[str, float] = {}
+    beside = {"": compare(real, fake, cells, seed), "/floor": floor, "/shuffled": compare(real, shuffled, cells, seed)}
+    for suffix, values in beside.items():
+        found |= {f"{name}{suffix}": values[name] for name in floor}
     return found
 
 
 def table(metrics: dict[str, float]) -> str:
-    """The metrics of a ``report`` as text: inclusive ones, then the cells with the floor in brackets."""
+    """The metrics of a ``report`` as text: inclusive ones with ``name/error`` where there is one, then the cells with
+    the floor in brackets."""
 
     def text(name: str) -> str:
         return f"{metrics[name]:.3g}" if name in metrics else ""
@@ -214,10 +251,9 @@ def table(metrics: dict[str, float]) -> str:
         return f"{text(name)} ({text(f'{name}/floor')})" if name in metrics else ""
 
     cells = dict.fromkeys(name.split("/")[1] for name in metrics if f"{name}/floor" in metrics and "/" in name)
-    beside = [
-        [name, text(name), text(f"{name}/floor"), text(f"{name}/shuffled")] for name in metrics if "/" not in name
-    ]
+    columns = ("", "/error", "/floor", "/shuffled")
+    beside = [[name, *(text(name + column) for column in columns)] for name in metrics if "/" not in name]
     inside = [[cell, *(both(f"{name}/{cell}") for name in IN_CELLS)] for cell in cells]
     return "\n".join(
-        [*aligned([["", "generated", "truth", "shuffled"], *beside]), "", *aligned([["", *IN_CELLS], *inside])]
+        [*aligned([["", "generated", "error", "truth", "shuffled"], *beside]), "", *aligned([["", *IN_CELLS], *inside])]
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 SENTINEL = -1e9
 
@@ -61,15 +60,10 @@ class Critic(nn.Module):
     """A score per event that depends on its muons as a set, not on their order, and on how many they are.
 
     Muons are pooled by mean and maximum; an event without any has a learned embedding instead.
-
-    Args:
-        chunk_muons: in training, the muons of more than this many go through the network a part at a time and are
-            computed again in the backward pass, so that a huge event fits in memory; None for all at once.
     """
 
-    def __init__(self, conditions: int, features: int, width: int = 128, chunk_muons: int | None = None) -> None:
+    def __init__(self, conditions: int, features: int, width: int = 128) -> None:
         super().__init__()
-        self.chunk_muons = chunk_muons
         self.muon = nn.Sequential(
             nn.Linear(features + conditions, width), nn.LeakyReLU(0.2),
             nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2),
@@ -84,23 +78,13 @@ class Critic(nn.Module):
 
     def forward(self, muons: Tensor, conditions: Tensor, counts: Tensor, event: Tensor) -> Tensor:
         """[M, F], [B, C], int64 [B], int64 [M] to [B]."""
-        points = self._points(muons, conditions, event)
+        points = self.muon[1:](joint(self.muon[0], conditions, event, muons, event_first=False))
         size = counts.to(points.dtype)[:, None]
         index = event[:, None].expand_as(points)
         mean = points.new_zeros(len(counts), points.shape[1]).index_add(0, event, points) / size.clamp(min=1)
         largest = points.new_zeros(mean.shape).scatter_reduce(0, index, points, "amax", include_self=False)
         pooled = torch.where(size > 0, torch.cat([mean, largest], 1), self.empty)
         return self.decide(torch.cat([pooled, conditions, size.log1p()], 1)).squeeze(1)
-
-    def _points(self, muons: Tensor, conditions: Tensor, event: Tensor) -> Tensor:
-        if self.chunk_muons is None or len(muons) <= self.chunk_muons or not torch.is_grad_enabled():
-            return self._point(muons, conditions, event)
-        parts = zip(muons.split(self.chunk_muons), event.split(self.chunk_muons), strict=True)
-        points = [checkpoint(self._point, some, conditions, theirs, use_reentrant=False) for some, theirs in parts]
-        return torch.cat(points)
-
-    def _point(self, muons: Tensor, conditions: Tensor, event: Tensor) -> Tensor:
-        return self.muon[1:](joint(self.muon[0], conditions, event, muons, event_first=False))
 
 
 class LegacyCritic(nn.Module):

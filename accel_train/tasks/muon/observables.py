@@ -1,7 +1,8 @@
 """What an evaluation keeps of true and generated muon bundles: sums over events, so that any cut gives the same.
 
 ``set_features`` makes the row that an event adds to a table of the held-out split, ``muon_sums`` the histograms of
-muons, inclusive and in ``Cells`` of the conditions. One implementation in torch, for the device and for files alike.
+muons, in ``Cells`` of the conditions and by ``units`` of independent showers. One implementation in torch, for the
+device and for files alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from accel_train.tasks.muon.showers import UNITS
 
 ENERGY_EDGES = np.linspace(-2, 8, 2001)  # log10 of a muon's energy in GeV
 RADIUS_EDGES = np.linspace(0, 1000, 4001)  # m
@@ -139,33 +142,37 @@ def coordinates(conditions: Tensor) -> Tensor:
 
 
 def muon_sums(
-    cells: Cells, conditions: Tensor, counts: Tensor, energy: Tensor, x: Tensor, y: Tensor
+    cells: Cells, conditions: Tensor, unit: Tensor, counts: Tensor, energy: Tensor, x: Tensor, y: Tensor
 ) -> dict[str, Tensor]:
-    """Statistics of all muons that may be summed over events; arguments as in ``coordinates`` and ``set_features``.
+    """Statistics of all muons that may be summed over events; arguments as in ``coordinates``, ``units`` and
+    ``set_features``.
 
     Returns:
         ``energy``, ``radius``, ``azimuth``: int64 [cells, bins], histograms over the edges above; what lies outside is
             in the outermost bins, what is not finite in the last one.
         ``moments``: float64 [cells, 6], ``Correlation.sums`` of log10 E and log10 r, the finite ones.
+        ``unit_energy``, ``unit_radius``, ``unit_azimuth``, ``unit_moments``: the same of each unit, [UNITS, bins] of
+            all cells and [UNITS, cells, 6].
     """
     cell = cells.index(conditions).repeat_interleave(counts.long(), 0)  # [M, 4]
+    unit = unit.repeat_interleave(counts.long())
     u, r = energy.double().clamp(min=TINY).log10(), torch.hypot(x.double(), y.double())
     v, phi = r.clamp(min=TINY).log10(), torch.atan2(y.double(), x.double())
+    number = len(cells.names)
 
-    def histogram(values: Tensor, edges: np.ndarray) -> Tensor:
+    found: dict[str, Tensor] = {}
+    for name, values, edges in (
+        ("energy", u, ENERGY_EDGES), ("radius", r, RADIUS_EDGES), ("azimuth", phi, AZIMUTH_EDGES),
+    ):  # fmt: skip
         bins = len(edges) - 1
         place = (values - edges[0]) / (edges[-1] - edges[0]) * bins
         place = place.nan_to_num(nan=bins).clamp(0, bins - 1).long()
-        return torch.bincount((cell * bins + place[:, None]).flatten(), minlength=len(cells.names) * bins).view(
-            -1, bins
-        )
+        inside = (cell * bins + place[:, None]).flatten()
+        found[name] = torch.bincount(inside, minlength=number * bins).view(-1, bins)
+        found[f"unit_{name}"] = torch.bincount(unit * bins + place, minlength=UNITS * bins).view(-1, bins)
 
     moments = torch.stack([torch.ones_like(u), u, v, u * u, v * v, u * v], 1)
-    moments = moments * moments.isfinite().all(1, keepdim=True)
-    sums = moments.new_zeros(len(cells.names), 6)
-    return {
-        "energy": histogram(u, ENERGY_EDGES),
-        "radius": histogram(r, RADIUS_EDGES),
-        "azimuth": histogram(phi, AZIMUTH_EDGES),
-        "moments": sums.index_add(0, cell.flatten(), moments.nan_to_num().repeat_interleave(cell.shape[1], 0)),
-    }
+    moments = (moments * moments.isfinite().all(1, keepdim=True)).nan_to_num().repeat_interleave(cell.shape[1], 0)
+    inside = (unit[:, None] * number + cell).flatten()
+    by_unit = moments.new_zeros(UNITS * number, 6).index_add(0, inside, moments).view(UNITS, number, 6)
+    return {**found, "moments": by_unit.sum(0), "unit_moments": by_unit}

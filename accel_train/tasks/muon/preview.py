@@ -10,7 +10,7 @@ from accel_train.data.ragged import Ragged, concatenate
 from accel_train.data.remote.storage import expand, open_file
 from accel_train.tasks.muon.data import kind_of
 from accel_train.tasks.muon.layout import MuonLayout
-from accel_train.tasks.muon.sources import make_format
+from accel_train.tasks.muon.sources import Files
 
 LOOKED_AT = 1_000_000
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -42,8 +42,8 @@ def describe_files(patterns: list[str], events: int, primary_layout: str, muon_l
 
 
 def _describe(path: str, events: int, layout: MuonLayout) -> str:
-    kind = kind_of([path], "auto")
-    reader = make_format(kind, layout, BadDataPolicy())
+    kind = kind_of(path)
+    reader = Files(layout, BadDataPolicy())
     groups = reader.groups(path)
     lines = [f"{path}: {kind}, {sum(groups):,} rows in {len(groups):,} row groups" + _sizes(groups)]
     if kind == "parquet":

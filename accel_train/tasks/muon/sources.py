@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from accel_train.data.bad import BadDataPolicy
@@ -12,8 +13,9 @@ from accel_train.data.ragged import Ragged
 from accel_train.data.remote.settings import RemoteFiles
 from accel_train.data.remote.storage import expand, open_file, place
 from accel_train.errors import UserError
-from accel_train.tasks.muon.data import HeldOut, Outliers, in_split, kind_of
+from accel_train.tasks.muon.data import HeldOut, Kind, Outliers, kind_of
 from accel_train.tasks.muon.layout import MuonLayout
+from accel_train.tasks.muon.showers import in_split
 
 if TYPE_CHECKING:
     from accel_train.data.flat_cache import CachedSource
@@ -48,16 +50,20 @@ class Sources:
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.bad = BadDataPolicy(reading.on_bad_file)
-        self.layout = MuonLayout(reading.primary_layout, reading.muon_layout, warn=self.bad.warn)
+        layout = MuonLayout(reading.primary_layout, reading.muon_layout, warn=self.bad.warn)
+        self.format = Files(layout, self.bad, reading.reader)
         urls = [path for path in [*reading.files, *reading.validation_files] if "://" in path]
         self.access = reading.remote.access(urls) if urls or reading.remote.write_to else None
         self.staging = reading.remote.staging(self.access) if urls and self.access else None
         self._compared = False
-        self._scanned: dict[tuple[str, ...], tuple[list[str], Format, list[list[int]]]] = {}
+        self._scanned: dict[tuple[str, ...], tuple[list[str], list[list[int]]]] = {}
 
     def train(self, batch_size: int, seed: int) -> LanesSource:
-        """Straight from the files."""
-        return self._train(batch_size, seed, self.reading.lanes, self.reading.shuffle)
+        """Straight from the files. A batch is so many of their rows that ``batch_size`` are left on average: how many
+        are held out of just these is known only when they are read, and where a batch begins must be known before."""
+        held_out = 0 if self.reading.validation_files else self.reading.held_out
+        rows = round(batch_size / (1 - held_out))
+        return self._train(rows, seed, self.reading.lanes, self.reading.shuffle)
 
     def cached(self, batch_size: int, seed: int) -> CachedSource:
         """From a flat copy of what is trained on, shuffled as a whole."""
@@ -82,8 +88,10 @@ class Sources:
                 ragged = ragged.take(in_split(ragged.rows["primary"], "train", reading.held_out))
             return outliers.remove(ragged, place) if outliers else ragged
 
-        files, format, groups = self._scan(reading.files)
-        return LanesSource(files, format, batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging, groups)
+        files, groups = self._scan(reading.files)
+        return LanesSource(
+            files, self.format, batch_size, seed, lanes, shuffle, prepare, self.bad, self.staging, groups
+        )
 
     def held_out(self, split: str) -> HeldOut:
         """The first events of a split, in memory: evaluations come often, and read no file again."""
@@ -94,20 +102,20 @@ class Sources:
             share = 1.0 if reading.validation_files else reading.held_out
             return ragged.take(in_split(ragged.rows["primary"], split, share))
 
-        files, format, groups = self._scan(reading.validation_files or reading.files)
+        files, groups = self._scan(reading.validation_files or reading.files)
         if reading.validation_files and tuple(reading.files) in self._scanned and not self._compared:
             self._compared = True
             trained = {place(path) for path in self._scan(reading.files)[0]}
             for path in (path for path in files if place(path) in trained):
                 self.bad.warn(f"validation_files: {path} is also trained on, so metrics will look better than they are")
         source = LanesSource(
-            files, format, HELD_OUT_ROWS, lanes=reading.lanes, shuffle="files", prepare=prepare,
+            files, self.format, HELD_OUT_ROWS, lanes=reading.lanes, shuffle="files", prepare=prepare,
             staging=self.staging, groups=groups,
         )  # fmt: skip
         return HeldOut(source.first(reading.eval_events))
 
-    def _scan(self, patterns: Sequence[str]) -> tuple[list[str], Format, list[list[int]]]:
-        """The files, how to read them, and the rows of their row groups."""
+    def _scan(self, patterns: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        """The files, and the rows of their row groups."""
         key = tuple(patterns)
         if key not in self._scanned:
             files = expand(patterns)
@@ -116,21 +124,39 @@ class Sources:
             names = {place(path): path for path in reversed(files)}
             for path in (path for path in files if names[place(path)] != path):
                 self.bad.warn(f"{path} and {names[place(path)]} are one file, and what is in it is read twice")
-            format = make_format(kind_of(files, self.reading.reader), self.layout, self.bad)
-            self._scanned[key] = (files, format, read_groups(files, format))
+            self._scanned[key] = (files, read_groups(files, self.format))
         return self._scanned[key]
 
 
-def make_format(kind: str, layout: MuonLayout, bad: BadDataPolicy) -> Format:
-    """The reader for files of one kind."""
-    if kind == "parquet":
-        from accel_train.data.formats.parquet import Parquet
+class Files:
+    """The format of ``LanesSource`` for all that this task reads: each file by its own reader, by the extension unless
+    ``reader`` says it."""
 
-        return Parquet(layout.columns, layout.decode, bad, open_file)
-    if kind == "hdf5":
-        from accel_train.data.formats.hdf5 import Hdf5
+    def __init__(
+        self, layout: MuonLayout, bad: BadDataPolicy, reader: Literal["auto", "parquet", "hdf5", "hf"] = "auto"
+    ) -> None:
+        self.layout, self.bad, self.reader = layout, bad, reader
+        self._of_kind = cache(self._make)
 
-        return Hdf5(layout.decode, bad, {"primary": "primaries"}, {"muons": "muons"}, "counts")
-    from accel_train.data.formats.streaming import Streaming
+    def groups(self, path: str) -> list[int]:
+        return self._of(path).groups(path)
 
-    return Streaming(layout.decode, bad)
+    def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
+        return self._of(path).blocks(path, group, rows)
+
+    def _of(self, path: str) -> Format:
+        return self._of_kind(kind_of(path) if self.reader == "auto" else self.reader)
+
+    def _make(self, kind: Kind) -> Format:
+        layout, bad = self.layout, self.bad
+        if kind == "parquet":
+            from accel_train.data.formats.parquet import Parquet
+
+            return Parquet(layout.columns, layout.decode, bad, open_file)
+        if kind == "hdf5":
+            from accel_train.data.formats.hdf5 import Hdf5
+
+            return Hdf5(layout.decode, bad, {"primary": "primaries"}, {"muons": "muons"}, "counts")
+        from accel_train.data.formats.streaming import Streaming
+
+        return Streaming(layout.decode, bad)

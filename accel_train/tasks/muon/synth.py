@@ -206,8 +206,8 @@ def write(
 
 
 def synth(out: str | Path, seed: int = 0, size: int | None = None) -> str:
-    """The recommended set of ``size`` (4000) showers at ten depths as list-layout Parquet; what to say about it."""
-    size = 4000 if size is None else size
+    """The recommended set of ``size`` (20,000) showers at ten depths as list-layout Parquet; what to say about it."""
+    size = 20_000 if size is None else size
     about = write(out, seed, size, files=max(1, min(4, size)))
     rows, muons = about["rows"], about["muons"]
     return "\n".join([

@@ -45,16 +45,15 @@ class MuonTask(Task, Watches, DataTools):
         eval_events: held-out events of an evaluation; half of their showers are truth to compare truth with.
         reader: by the extension; ``hf`` reads whatever the datasets library can stream, slowly.
         primary_layout, muon_layout: what the numbers in the columns ``primary`` and ``muons`` are, in order, such as
-            "major,minor,E,zenith,mass,depth" and "E,r,x,y"; ``auto`` goes by their number and refuses what could be
-            read in two ways.
+            "major,minor,E,zenith_deg,mass,depth_km" and "E,r,x,y"; ``auto`` goes by their number and refuses what
+            could be read in two ways.
         lanes: row groups that a batch is mixed from; a multiple of the number of ranks.
         shuffle: rows, row_groups, files (needed with ``staging_dir``) or none.
         on_bad_file: stop at data that cannot be read, or leave it out and say so.
         max_muons_per_batch: at most so many muons at once through the networks; changes memory, not results.
-        max_muons_per_event: larger events are not trained on.
+        max_muons_per_event: larger events are not trained on, since an event is never cut and needs some 16 kB a muon;
+            null trains on all.
         outliers_dir: where those are kept, in files that can be trained on.
-        chunk_muons: the critic takes the muons of large batches in parts of so many, computed again in the backward
-            pass.
         preset: ``default``, or ``legacy``: the networks and constants of the guide that this task replaces, with its
             flaws.
         gradient_penalty: event, one_sided, r1, muon or none; null takes that of the preset (event; legacy: muon).
@@ -78,7 +77,7 @@ class MuonTask(Task, Watches, DataTools):
     """The optimiser is that of WGAN-GP (arXiv 1704.00028). Two reading threads: the speed of a raw scan."""
 
     file_types = (".parquet", ".pq", ".h5", ".hdf5")
-    movable = ("files", "validation_files", "outliers_dir", "remote", "max_muons_per_batch", "chunk_muons")
+    movable = ("files", "validation_files", "outliers_dir", "remote", "max_muons_per_batch")
 
     def __init__(
         self,
@@ -93,9 +92,8 @@ class MuonTask(Task, Watches, DataTools):
         shuffle: Shuffle = "rows",
         on_bad_file: Literal["raise", "skip"] = "raise",
         max_muons_per_batch: Count | None = None,
-        max_muons_per_event: Count | None = None,
+        max_muons_per_event: Count | None = 100_000,
         outliers_dir: str | None = None,
-        chunk_muons: Count | None = None,
         preset: Literal["default", "legacy"] = "default",
         gradient_penalty: Literal["event", "one_sided", "r1", "muon", "none"] | None = None,
         lambda_gp: Annotated[float, Range(0)] = 10.0,
@@ -115,7 +113,7 @@ class MuonTask(Task, Watches, DataTools):
         self.shuffle: Shuffle = shuffle
         self.on_bad_file: Literal["raise", "skip"] = on_bad_file
         self.max_muons_per_batch, self.max_muons_per_event = max_muons_per_batch, max_muons_per_event
-        self.outliers_dir, self.chunk_muons = outliers_dir, chunk_muons
+        self.outliers_dir = outliers_dir
         self.legacy = preset == "legacy"
         self.gradient_penalty = (gradient_penalty or ("muon" if self.legacy else "event")) if lambda_gp else "none"
         self.lambda_gp, self.critic_steps, self.max_count = lambda_gp, critic_steps, max_count
@@ -172,7 +170,7 @@ class MuonTask(Task, Watches, DataTools):
         widths = (made.conditions, made.features)
         models: dict[str, nn.Module] = {
             "multiplicity": Multiplicity(Fitted.conditions),
-            "critic": LegacyCritic(*widths) if self.legacy else Critic(*widths, chunk_muons=self.chunk_muons),
+            "critic": LegacyCritic(*widths) if self.legacy else Critic(*widths),
             "generator": Generator(*widths, self.latent_dim_global, self.latent_dim_local, self.hidden_dim),
         }
         sample = None if train is None else cast("LanesSource | CachedSource", train).first(FIT_EVENTS)
@@ -242,12 +240,10 @@ class MuonTask(Task, Watches, DataTools):
         return floors(self.evaluated)
 
     def summary(self, metrics: dict[str, float]) -> str:
-        from accel_train.tasks.muon.metrics import table
+        from accel_train.tasks.muon.evaluation import summary
 
-        return (
-            "held-out bundles against: generated ones; other true ones; ones generated for other events' conditions\n"
-            + table(metrics)
-        )
+        assert self.evaluated is not None
+        return summary(self.evaluated, metrics)
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.muon.evaluation import samples

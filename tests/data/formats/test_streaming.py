@@ -49,7 +49,7 @@ def data():
     generator = np.random.default_rng(5)
     counts = generator.poisson(generator.choice([0.0, 4.0], N))
     counts[ROWS : 2 * ROWS] = 0
-    primaries = generator.uniform(1, 1e6, (N, 4)).astype(np.float32)
+    primaries = generator.uniform((1, 0, 1, 1000), (1e6, 3, 100, 3000), (N, 4)).astype(np.float32)
     return primaries, generator.uniform(1, 1e4, (counts.sum(), 3)).astype(np.float32), counts
 
 
@@ -151,15 +151,15 @@ def test_no_rows(tmp_path, data):
 
 
 def test_json_of_whole_numbers_and_of_events_without_muons(tmp_path):
-    rows = [{"primary": [5, 1, 1, 2], "muons": []}, {"primary": [6, 0, 1, 2], "muons": None}]
+    rows = [{"primary": [5, 1, 1, 2000], "muons": []}, {"primary": [6, 0, 1, 2000], "muons": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (block,) = Streaming(MuonLayout().decode, BadDataPolicy()).blocks(str(tmp_path / "a.jsonl"), 0, ROWS)
-    assert block.rows["primary"].tolist() == [[5, 1, 1, 2], [6, 0, 1, 2]]
+    assert block.rows["primary"].tolist() == [[5, 1, 1, 2000], [6, 0, 1, 2000]]
     assert block.counts.tolist() == [0, 0] and block.flat["muons"].shape == (0, 3)
 
 
 def test_bad_rows_are_left_out_or_named(tmp_path):
-    rows = [{"primary": [5.5, 1, 1, 2], "muons": [[1, 2, 3]]}, {"primary": [5.5, 1, None, 2], "muons": []}] * 2
+    rows = [{"primary": [5.5, 1, 1, 2000], "muons": [[1, 2, 3]]}, {"primary": [5.5, 1, None, 2000], "muons": []}] * 2
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     bad = BadDataPolicy("skip")
     blocks = list(Streaming(MuonLayout().decode, bad).blocks(str(tmp_path / "a.jsonl"), 0, 3))

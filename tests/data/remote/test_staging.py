@@ -205,6 +205,22 @@ def test_deleted_after_the_last_use(tmp_path, federation, urls):
         assert Path(stage.acquire(urls[0])).read_bytes() == content(0)
 
 
+def test_what_was_only_sampled_or_came_too_early_is_not_left(tmp_path, federation, urls):
+    with open_staging(tmp_path, ahead=2, delete_after_use=True) as stage:
+        with stage.sampling():
+            for url in urls[:2]:
+                stage.acquire(url)
+                stage.release(url)
+        assert staged(tmp_path) == ["f0.parquet", "f1.parquet"], "they will be needed again"
+        stage.acquire(urls[0])
+        stage.release(urls[0])
+        assert staged(tmp_path) == ["f1.parquet"]
+        assert stage.counters()["files"] == 2 and stage.counters()["found"] == 1
+        stage.schedule(urls[2:])
+        eventually(lambda: len(staged(tmp_path)) == 3)
+    assert staged(tmp_path) == []
+
+
 def test_what_is_longest_unused_makes_room(tmp_path, federation, urls):
     with open_staging(tmp_path, ahead=0, max_bytes=3500) as stage:
         for i in (0, 1, 2, 0, 3, 4):

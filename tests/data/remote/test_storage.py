@@ -409,8 +409,8 @@ def test_a_name_that_looks_like_a_pattern_is_a_name_if_it_is_there(tmp_path):
         (tmp_path / name).touch()
     for name in ("f?1.parquet", "g[1].parquet"):
         assert storage.expand([str(tmp_path / name)]) == [str(tmp_path / name)]
-        assert kind_of([str(tmp_path / name)], "auto") == "parquet"
-    assert kind_of(["https://host/a.h5?x=.parquet"], "auto") == "hdf5"
+        assert kind_of(str(tmp_path / name)) == "parquet"
+    assert kind_of("https://host/a.h5?x=.parquet") == "hdf5"
 
 
 def test_what_would_be_waited_for_is_refused_unopened(tmp_path):

@@ -22,8 +22,16 @@ def test_inspect_looks_at_data(data, tmp_path, capsys):
     ):
         assert text in said
     bad = changed(tmp_path / "bad", data / "train", nbr_dists=with_nan)
-    assert command("inspect", bad) == 0
+    assert command("inspect", bad) == 2
     assert "frame 23, atom 4, neighbour 2: nan is no distance" in capsys.readouterr().out
+    without = changed(tmp_path / "without", data / "train")
+    (without / "atom_directions.npy").unlink()
+    assert command("inspect", without) == 0
+    assert "no atom_directions.npy, which model_type=gdynet_ferro needs" in capsys.readouterr().out
+    assert command("inspect", without, "--model_type=gdynet_vanilla") == 0
+    assert "warnings: 0" in capsys.readouterr().out
+    assert command("inspect", without, "--model_type=gdynet_ferro") == 2
+    assert "Missing required" in capsys.readouterr().out
     assert command("inspect", data, "--tua=3") == 2
     assert "did you mean tau?" in capsys.readouterr().err
 

@@ -71,8 +71,8 @@ def test_six_numbers_are_refused_unless_told():
         MuonLayout().decode(make_batch(six))
     assert not isinstance(error.value, BadRows) and "\n" not in str(error.value)
     check(MuonLayout().decode(make_batch(six, metadata={"format": "hdf5"})))
-    without_ids = MuonLayout("E,zenith,mass,depth,time,weight").decode(make_batch(six))
-    assert without_ids.rows["primary"].tolist() == six[:, :4].tolist()
+    behind = np.concatenate([PRIMARY, six[:, :2]], axis=1)
+    check(MuonLayout("E,zenith,mass,depth,time,weight").decode(make_batch(behind)))
 
 
 def test_a_file_may_say_its_layout():
@@ -142,6 +142,46 @@ def test_energies_and_masses_have_a_logarithm():
     with pytest.raises(BadRows, match="a muon is of negative energy: E=-1, x=3, y=4") as error:
         MuonLayout().decode(make_batch(muons=muons))
     assert error.value.rows.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (1, 57.0, "has a zenith outside of 0 to pi rad .one in degrees is called zenith_deg."),
+        (1, -0.1, "has a zenith outside of 0 to pi rad"),
+        (2, 5626.0, "has a mass in GeV that no nucleus has"),
+        (3, 1.95, "has a depth below 20 m .one in km is called depth_km."),
+        (3, -500.0, "has a negative depth"),
+    ],
+)
+def test_what_no_primary_can_be_is_refused(place, value, says):
+    """By its row, and with the option that says what the numbers are; who gave the layout is believed."""
+    primary = PRIMARY.copy()
+    primary[1, place] = value
+    with pytest.raises(BadRows, match=f"^primary {says}.*; taken for E,zenith,mass,depth, which .*_layout") as error:
+        MuonLayout().decode(make_batch(primary))
+    assert error.value.rows.tolist() == [1]
+    if place == 1 or value < 0:
+        with pytest.raises(BadRows, match=f"^primary {says}.*: E=[^;]*$"):
+            MuonLayout("E,zenith,mass,depth").decode(make_batch(primary))
+    else:
+        assert len(MuonLayout("E,zenith,mass,depth").decode(make_batch(primary))) == 3
+
+
+def test_five_numbers_that_begin_with_a_type():
+    typed = np.insert(PRIMARY, 0, 7, axis=1)
+    with pytest.raises(BadRows, match="zenith outside of 0 to pi rad.*taken for E,zenith,mass,time,depth") as error:
+        MuonLayout().decode(make_batch(typed))
+    assert error.value.rows.tolist() == [0, 1, 2]
+    check(MuonLayout("type,E,zenith,mass,depth").decode(make_batch(typed)))
+
+
+def test_degrees_and_kilometres():
+    other = PRIMARY * np.array([1, 180 / np.pi, 1, 1e-3], np.float32)
+    found = MuonLayout("E,zenith_deg,mass,depth_km").decode(make_batch(other)).rows["primary"]
+    np.testing.assert_allclose(found, PRIMARY, rtol=1e-6)
+    with pytest.raises(DataError, match="must name depth once"):
+        MuonLayout("E,zenith_deg,mass,depth,depth_km")
 
 
 def test_a_fake_muon_is_an_empty_event():

@@ -157,20 +157,30 @@ def test_neither_score_nor_penalty_depends_on_the_order_of_muons_or_on_empty_eve
     torch.testing.assert_close(with_empty, value)
 
 
-def test_a_critic_in_chunks_has_the_same_gradients():
-    torch.manual_seed(0)
-    counts, event, muons = sets([3, 0, 40, 5])
-    conditions = torch.randn(4, 3, dtype=torch.float64)
-    whole, chunked = (Critic(3, 2, width=8, chunk_muons=n).double() for n in (None, 7))
-    chunked.load_state_dict(whole.state_dict())
-    found = []
-    for critic in (whole, chunked):
-        points = muons.clone().requires_grad_()
-        slope = slopes(critic, points, conditions, counts, event)
-        loss = penalty(slope, event, counts, "event") + critic(muons, conditions, counts, event).sum()
-        loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None]))
-    torch.testing.assert_close(found[1], found[0])
+def test_memory_grows_with_the_muons_of_an_event_by_so_much():
+    """What the page says, and ``max_muons_per_event`` rests on: 8 to 24 kB a muon are kept for the backward passes."""
+    from accel_train.tasks.muon.task import MuonTask
+
+    task = MuonTask("x.parquet")
+    models = task.build_model(None)
+    kept = []
+    for n in (1000, 3000):
+        muons = torch.rand(n, 3) * 100 + 1
+        batch = {"primary": torch.tensor([[1e9, 0.1, 52.0, 1500.0]]), "counts": torch.tensor([n]), "muons": muons}
+        (part,) = task.split(batch | {"key": torch.arange(1), "host_counts": np.array([n])}, 1)
+        held: dict[int, int] = {}
+
+        def keep(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        totals = {"sizes": torch.tensor([1.0, 1.0, float(n)])}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = task.loss_step(models, part, totals, task.objectives()[1])
+        assert loss.value.requires_grad
+        kept.append(sum(held.values()))
+    per_muon = (kept[1] - kept[0]) / 2000
+    assert 8_000 < per_muon < 24_000, per_muon
 
 
 # -- multiplicity ----------------------------------------------------------------------------------------------------

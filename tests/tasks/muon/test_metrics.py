@@ -12,6 +12,7 @@ from accel_train.tasks.muon import distances, metrics, observables
 from accel_train.tasks.muon.distances import auc, classifier_auc, fpd, kpd, ks, w1, w1_histograms
 from accel_train.tasks.muon.metrics import IN_CELLS, Sample, compare, correlation, report, table
 from accel_train.tasks.muon.observables import AXES, Cells, muon_sums, set_features
+from accel_train.tasks.muon.showers import units
 
 numbers = st.floats(-100, 100, allow_nan=False, width=32)
 samples = st.lists(numbers, min_size=1, max_size=40).map(lambda values: np.array(values, np.float64))
@@ -96,7 +97,10 @@ def test_kernel_distance_against_the_sums_it_stands_for():
         return (x @ y / 3 + 1) ** 4
 
     others = [sum(k(x[i], x[j]) for i in range(5) for j in range(5) if i != j) / 20 for x in (a, b)]
-    assert distances._mmd(a, b) == pytest.approx(sum(others) - 2 * np.mean([k(x, y) for x in a for y in b]))
+    sides = [(x, names, np.zeros(5, int)) for x, names in zip((a, b), distances._singly(a, b), strict=True)]
+    pairs = ((0, 0), (1, 1), (0, 1))
+    sums = np.stack([distances._kernel(sides[i], sides[j], 1) for i, j in pairs], 1)
+    assert distances._mmd(sums) == pytest.approx(sum(others) - 2 * np.mean([k(x, y) for x in a for y in b]))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=15), st.lists(st.integers(0, 4), min_size=1, max_size=15))
@@ -121,6 +125,20 @@ def test_rows_of_one_group_stay_on_one_side():
     groups = (np.repeat(np.arange(50), 40), np.repeat(np.arange(50, 100) + 0.5, 40))
     assert classifier_auc(real, fake, 0) > 0.9
     assert classifier_auc(real, fake, 0, groups) < 0.75
+
+
+def test_distances_of_grouped_rows_have_no_bias():
+    """Groups of 20 rows that are nearly alike: cut row by row, the distance of 60 of them is far from zero."""
+    found = []
+    for seed in range(15):
+        real, fake = (np.repeat(x, 20, axis=0) for x in gaussians(seed, 60, 4))
+        real, fake = (x + np.random.default_rng(seed).normal(0, 0.2, x.shape) for x in (real, fake))
+        groups = (np.repeat(np.arange(60), 20), np.repeat(np.arange(60, 120), 20))
+        found.append([fpd(real, fake, 0, groups)[0], kpd(real, fake, 0, groups)[0], fpd(real, fake)[0]])
+    found = np.array(found)
+    error = found.std(0, ddof=1) / math.sqrt(len(found))
+    assert (abs(found.mean(0)) / error)[:2].max() < 4
+    assert found[:, 2].mean() > 10 * error[2]
 
 
 def test_distances_disturb_nobody():
@@ -194,7 +212,7 @@ def thrown(seed, events=3000, mean_scale=1.0, conditions=None):
 
 def sample(cells, conditions, counts, *flat):
     n, muons = torch.from_numpy(counts), [torch.from_numpy(values) for values in flat]
-    sums = muon_sums(cells, torch.from_numpy(conditions), n, *muons)
+    sums = muon_sums(cells, torch.from_numpy(conditions), torch.from_numpy(units(conditions)), n, *muons)
     return Sample(conditions, counts, set_features(n, *muons).numpy(), {k: v.numpy() for k, v in sums.items()})
 
 

@@ -1,0 +1,44 @@
+"""What other trainers call it, and the guides that our tasks replace: one line with the right option or command."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from accel_train.errors import UserError
+
+_EPOCHS = "the length of a run is --num_train_epochs=... or --max_steps=..."
+_BATCH = "--global_batch_size=... is that of all processes, --per_device_batch_size=... of each"
+_MEMORY = f"{_BATCH}; what does not fit is cut by --micro_batch_size=..., and the gradients are the same"
+HABITS = {
+    "resume": "the same command goes on where its run stopped; --resume_from_checkpoint=PATH goes on from another "
+    "checkpoint, --init_from=PATH begins with its weights alone",
+    "mode": "training and evaluation are commands: accel-train train ..., accel-train evaluate RUN",
+    "lr": "it is --learning_rate=...",
+    "epochs": _EPOCHS,
+    "num_epochs": _EPOCHS,
+    "batch_size": _BATCH,
+    "gradient_accumulation_steps": _MEMORY,
+    "grad_accum_steps": _MEMORY,
+}
+"""Name -> what is meant by it here."""
+
+GDYNET = {"model", "data", "training"}
+"""What a config of the GDyNet trainer has on top, and none of ours."""
+
+
+def refuse_habits(given: Collection[Any], of_task: Collection[str]) -> None:
+    """A UserError for the first name that is a habit. An argument of the task that has the name is what was meant,
+    but for a mode, which is another thing there."""
+    for name in given:
+        if name in HABITS and (name not in of_task or name == "mode"):
+            raise UserError(f"{name}: no such option; {HABITS[name]}")
+
+
+def refuse_old_config(tree: dict[str, Any], path: Path) -> None:
+    """A UserError for a config of a trainer that a task replaces."""
+    if "task" not in tree and tree.keys() >= GDYNET:
+        raise UserError(
+            f"{path}: a config of the GDyNet trainer; accel-train gdynet convert {path} --out OURS.yaml makes it ours"
+        )
