@@ -6,7 +6,7 @@ Types and shapes only: nothing here asks the device for a value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -170,17 +170,27 @@ def sums_of(task: Task, method: str, returned: Any, device: torch.device) -> dic
     return found
 
 
-def metrics_of(task: Task, returned: Any) -> dict[str, float]:
-    """What ``eval_metrics`` returns."""
+def rows_of(task: Task, returned: Any, items: int) -> dict[str, Tensor]:
+    """What ``eval_gather`` returns: a row for each of so many items."""
+    if not isinstance(returned, Mapping) or not returned:
+        raise _wrong(task, "eval_gather", returned, "a dict of names to tensors")
+    for name, value in returned.items():
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != items:
+            raise _wrong(task, "eval_gather", value, f"a tensor with a row for each of {items} items", f"{name!r} = ")
+    return {name: value.detach() for name, value in returned.items()}
+
+
+def metrics_of(task: Task, returned: Any, method: str = "eval_metrics", taken: Iterable[str] = ()) -> dict[str, float]:
+    """What ``eval_metrics`` or ``eval_gathered`` returns."""
     if not isinstance(returned, Mapping):
-        raise _wrong(task, "eval_metrics", returned, "a dict of names to numbers")
+        raise _wrong(task, method, returned, "a dict of names to numbers")
     metrics = {}
     for name, value in returned.items():
-        _refuse_name(task, "eval_metrics", name, WHEN)
+        _refuse_name(task, method, name, (*WHEN, *taken))
         try:
             metrics[name] = float(value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise _wrong(task, "eval_metrics", value, "a number", f"{name!r} = ") from None
+            raise _wrong(task, method, value, "a number", f"{name!r} = ") from None
     return metrics
 
 

@@ -18,6 +18,7 @@ from accel_train.errors import UserError
 from accel_train.system.secrets import scrub, scrub_tree
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 
@@ -242,6 +243,20 @@ class Task:
 # -- what some tasks do besides ----------------------------------------------------------------------------------------
 #
 # Each is a further base class, or its methods alone: what a task does not have, ``hook`` takes from here.
+
+
+class Gathers:
+    """Metrics that are no sums, from a row per item of the held-out data."""
+
+    def eval_gather(self, models: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
+        """Rows by name, one per item in order, such as scores and targets. ``eval_step`` comes next and finds them in
+        its batch, so that the models need not be called again."""
+        raise UserError("a task that gathers rows needs eval_gather(models, batch)")
+
+    def eval_gathered(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Further metrics of all rows, on rank 0: memory-mapped arrays in the order of the items, whatever the ranks.
+        They are gone afterwards."""
+        raise UserError("a task with eval_gather needs eval_gathered(arrays) too")
 
 
 class Predicts:

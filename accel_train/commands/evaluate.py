@@ -103,7 +103,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     device = accelerator.device
     reading = (config.num_workers, config.worker_type, 2, config.seed)
     loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
-    evaluator = Evaluator(task, models, accelerator, ranks, config.micro_batch_size)
+    evaluator = Evaluator(task, models, accelerator, ranks, config.micro_batch_size, out)
     metrics, sums = evaluator.evaluate(loader)
     ordered = hook(task, Predicts, "predict_data")(split, batch_size)
     if ordered is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import UserError, brief
 from accel_train.run.reports import FAILURES
 from accel_train.task import Event
-from accel_train.tracking.records import is_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from accel_train.task import Task
 
 Record = dict[str, Any]
-"""One line of ``metrics.jsonl``: plain numbers and strings. ``kind`` is "train" or "eval"; ``step``, ``epoch`` and
+"""One line of ``metrics.jsonl``: plain numbers and strings. ``kind`` is "train" or "eval" ("own": what an observer has
+added, which no hook for records is given); ``step``, ``epoch`` and
 ``phase`` say when. A train record has ``loss``, the task's terms and ``grad_norm`` (means over the interval), ``lr``
 (and ``lr/NAME`` if there are several optimisers), and the clock: ``items_per_s``, ``step_s``, ``wait_s`` (per step),
 ``eta_s``."""
@@ -65,7 +66,7 @@ def own_value(name: str, value: Any) -> Any:
     """A float, a text, an array or a figure. Raises UserError if it is none of these."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or name in ("kind", "step", "wall_time"):
         raise UserError(f"{name!r} cannot be the name of something added to the logs")
-    if is_number(value) or getattr(value, "shape", None) == ():
+    if getattr(value, "shape", None) == () or (isinstance(value, Real) and not isinstance(value, bool)):
         return float(value)
     if isinstance(value, str) or hasattr(value, "savefig"):
         return value

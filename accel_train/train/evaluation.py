@@ -21,7 +21,8 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
-from accel_train.task import Batch, BatchSource, Predicts, Task, hook
+from accel_train.task import Batch, BatchSource, Gathers, Predicts, Task, hook
+from accel_train.train.gathering import Gathering
 from accel_train.train.world import Ranks
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Evaluator:
 
     Args:
         micro_batch_size: at most so many items at once; None: a whole share.
+        folder: where rows are gathered, for a while, if the task wants that.
     """
 
     task: Task
@@ -40,6 +42,7 @@ class Evaluator:
     accelerator: Accelerator
     ranks: Ranks
     micro_batch_size: int | None
+    folder: Path
 
     def evaluate(
         self, loader: Loader, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
@@ -55,7 +58,6 @@ class Evaluator:
             EvaluationError: the task failed on one of the ranks; on all of them.
             StoppedError: on every rank, if data did not come to one of them and the run is to stop.
         """
-        sums: dict[str, Tensor] = {}
         contract.require(self.task, "eval_step", "eval_metrics")
         steps = loader.source.steps(0)
         if steps is None and type(loader.source).iterate is BatchSource.iterate:
@@ -63,28 +65,56 @@ class Evaluator:
         nothing = f"{self.task.task_name()}: the held-out data are empty, there is nothing to evaluate"
         if steps == 0:
             raise UserError(nothing)
+        known = [n for n in (steps, batches) if n is not None]
+        of = f"/{min(known):,}" if known else ""
+        with Gathering(self.folder, self.ranks) as gathering:
+            sums = self._sums(loader, batches, gathering, lambda number: busy(f"evaluating {number:,}{of}"))
+            if not sums:
+                raise UserError(nothing)
+            metrics: dict[str, float] = {}
+            with _failing_together(self.ranks):
+                metrics = contract.metrics_of(self.task, self.task.eval_metrics(sums))
+            if self._gathers:
+                metrics |= self._of_rows(gathering, list(metrics))
+        return metrics, sums
+
+    def _sums(
+        self, loader: Loader, batches: int | None, gathering: Gathering, busy: Callable[[int], None]
+    ) -> dict[str, Tensor]:
+        """Over all batches and ranks, on the CPU. ``busy`` hears of each batch."""
+        sums: dict[str, Tensor] = {}
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
-            known = [n for n in (steps, batches) if n is not None]
-            of = f"/{min(known):,}" if known else ""
             for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
-                busy(f"evaluating {number:,}{of}")
+                busy(number)
                 if share is None:
                     continue
-                for name, part in self._statistics(share).items():
+                parts, rows = self._statistics(share)
+                for name, part in parts.items():
                     part = part.detach().to(torch.float64)
                     sums[name] = sums[name] + part if name in sums else part
+                if rows:
+                    gathering.append(number, rows)
+            gathering.close()
         shapes = next((s for s in self.ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
-        if not shapes:
-            raise UserError(nothing)
-        total = {
+        return {
             name: self.ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu())
             for name, shape in shapes.items()
         }
+
+    def _of_rows(self, gathering: Gathering, taken: list[str]) -> dict[str, float]:
+        """Metrics of gathered rows; the same on all ranks, which wait for rank 0."""
         metrics: dict[str, float] = {}
-        with _failing_together(self.ranks):
-            metrics = contract.metrics_of(self.task, self.task.eval_metrics(total))
-        return metrics, total
+        with _failing_together(self.ranks), quietly(self.models):
+            arrays = gathering.arrays()
+            if self.ranks.is_main:
+                found = hook(self.task, Gathers, "eval_gathered")(arrays)
+                metrics = contract.metrics_of(self.task, found, "eval_gathered", taken)
+        return self.ranks.from_main(metrics)
+
+    @property
+    def _gathers(self) -> bool:
+        return hasattr(self.task, "eval_gather")
 
     def predict(self, loader: Loader, folder: Path) -> None:
         """One memory-mapped ``NAME.npy`` per output, float32, a row per item of the loader's source in order. Each rank
@@ -129,19 +159,31 @@ class Evaluator:
 
         return self._within_memory(share, run)
 
-    def _statistics(self, share: Batch) -> dict[str, Tensor]:
-        def run(micro_batches: list[Batch]) -> dict[str, Tensor]:
+    def _statistics(self, share: Batch) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+        """Sums, and the rows that are gathered."""
+
+        def run(micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
             sums: dict[str, Tensor] = {}
+            gathered: dict[str, list[np.ndarray]] = {}
             for micro_batch in micro_batches:
                 with self.accelerator.autocast():
-                    parts = contract.sums_of(
-                        self.task, "eval_step", self.task.eval_step(self.models, micro_batch), self.accelerator.device
-                    )
+                    rows = self._rows(micro_batch)
+                    parts = self.task.eval_step(self.models, micro_batch | rows)
+                    parts = contract.sums_of(self.task, "eval_step", parts, self.accelerator.device)
                 for name, part in parts.items():
                     sums[name] = sums[name] + part if name in sums else part
-            return sums
+                for name, row in rows.items():
+                    row = row.float() if row.dtype in (torch.bfloat16, torch.float16) else row
+                    gathered.setdefault(name, []).append(row.cpu().numpy())
+            return sums, {name: np.concatenate(arrays) for name, arrays in gathered.items()}
 
         return self._within_memory(share, run)
+
+    def _rows(self, batch: Batch) -> dict[str, Tensor]:
+        if not self._gathers:
+            return {}
+        rows = hook(self.task, Gathers, "eval_gather")(self.models, batch)
+        return contract.rows_of(self.task, rows, self.task.size(batch))
 
     def _within_memory(self, share: Batch, run: Callable[[list[Batch]], T]) -> T:
         """One share, cut to fit in memory. No rank waits for another here, so running out of it is a local matter."""

@@ -26,7 +26,9 @@ def measure(
     batches = session.config.limit_eval_batches if batches is None else batches
     with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
-        evaluator = Evaluator(session.task, session.models, session.accelerator, session.ranks, limit)
+        evaluator = Evaluator(
+            session.task, session.models, session.accelerator, session.ranks, limit, session.output_dir
+        )  # fmt: skip
         return evaluator.evaluate(session.eval_loader, batches, busy)
 
 

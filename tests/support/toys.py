@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, from_dataset, from_iterable, keyed
 from accel_train.errors import DataError
-from accel_train.task import Event
+from accel_train.task import Event, Gathers
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
 from accel_train.tasks.sherlock.task import SherlockTask
@@ -219,14 +219,38 @@ class Scheduled(Toy):
         penalty = objective.step * share * models["model"][0].weight.square().mean()
         return Loss(loss.value + 0.01 * penalty, {"at": objective.step * share, "of": objective.epoch * share})
 
-    def after_step(self, models, step):
-        model: Any = models["model"]
-        first, _, _, last = model
+    def after_step(self, models: Any, step: int) -> None:
+        first, _, _, last = model = models["model"]
         first.weight.requires_grad_(not 5 <= step < 12)
         if step == 14:  # only once: a resume must know
             first.bias.requires_grad_(False)
         last.bias.add_(0.01 * torch.randn(1))
         model.follower.lerp_(first.weight, 0.1)
+
+
+class Ranked(Toy, Gathers):
+    """An AUC by scikit-learn. ``fails``: on the first rank, which has all rows."""
+
+    def __init__(self, fails: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.fails = fails
+
+    def eval_gather(self, models, batch):
+        score = models["model"](batch["x"])[:, 0, 0]
+        return {"score": score, "is/high": batch["y"][:, 0] > 0, "index": batch["index"], "pair": batch["x"][:, 0, :2]}
+
+    def eval_step(self, models, batch):
+        return {"n": len(batch["score"]), "high": batch["is/high"].sum(), **super().eval_step(models, batch)}
+
+    def eval_gathered(self, arrays):
+        from sklearn.metrics import roc_auc_score
+
+        if self.fails and FAULTS.get("this_step"):
+            raise ValueError("rank 0 cannot")
+        draw()
+        assert all(isinstance(array, np.memmap) for array in arrays.values())
+        assert arrays["index"].tolist() == list(range(len(arrays["index"]))) and arrays["pair"].shape[1:] == (2,)
+        return {"auc": roc_auc_score(arrays["is/high"], arrays["score"]), "rows": len(arrays["index"])}
 
 
 class Mean(Toy):
