@@ -45,7 +45,7 @@ def test_what_is_offered(monkeypatch, capsys, typed, there, not_there):
 
 
 def test_behind_an_equals_sign_only_the_rest_is_wanted(monkeypatch, capsys):
-    assert offered(monkeypatch, capsys, "train --task=co", "co") == {"collatz "}
+    assert offered(monkeypatch, capsys, "train --task=mu", "mu") == {"muon "}
     assert offered(monkeypatch, capsys, "train --task=", "") == {f"{name} " for name in TASKS}
 
 
