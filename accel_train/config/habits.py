@@ -24,6 +24,15 @@ HABITS = {
 }
 """Name -> what is meant by it here."""
 
+OTHER_NAMES = {
+    "weight_decay": "optimizer.init_args.weight_decay", "precision": "mixed_precision",
+    "per_device_train_batch_size": "per_device_batch_size", "max_epochs": "num_train_epochs", "steps": "max_steps",
+    "device": "CUDA_VISIBLE_DEVICES in the environment", "num_processes": "accelerate launch --num_processes",
+    "gpus": "accelerate launch --num_processes", "scheduler": "lr_scheduler_type", "log_steps": "logging_steps",
+    "patience": "early_stopping_patience",
+}  # fmt: skip
+"""Name -> the same thing here."""
+
 GDYNET = {"model", "data", "training"}
 """What a config of the GDyNet trainer has on top, and none of ours."""
 

@@ -11,22 +11,12 @@ from typing import Any
 from accel_train.arguments import arguments_of
 from accel_train.classes import same_class
 from accel_train.config.convert import Typed, build, construct, pairs, refuse_unknown
-from accel_train.config.habits import refuse_habits, refuse_old_config
+from accel_train.config.habits import OTHER_NAMES, refuse_habits, refuse_old_config
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
 from accel_train.registry import TASKS, find
 from accel_train.system.expansion import expand, refuse_incomplete
-
-_ELSEWHERE = {
-    "lr": "learning_rate", "weight_decay": "optimizer.init_args.weight_decay", "precision": "mixed_precision",
-    "batch_size": "global_batch_size", "per_device_train_batch_size": "per_device_batch_size",
-    "gradient_accumulation_steps": "micro_batch_size", "epochs": "num_train_epochs", "max_epochs": "num_train_epochs",
-    "steps": "max_steps", "resume": "resume_from_checkpoint", "device": "CUDA_VISIBLE_DEVICES in the environment",
-    "num_processes": "accelerate launch --num_processes", "gpus": "accelerate launch --num_processes",
-    "scheduler": "lr_scheduler_type", "log_steps": "logging_steps", "patience": "early_stopping_patience",
-}  # fmt: skip
-"""What other programs call it, for the message about an unknown option."""
 
 
 def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
@@ -42,7 +32,7 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
     refuse_habits(tree, arguments_of(task_class(node))[0])
     elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
-    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=_ELSEWHERE | elsewhere)
+    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=OTHER_NAMES | elsewhere)
     config = settings_for(task_class(node), tree)
     return build_task(node), config
 
