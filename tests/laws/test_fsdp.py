@@ -215,6 +215,7 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
     assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
 
 
+@pytest.mark.slow
 def test_averages_of_pieces_are_those_of_whole_weights(tmp_path):
     """Also after a resume; and what is trained does not notice."""
     for name, sharded, lengths in (("replicated", False, [30]), ("whole", True, [30]), ("pieces", True, [20, 30])):
