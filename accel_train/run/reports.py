@@ -52,6 +52,8 @@ class Reports:
 
 def summary_of(task: Task, metrics: dict[str, float], folder: Path) -> str:
     """What the task says of its metrics, for a person; nothing if that fails, which is a warning."""
+    if not metrics:  # nothing was evaluated
+        return ""
     with Reports(folder)("summary", warn):
         return str(task.summary(metrics) or "")
     return ""

@@ -274,8 +274,6 @@ class GDyNetTask(Task, Predicts, Watches, Exports, DataTools):
         return {"probabilities": models["lobe_0"](*_structure(batch), *(array[:, 0] for array in _frames(batch)))}
 
     def summary(self, metrics: dict[str, float]) -> str:
-        if not metrics:
-            return ""
         dt = self.frame_ns()
         lag = f"tau {self.tau} frames" + (f" = {self.tau * dt:.4g} ns" if dt else "")
         times = [v for name, v in metrics.items() if name.endswith("_frames") and math.isfinite(v)]

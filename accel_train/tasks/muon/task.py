@@ -242,7 +242,8 @@ class MuonTask(Task, Watches, DataTools):
     def summary(self, metrics: dict[str, float]) -> str:
         from accel_train.tasks.muon.evaluation import summary
 
-        return summary(self.evaluated, metrics) if self.evaluated is not None else ""  # nothing was held out
+        assert self.evaluated is not None
+        return summary(self.evaluated, metrics)
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
         from accel_train.tasks.muon.evaluation import samples

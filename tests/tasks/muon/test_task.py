@@ -488,8 +488,3 @@ def test_a_network_that_has_diverged_is_refused_before_memory_is_asked_for(folde
     _, _, share = next(iter(Loader(source, CPU).batches(Position(), last_epoch=1)))
     with torch.no_grad(), pytest.raises(NonFiniteError, match=says):
         task.eval_step(models, share)
-
-
-def test_a_run_that_holds_nothing_out_has_nothing_to_sum_up(folder):
-    task = MuonTask(f"{folder}/*.parquet", held_out=0.0)
-    assert task.build_data("validation", 64, 1) is None and task.summary({}) == ""
