@@ -204,8 +204,8 @@ class Loop:
             if not stepper.can_abandon:
                 if stopped:
                     raise waiting.StoppedError(
-                        f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
-                        f"cannot drop a step together, and {what_is_kept(self.saver.last_saved)}"
+                        f"stopped ({self.control.stop_reason}) while waiting for data; ranks whose forward passes "
+                        f"wait for each other cannot drop a step together, and {what_is_kept(self.saver.last_saved)}"
                     ) from None
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]

@@ -17,9 +17,7 @@ CUTS = {  # ranks, settings
     "a quarter at a time": (1, {"micro_batch_size": 2}),
     "ragged micro-batches": (1, {"micro_batch_size": 3}),
     "two ranks": (2, {}),
-    "two ranks, overlapped": (2, {"memory_guard": False}),
     "two ranks, ragged micro-batches": (2, {"micro_batch_size": 3}),
-    "two ranks, overlapped ragged micro-batches": (2, {"micro_batch_size": 3, "memory_guard": False}),
 }
 TASKS = {
     "short last batch": ("Toy", {"items": 50}, {}),

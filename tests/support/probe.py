@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from accel_train import Trainer
 from accel_train.task import Event
@@ -31,6 +32,14 @@ class EventRecorder(Observer):
         self.events.append((event.kind, event.title))
 
 
+def _collectives() -> int:
+    """How many the ranks have had so far."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0
+    group: Any = dist.distributed_c10d._get_default_group()
+    return group._get_sequence_number_for_group()
+
+
 class Watched(Loop):
     """Records samples, gradients, norms and updates of every step, and does what ``job`` asks at a step."""
 
@@ -38,6 +47,7 @@ class Watched(Loop):
         super().__init__(*arguments)
         self.job = job
         self.samples: dict[int, list[int]] = {}
+        self.collectives: dict[int, int] = {}  # of the step alone
         self.gradients: list[np.ndarray] = []
         self.norms: list[float] = []
         self.updates: list[tuple[int, str]] = []
@@ -87,7 +97,10 @@ class Watched(Loop):
                 else:
                     names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
                 self.samples[step + 1] = names.tolist()
-            return real(objective, batch, step, repeat, abandon)
+            before = _collectives()
+            made = real(objective, batch, step, repeat, abandon)
+            self.collectives[step + 1] = _collectives() - before
+            return made
 
         return watched
 
@@ -150,5 +163,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             progress=loop.state.progress(),
             scales=[g.scaler.get_scale() for g in stepper.groups.values() if g.scaler is not None],
             samples=loop.samples, gradients=loop.gradients, norms=loop.norms, updates=loop.updates,
+            collectives=loop.collectives,
         )  # fmt: skip
     return result | {"events": recorder.events, "ooms": FAULTS.get("ooms", 0)}

@@ -22,7 +22,7 @@ from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
 from accel_train.tasks.sherlock.task import SherlockTask
 from accel_train.tasks.tcn.task import TCNTask
-from support.faults import FAULTS, fault, here, rank, spoil, unread
+from support.faults import FAULTS, NeedsMemory, fault, here, no_memory, rank, spoil, unread
 from support.shots import InMemory, shot
 from support.stimuli import Film, FilmItems
 
@@ -290,6 +290,35 @@ class Mindful(Toy):
             model.last = model.calls * 2
             model[3].bias += 0.01 * self.calls
         return super().loss_step(models, batch, totals, objective)
+
+
+class Outputs(Ragged):
+    """Runs the model before the totals, which are of its outputs. In two buckets of gradients, for DDP."""
+
+    def build_model(self):
+        model = nn.Sequential(nn.Linear(4, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 1))
+        return model.double()
+
+    def forward_step(self, models: dict[str, Any], batch, objective):
+        no_memory("forward", len(batch["index"]))
+        hidden = NeedsMemory.apply(models["model"][0](batch["x"]))
+        return {"made": models["model"][1:](hidden)[..., 0]}
+
+    def totals(self, models, batch, objective):
+        return {"large": (1 + batch["made"].square() * batch["mask"]).sum()}
+
+    def loss_step(self, models, batch, totals, objective):
+        no_memory("loss", len(batch["index"]))
+        return Loss(((batch["made"] - batch["y"]).square() * batch["mask"]).sum() / totals["large"])
+
+
+class Communicating(Toy):
+    """Ranks may wait for each other in a forward pass."""
+
+    def build_model(self):
+        model = super().build_model()
+        model.communicates = True  # pyright: ignore[reportArgumentType]
+        return model
 
 
 class Statistics(Ragged):
