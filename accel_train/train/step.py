@@ -11,7 +11,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -127,7 +126,7 @@ class Stepper:
         options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
         groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
         built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
-        self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        self.accelerator.prepare_optimizer(built.optimizer)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
@@ -146,7 +145,7 @@ class Stepper:
             local=module,
             names=names,
             params=params,
-            optimizer=built,
+            built=built,
             parameter_groups=groups,
             schedule=schedule,
             buffers=buffers,
@@ -162,9 +161,10 @@ class Stepper:
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def step(
-        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0, abandon: bool = False
+        self, objective: Objective, batch: Batch | None, abandon: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """One update of ``objective``'s models on this rank's share of global batch ``step``.
+        """One update of ``objective``'s models on this rank's share of a global batch; the objective says which step
+        of the run it is, and which repeat.
 
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
@@ -176,13 +176,11 @@ class Stepper:
             AbandonedError: a rank did so; the weights are those before. Only if ``can_abandon``.
         """
         group = self.groups[objective.name]
-        if repeat:
-            objective = replace(objective, repeat=repeat)
         first = objective.name not in self._seen
         if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
             self._check_shares(objective, batch)
         while True:
-            self._seed_generators(objective, step, repeat)
+            self._seed_generators(objective)
             cause = None
             try:
                 with _frozen(group.read_only) if group.read_only else _NOTHING:
@@ -196,7 +194,7 @@ class Stepper:
             if self._guarded:
                 incomplete, abandoned = self.ranks.count(not complete, abandon)
                 if abandoned:
-                    raise AbandonedError(f"step {step + 1}")
+                    raise AbandonedError(f"step {objective.step + 1}")
                 complete_everywhere = incomplete == 0
                 if complete_everywhere:
                     self._reduce_gradients(group, objective)
@@ -372,9 +370,10 @@ class Stepper:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _seed_generators(self, objective: Objective, step: int, repeat: int) -> None:
+    def _seed_generators(self, objective: Objective) -> None:
         """Dropout and whatever else draws from torch's global generators depends on the step alone."""
-        seed = (self._seeds[objective.name] + step * 0x9E3779B97F4A7C15 + repeat * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+        place = objective.step * 0x9E3779B97F4A7C15 + objective.repeat * 0xBF58476D1CE4E5B9
+        seed = (self._seeds[objective.name] + place) & (2**63 - 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -406,7 +405,7 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
-        found = [memory_of(each) for each in [group.optimizer for group in self.each_group()]]
+        found = [memory_of(group.built) for group in self.each_group()]
         kept = {"averages": sum(average.nbytes() for average in self.averages)} if self.averages else {}
         return {what: sum(each[what] for each in found) for what in found[0]} | kept
 

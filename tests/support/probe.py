@@ -79,7 +79,8 @@ class Watched(Loop):
                 next(iter(self.session.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, real):
-        def watched(objective, batch, step, repeat=0, abandon=False):
+        def watched(objective, batch, abandon=False):
+            step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
                 if "first" in batch:  # windows of shots
@@ -87,7 +88,7 @@ class Watched(Loop):
                 else:
                     names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
                 self.samples[step + 1] = names.tolist()
-            return real(objective, batch, step, repeat, abandon)
+            return real(objective, batch, abandon)
 
         return watched
 
