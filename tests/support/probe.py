@@ -15,10 +15,13 @@ from accel_train import Trainer
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
-from support import toys
+from support import small_tasks, toy_gans, toy_sources, toys
 from support.faults import FAULTS, disk_faults
 from support.memory import Peak
 from support.runs import ON_CPU
+
+TASKS = {name: found for module in (toys, toy_sources, toy_gans, small_tasks) for name, found in vars(module).items()}
+"""What a job may name as its task."""
 
 
 class EventRecorder(Observer):
@@ -114,7 +117,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
+    task = TASKS[job.get("task", "Toy")](**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
