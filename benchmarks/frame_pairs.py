@@ -1,9 +1,9 @@
 """What reading pairs of frames costs: pairs per second, beside torch_geometric's Data and DataLoader and a memory copy.
 
-    python benchmarks/frame_pairs.py [--frames 2000] [--rounds 7]
+    python benchmarks/frame_pairs.py [--frames 12000] [--rounds 7]
 
-The data: 12,000 frames of 200 atoms with 20 neighbours each, mapped from files in the page cache; 32 pairs per batch, in
-random order. Rounds are interleaved, and a ratio is taken within a round. The memory copy moves the bytes of a batch
+The data: 12,000 frames of 200 atoms with 20 neighbours each, mapped from files in the page cache; 32 pairs per batch,
+in random order. Rounds are interleaved, and a ratio is taken within a round. The memory copy moves the bytes of a batch
 from one place to another. "first time" is the first epoch, when every frame is also checked. torch_geometric gets
 either edges with their distance, or with the 50 Gaussians that the model makes of it, and a worker process where the
 loader has a thread. It need not be installed: pip install torch-geometric, or its rows are left out.

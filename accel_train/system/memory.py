@@ -20,7 +20,7 @@ def keep_freed() -> None:
         return
     try:
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # pyright: ignore[reportUnusedExpression]
+        library.gnu_get_libc_version  # noqa: B018
     except (OSError, TypeError, AttributeError):
         return
     library.mallopt(MMAP_THRESHOLD, LARGE)
