@@ -1,0 +1,36 @@
+"""The site: ``make docs`` builds it into build/docs, without a network. Its pages are readable as they are."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "accel_train"
+author = "The accel_train authors"
+copyright = author
+release = importlib.metadata.version("accel_train")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "command_help"]
+exclude_patterns = ["_ext"]
+
+# -- Markdown
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+
+# -- docstrings, as they are written here: Google's sections, ``literals``
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+napoleon_numpy_docstring = False
+
+# -- how it looks
+html_theme = "furo"
+html_title = f"accel_train {release}"
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
