@@ -37,24 +37,28 @@ def run_blocks(found: list[str], name: str) -> dict[str, Any]:
     return space
 
 
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder with the file that the tutorial tells its reader to save."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "curve.py").write_text(*blocks(DOCS / "tutorial.md", "python"))
+    yield
+    sys.modules.pop("curve", None)
+
+
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", [page for page in HOWTO if blocks(page, "python")], ids=lambda page: page.stem)
-def test_the_python_of_a_how_to_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    Path("curve.py").write_text(*blocks(DOCS / "tutorial.md", "python"))
+@pytest.mark.usefixtures("workplace")
+def test_the_python_of_a_how_to_runs(page: Path):
     run_blocks(blocks(page, "python"), page.name)
 
 
-def test_the_task_of_the_tutorial_is_trained_evaluated_and_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.usefixtures("workplace")
+def test_the_task_of_the_tutorial_is_trained_evaluated_and_trained_again(capsys: pytest.CaptureFixture[str]):
     """As the page has it, but fewer epochs of the run from the command line."""
-    monkeypatch.chdir(tmp_path)
-    (block,) = blocks(DOCS / "tutorial.md", "python")
-    Path("curve.py").write_text(block)
     assert runpy.run_path("curve.py", run_name="__main__")["trainer"].config.num_train_epochs == 30
     after = blocks(DOCS / "tutorial.md", "bash")[-1].replace("num_train_epochs=30", "num_train_epochs=1")
     for command in commands(after):
