@@ -175,3 +175,9 @@ def test_both_sides_of_a_conversion_learn_the_same(tmp_path: Path):
     assert accuracy["train"] == pytest.approx(accuracy["train_corners"], abs=0.05) and accuracy["train"] > 0.8
     assert accuracy["train_bert"] == pytest.approx(accuracy["train_bert_here"], abs=0.05)
     assert accuracy["train_bert"] > 0.8
+
+
+def test_pictures_are_small_and_shown():
+    pictures = sorted((DOCS / "images").iterdir())
+    shown = (DOCS / "gallery.md").read_text()
+    assert all(picture.stat().st_size < 150_000 and f"(images/{picture.name})" in shown for picture in pictures)
