@@ -54,9 +54,10 @@ class Objective:
 class Loss(NamedTuple):
     """What a loss step returns: this micro-batch's *share* of the global loss.
 
-    value: scalar tensor, differentiated.
-    terms: scalar tensors for the log. They are shares too: summed over micro-batches and ranks they give the value for
-        the whole global batch.
+    Args:
+        value: scalar tensor, differentiated.
+        terms: scalar tensors for the log. They are shares too: summed over micro-batches and ranks they give the value
+            for the whole global batch.
     """
 
     value: Tensor

@@ -85,6 +85,7 @@ def _gains(axes: Any, metrics: Mapping[str, float], baselines: Mapping[str, floa
     axes.set(
         yticks=range(len(MODES) + 1), yticklabels=["all", *MODES], xlabel="gain on a trivial model (95 % over rows)"
     )
+    axes.locator_params(axis="x", nbins=5)  # small gains have long numbers
     axes.invert_yaxis()
     axes.set_title(f"{title} {metrics[term]:.4f}")
     if axes.get_legend_handles_labels()[0]:
