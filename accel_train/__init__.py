@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accel_train.arguments import Range
+    from accel_train.commands.inspect import inspect
     from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
     from accel_train.data.adapters import from_dataset, from_iterable
     from accel_train.data.source import IndexedSource
     from accel_train.run.weights import load_exported
     from accel_train.task import BatchSource, Event, Loss, Objective, Task
     from accel_train.tracking.observer import Observer
+    from accel_train.train.measuring import evaluate_run
     from accel_train.train.trainer import Trainer
 
 _WHERE = {
@@ -20,12 +22,13 @@ _WHERE = {
     "BatchSource": "task", "IndexedSource": "data.source", "from_dataset": "data.adapters",
     "from_iterable": "data.adapters", "Observer": "tracking.observer",
     "TrainConfig": "config.schema", "PhaseConfig": "config.schema", "OptimizerConfig": "config.schema",
+    "evaluate_run": "train.measuring", "inspect": "commands.inspect",
     "Trainer": "train.trainer", "load_exported": "run.weights", "Range": "arguments",
 }  # fmt: skip
 
 __all__ = [
     "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "Observer", "OptimizerConfig", "PhaseConfig", "Range",
-    "Task", "TrainConfig", "Trainer", "from_dataset", "from_iterable", "load_exported",
+    "Task", "TrainConfig", "Trainer", "evaluate_run", "from_dataset", "from_iterable", "inspect", "load_exported",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,46 @@ from accel_train.system.writing import replacing
 from accel_train.task import Event
 
 FOOTER_INCH = 0.16
+
+
+class Picture:
+    """A picture in a file, which Jupyter shows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Picture({str(self.path)!r})"
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def pictures(folder: Path) -> dict[str, Picture]:
+    """The figures that were saved as PNG in a folder, by name; none where there is no folder."""
+    return {path.stem: Picture(path) for path in sorted(folder.glob("*.png"))}
+
+
+def shows_itself(figure: Any) -> Any:
+    """The figure; Jupyter shows it as a picture by now, also where nobody has asked for ``%matplotlib inline``."""
+
+    def png() -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=90)
+        return buffer.getvalue()
+
+    figure._repr_png_ = png
+    return figure
+
+
+def pixels(figure: Any) -> Any:
+    """A drawn figure as an array uint8 [height, width, 4]."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
 
 
 def save_figures(

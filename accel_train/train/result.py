@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accel_train.run.figures import Picture, pictures, shows_itself
 from accel_train.tracking.jsonl import histories
+from accel_train.train.measuring import Evaluation, evaluate_run
 
 
 @dataclass
@@ -26,8 +28,28 @@ class Result:
     def history(self) -> dict[str, Any]:
         return histories(self.output_dir / "metrics.jsonl")
 
+    @property
+    def figures(self) -> dict[str, Picture]:
+        """The task's figures of the last evaluation that was drawn, by name; Jupyter shows them as pictures."""
+        return pictures(self.output_dir / "figures")
+
+    def evaluate(
+        self,
+        split: str = "validation",
+        *,
+        checkpoint: str | None = None,
+        batch_size: int | None = None,
+        out: Path | str | None = None,
+    ) -> Evaluation:
+        """Metrics and figures of the best model, or another checkpoint; see ``accel_train.evaluate_run``."""
+        return evaluate_run(self.output_dir, split, checkpoint=checkpoint, batch_size=batch_size, out=out)
+
     def plot(self, *names: str) -> Any:
-        """A matplotlib figure of these histories (default: every loss)."""
+        """A matplotlib figure of these histories (default: every loss), which Jupyter shows as a picture.
+
+        Raises:
+            UserError: nothing of that name was logged.
+        """
         from accel_train.tracking.plot import plot_history
 
-        return plot_history(self.history, names)
+        return shows_itself(plot_history(self.history, names))
