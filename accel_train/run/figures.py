@@ -6,13 +6,18 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_train.run.reports import warn
 from accel_train.system.writing import replacing
 from accel_train.task import Event
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FOOTER_INCH = 0.16
+SHOWN_DPI = 72
+"""Dots per inch in a notebook, which keeps them."""
 
 
 class Picture:
@@ -22,7 +27,7 @@ class Picture:
         self.path = path
 
     def __repr__(self) -> str:
-        return f"Picture({str(self.path)!r})"
+        return f"Picture({self.path.name!r})"
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
@@ -33,15 +38,19 @@ def pictures(folder: Path) -> dict[str, Picture]:
     return {path.stem: Picture(path) for path in sorted(folder.glob("*.png"))}
 
 
-def shows_itself(figure: Any) -> Any:
-    """The figure; Jupyter shows it as a picture by now, also where nobody has asked for ``%matplotlib inline``."""
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """A matplotlib figure of so many inches, which Jupyter shows also where nobody has asked for ``%matplotlib
+    inline``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", **options)
 
     def png() -> bytes:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=90)
+        figure.savefig(buffer, format="png", dpi=SHOWN_DPI)
         return buffer.getvalue()
 
-    figure._repr_png_ = png
+    figure._repr_png_ = png  # pyright: ignore[reportAttributeAccessIssue]
     return figure
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel_train.run.figures import Picture, pictures, shows_itself
+from accel_train.run.figures import Picture, pictures
 from accel_train.system.signals import SIGNALS
 from accel_train.tracking import status
 from accel_train.tracking.jsonl import histories
@@ -76,4 +76,4 @@ class Result:
         """
         from accel_train.tracking.plot import plot_history
 
-        return shows_itself(plot_history(self.history, names))
+        return plot_history(self.history, names)

@@ -16,7 +16,7 @@ import torch
 from accel_train import Task, Trainer, load_exported
 from accel_train.cli import main
 from accel_train.commands.export import export_run
-from accel_train.commands.inspect import _preview, _shape, look_at
+from accel_train.commands.inspect import _preview, _shape, inspect, look_at
 from accel_train.config.schema import TrainConfig
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
@@ -24,6 +24,7 @@ from accel_train.run.checkpoint import verify
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tracking.plot import plot_history
 from accel_train.train.measuring import evaluate_run
+from accel_train.train.result import Result
 
 SIZES = {
     "d_model": 8, "num_layers": 1, "nhead": 2, "dim_feedforward": 16, "dropout": 0.1, "max_len": 40, "prefix": 16,
@@ -93,6 +94,15 @@ def test_a_checkpoint_by_step_or_path_and_it_stays_whole(run: Path):
     alone = Path(shutil.copytree(checkpoint, run.parent / "alone"))
     assert evaluate_run(alone).metrics == logged(run)[4]
     assert verify(alone) is None and (run.parent / "alone.evaluated" / "evaluation").is_dir()
+
+
+def test_a_result_is_evaluated_with_its_figures(run: Path):
+    result = Result.of(run)
+    assert (result.outcome, result.step, result.metrics) == ("completed", 12, logged(run)[12])
+    found = result.evaluate(checkpoint="4", out=run / "here")
+    assert found.metrics == logged(run)[4] and found.folder == run / "here"
+    assert found.figures["evaluation"].path == run / "here" / "figures" / "evaluation.png"
+    assert set(result.figures) == {"evaluation"}
 
 
 def test_the_batch_size_changes_rounding_only(run: Path):
@@ -237,6 +247,7 @@ def test_inspect_a_config(tmp_path: Path):
 
 def test_inspect_a_task_shows_its_first_batch():
     text = look_at("collatz", ["--task.init_args.max_len=70", "--global_batch_size=8"])
+    assert inspect(CollatzTask(max_len=70), global_batch_size=8) == text
     assert "uint8 [8, 70]  0 to 2" in text and "int32 [8]" in text and "without an end" in text
 
 
