@@ -385,7 +385,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize("what", ["a b.parquet", "data/*.parquet", "pelican://federation.org/x/*.parquet"])
 def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what):
     asked = []
-    monkeypatch.setattr("accel_train.commands.inspect.inspect", lambda *given, trust: asked.append(given) or "shown")
+    monkeypatch.setattr("accel_train.commands.inspect.look_at", lambda *given, trust: asked.append(given) or "shown")
     assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
     assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.command import Parser, add_trust
 from accel_train.config.plain import to_dict
-from accel_train.config.read import parse
+from accel_train.config.read import parse, settings_for
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
@@ -43,20 +44,32 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+        print(look_at(os.path.expanduser(options.what), options.others, trust=options.trust))
     except FoundError as report:
         print(report)
         return exit_code_of(report)
     return 0
 
 
-def inspect(what: str, others: list[str], trust: bool = False) -> str:
-    """What is in a run folder, a checkpoint, an exported model, a config file or a task's data, for a person to read.
+def inspect(what: str | Path | Task, *, trust: bool = False, **settings: Any) -> str:
+    """What ``accel-train inspect`` prints, for a person to read.
 
     Args:
-        others: further options as for ``train``, where ``what`` is a config file or a task.
+        what: a run folder, a checkpoint, an exported model, a config file, a file of data, a task's name, or a task,
+            of which this is the first batch.
         trust: also import what a config file names and no installed package has.
+        settings: as for ``Trainer``, where ``what`` is a config file or a task.
+
+    Raises:
+        UserError: there is no such thing, or something in it is wrong, in one line.
     """
+    if isinstance(what, Task):
+        return _show_data(what, settings_for(type(what), settings))
+    return look_at(str(what), [f"--{name}={json.dumps(value)}" for name, value in settings.items()], trust)
+
+
+def look_at(what: str, others: list[str], trust: bool = False) -> str:
+    """The same, with further options as for ``train``."""
     from accel_train.registry import TASKS
 
     path = Path(what)

@@ -11,13 +11,13 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
 from accel_train.config.plain import to_dict
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.system.secrets import HIDDEN, scrub, scrub_tree, was_scrubbed
 from accel_train.task import Event
+from accel_train.train.measuring import evaluate_run
 
 # -- text ------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ def test_what_was_taken_out_is_asked_for_by_its_key_and_given_again(here, capsys
     assert main([*go_on, *again]) == 0
     assert not leaks(here)
     with pytest.raises(UserError, match=r"task.init_args.files: a secret stood where .*\*\*\*"):
-        evaluate_run(Path("run"), None, "validation", None, None)
+        evaluate_run(Path("run"))
     assert main(["evaluate", "run"]) == 2
     assert main(["evaluate", "run", *again]) == 0
     assert main(["evaluate", "run/checkpoints/latest", *again]) == 0
