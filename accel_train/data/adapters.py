@@ -74,7 +74,7 @@ def from_iterable(
     give the same items to every rank and in every reading of an epoch. One stream is read by all ranks, which keep
     their share of every batch. Of several, a batch takes equally many items from each until that has ended, and a rank
     reads only those that hold its share: with twice as many streams as ranks each reads two. A resumed run reads over
-    what it has had. Batches are put together in the loop, not ahead.
+    what it has had. One thread reads ahead, to the end of an epoch.
 
     Args:
         streams: one, or a list: ``[dataset.shard(8, i) for i in range(8)]``. Their number must not follow from that of
