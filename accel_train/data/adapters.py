@@ -127,16 +127,17 @@ def from_load_dataset(
         DataError: the library cannot load it; with the first line of its reason.
         UserError: there is no split "train", or ``split`` is among the arguments.
     """
-    import datasets
+    from datasets import config, load_dataset
+    from datasets.exceptions import DatasetsError
 
     if "split" in arguments:
         raise UserError("from_load_dataset: which split is read is the run's to say; name the files of each instead: "
                         "data_files: {train: ..., validation: ...}")  # fmt: skip
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise opening a local file asks the network first
-    given = {"streaming": True, **arguments}
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise opening a local file asks the network first
+    given: dict[str, Any] = {"streaming": True, **arguments}
     try:
-        loaded: Any = datasets.load_dataset(**given)
-    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError) as error:
+        loaded: Any = load_dataset(**given)
+    except (OSError, ValueError, TypeError, DatasetsError) as error:
         raise DataError(f"load_dataset cannot load {dict(arguments)}: {brief(error)}") from None
     if split not in loaded:
         if split == "train":
