@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from accel_train.arguments import Range
     from accel_train.commands.inspect import inspect
     from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
-    from accel_train.data.adapters import from_dataset, from_iterable
+    from accel_train.data.adapters import from_dataset, from_iterable, from_load_dataset
     from accel_train.data.source import IndexedSource
     from accel_train.run.weights import load_exported
     from accel_train.task import BatchSource, Event, Loss, Objective, Task
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Task": "task", "Objective": "task", "Loss": "task", "Event": "task",
     "BatchSource": "task", "IndexedSource": "data.source", "from_dataset": "data.adapters",
-    "from_iterable": "data.adapters", "Observer": "tracking.observer",
+    "from_iterable": "data.adapters", "from_load_dataset": "data.adapters", "Observer": "tracking.observer",
     "TrainConfig": "config.schema", "PhaseConfig": "config.schema", "OptimizerConfig": "config.schema",
     "evaluate_run": "train.measuring", "inspect": "commands.inspect",
     "Trainer": "train.trainer", "load_exported": "run.weights", "Range": "arguments",
@@ -31,7 +31,8 @@ _WHERE = {
 
 __all__ = [
     "BatchSource", "Event", "IndexedSource", "Loss", "Objective", "Observer", "OptimizerConfig", "PhaseConfig", "Range",
-    "Task", "TrainConfig", "Trainer", "evaluate_run", "from_dataset", "from_iterable", "inspect", "load_exported",
+    "Task", "TrainConfig", "Trainer", "evaluate_run", "from_dataset", "from_iterable", "from_load_dataset", "inspect",
+    "load_exported",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from accel_train import Trainer
+from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
@@ -99,7 +100,8 @@ class Watched(Loop):
                 if "first" in batch:  # windows of shots
                     names = batch["shot"] * 10_000 + batch["first"]
                 else:
-                    names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
+                    known = ("event", "pair", "index", "item", "input_ids")
+                    names = next(batch[name] for name in known if name in batch)
                 self.samples[step + 1] = names.tolist()
             before = _collectives()
             made = real(objective, batch, abandon)
@@ -130,7 +132,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = TASKS[job.get("task", "Toy")](**job.get("task_args", {}))
+    name = job.get("task", "Toy")
+    task = (find(name) if ":" in name else TASKS[name])(**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}

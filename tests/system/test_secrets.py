@@ -60,7 +60,7 @@ def test_secrets_are_taken_out(text):
         "abfs://container@account.dfs.core.windows.net/x", "sftp://me@host/x",
         "https://host/x?se=2026-01-01&sp=r&sig=${SIG}", "https://${USER}:${PW}@host/x", "api_key=${KEY}",
         "task.init_args.remote.token_file: expected text or null, got 3", "webhook.password: no such option",
-        "--task.init_args.remote.token_file=/home/me/.token",
+        "--task.init_args.remote.token_file=/home/me/.token", "examples/hf_language_model.py:LanguageModel",
     ],
 )  # fmt: skip
 def test_the_rest_stays(text):
