@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from accel_train import Trainer
+from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
@@ -85,7 +86,8 @@ class Watched(Loop):
                 if "first" in batch:  # windows of shots
                     names = batch["shot"] * 10_000 + batch["first"]
                 else:
-                    names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
+                    known = ("event", "pair", "index", "item", "input_ids")
+                    names = next((batch[name] for name in known if name in batch), torch.zeros(0))
                 self.samples[step + 1] = names.tolist()
             return real(objective, batch, step, repeat, abandon)
 
@@ -113,7 +115,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
+    name = job.get("task", "Toy")
+    task = (find(name) if ":" in name else getattr(toys, name))(**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
