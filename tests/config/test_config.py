@@ -454,7 +454,7 @@ def test_a_union_with_a_list_keeps_what_was_written(home):
         ("output_dir", "${NO_SUCH}/x", "output_dir: '${NO_SUCH}/x' needs the environment variable NO_SUCH, which"),
         ("output_dir", "$NO_SUCH/x", "output_dir: '$NO_SUCH/x' needs the environment variable NO_SUCH, which"),
         ("output_dir", "~no_such_user/x", "output_dir: '~no_such_user/x': there is no user 'no_such_user'"),
-        ("init_from", "https://h/x?***", "init_from: a secret stood where 'https://h/x?***' has ***"),
+        ("tb_sync_to", "https://h/x?***", "tb_sync_to: a secret stood where 'https://h/x?***' has ***"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_expanded_is_refused(tmp_path, monkeypatch, key, text, says):
@@ -614,7 +614,7 @@ def test_one_text_stands_for_a_list_of_it(hint, given, made):
     [
         (list[int], "3", "key: expected [int, ...], got '3'"),
         (tuple[str, str], "a", "key: expected [text, text], got 'a'"),
-        (tuple[float, float], Typed("0.3,0.7"), "key: expected [number, number], got '0.3,0.7'"),
+        (tuple[float, float], Typed("0.3,0.7"), "key: expected [number, number], got '0.3,0.7' (write '[0.3,0.7]')"),
         (list[Literal["a", "b"]], "c", "key[0]: expected a or b, got 'c'"),
         (list[str], "", "key: expected [text, ...], got ''"),
     ],
