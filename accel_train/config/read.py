@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import arguments_of
-from accel_train.classes import same_class
+from accel_train.classes import same_class, same_optimizer
 from accel_train.config.convert import Typed, build, construct, pairs, refuse_unknown
 from accel_train.config.habits import OTHER_NAMES, refuse_habits, refuse_old_config, without_value
 from accel_train.config.schema import TrainConfig
@@ -55,7 +55,7 @@ def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
     rate = task.recommended.get("learning_rate")
     if rate is not None and "learning_rate" not in given and config.optimizer.learning_rate is None:
         meant, found = build(TrainConfig, task.recommended).optimizer.class_path, config.optimizer.class_path
-        if meant.rpartition(".")[2].lower() != found.rpartition(".")[2].lower():
+        if not same_optimizer(meant, found):
             raise UserError(f"learning_rate: {rate:g} is what {task.task_name()} recommends for {meant}; with {found}, "
                             "give one (--learning_rate=...)")  # fmt: skip
     return config
