@@ -111,11 +111,11 @@ def test_a_sweep_from_python_and_by_commands(script, capsys):
     table = capsys.readouterr().out
     assert all(f"{rate:g}" in table.rpartition("accuracy")[2] for rate in rates)
     command = ["train", f"--task={FOLDER}/bars.py:BarsTask", "--max_steps=20", "--global_batch_size=32"]
-    for rate in rates[:2]:
-        assert main([*command, "--eval_steps=10", f"--learning_rate={rate}", f"--output_dir=runs/typed/{rate}"]) == 0
-        assert_same_run(f"runs/typed/{rate}", f"runs/sweep/{rate}")
+    assert main([*command, "--eval_steps=10", f"--learning_rate={rates[-1]}", "--output_dir=runs/typed"]) == 0
+    assert_same_run("runs/typed", f"runs/sweep/{rates[-1]}")
 
 
+@pytest.mark.slow
 def test_the_converted_training_learns_what_the_plain_one_did(script):
     plain = script("plain_accelerate.py")["best"]
     script("converted.py")
