@@ -91,9 +91,7 @@ class TrainConfig(Checked):
         None, "at most so many items at once through the model on a rank; changes memory, not results.", Range(1)
     )
     memory_guard: bool = setting(
-        True,
-        "halve the micro-batch after an out-of-memory error. With several ranks it costs the overlap of communication "
-        "and backward.",
+        True, "after an out-of-memory error on any rank, halve the micro-batch on all and repeat the step."
     )
     num_workers: int = setting(1, "batches are read ahead by so many workers; 0 reads them in the loop.", Range(0))
     worker_type: Literal["thread", "process"] = setting(

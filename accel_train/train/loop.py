@@ -172,11 +172,11 @@ class Loop:
         stepper, position = self.session.stepper, self.state.position
         step = position.step
         for objective in self.plan.phases[position.phase].objectives:
-            objective = replace(objective, step=step, epoch=position.epoch)
             group = stepper.groups[objective.name]
             group.set_lr(group.schedule(step, self.state.best_model.history))
             for repeat in range(objective.repeats):
-                values, norm = stepper.step(objective, share, step, repeat)
+                current = replace(objective, step=step, epoch=position.epoch, repeat=repeat)
+                values, norm = stepper.step(current, share)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
         stepper.end_step(step)
@@ -204,13 +204,13 @@ class Loop:
             if not stepper.can_abandon:
                 if stopped:
                     raise waiting.StoppedError(
-                        f"stopped ({self.control.stop_reason}) while waiting for data; without memory_guard the ranks "
-                        f"cannot drop a step together, and {what_is_kept(self.saver.last_saved)}"
+                        f"stopped ({self.control.stop_reason}) while waiting for data; ranks whose forward passes "
+                        f"wait for each other cannot drop a step together, and {what_is_kept(self.saver.last_saved)}"
                     ) from None
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]
             with contextlib.suppress(AbandonedError):
-                stepper.step(first, None, self.state.position.step, abandon=True)
+                stepper.step(replace(first, step=self.state.position.step), None, abandon=True)
         failure = None if stopped else error
         mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(mine) if each]

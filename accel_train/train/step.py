@@ -2,7 +2,8 @@
 
 Every micro-batch contributes its share of the global loss and shares add up, so the gradient does not depend on the
 number of ranks or micro-batches. What happens when something goes wrong is agreed without asking the device: a
-non-finite loss poisons the gradient of its rank, the all-reduce spreads it, and every rank skips the same update.
+non-finite loss poisons the gradient of its rank, the all-reduce spreads it, and every rank skips the same update. A
+rank that did not come through its backward completes the all-reduce with zeros, and says so in a vote after it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import contextlib
 import math
 import warnings
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from accel_train import contract, keyed
 from accel_train.errors import UserError
@@ -26,6 +27,7 @@ from accel_train.train.after_step import AfterStep, freeze, frozen_in
 from accel_train.train.averages import Average, Averaging
 from accel_train.train.groups import Group, communicate, remembered
 from accel_train.train.optim import build_optimizer, memory_of, parameter_groups
+from accel_train.train.reduction import Reduction
 from accel_train.train.schedules import Schedule
 from accel_train.train.sharding import forget_forwards, is_sharded, shard
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
@@ -37,6 +39,10 @@ _NOTHING = contextlib.nullcontext()
 
 class AbandonedError(RuntimeError):
     """No rank takes this step, since one of them has not got its share of the batch."""
+
+
+class _ReentrantError(RuntimeError):
+    """There is a graph within the graph, in which DDP cannot see which parameters it will reach."""
 
 
 @contextlib.contextmanager
@@ -88,7 +94,7 @@ class Stepper:
         self._seen: set[str] = set()  # objectives that have made a step
         self._run_seed = seed
         self._seeds: dict[str, int] = {}
-        self._guarded = memory_guard and ranks.world_size > 1
+        self._votes = ranks.world_size > 1  # on each step, after its gradients were reduced
         self._retry_memory = memory_guard
         self.updating = False  # still true after an error: then the weights are of no step
         self._sharded = False
@@ -127,11 +133,11 @@ class Stepper:
         options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
         groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
         built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
-        self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        self.accelerator.prepare_optimizer(built.optimizer)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
-            self._guarded = self._retry_memory = False
+            self._votes = self._retry_memory = False
         scaler = None
         if self.accelerator.mixed_precision == "fp16":
             scaler = torch.amp.GradScaler(self.device.type)
@@ -146,9 +152,10 @@ class Stepper:
             local=module,
             names=names,
             params=params,
-            optimizer=built,
+            built=built,
             parameter_groups=groups,
             schedule=schedule,
+            reduction=Reduction(prepared) if isinstance(prepared, DistributedDataParallel) else None,
             buffers=buffers,
             read_only=read_only,
             scaler=scaler,
@@ -162,9 +169,10 @@ class Stepper:
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def step(
-        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0, abandon: bool = False
+        self, objective: Objective, batch: Batch | None, abandon: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """One update of ``objective``'s models on this rank's share of global batch ``step``.
+        """One update of ``objective``'s models on this rank's share of a global batch; the objective says which step
+        of the run it is, and which repeat.
 
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
@@ -176,66 +184,87 @@ class Stepper:
             AbandonedError: a rank did so; the weights are those before. Only if ``can_abandon``.
         """
         group = self.groups[objective.name]
-        if repeat:
-            objective = replace(objective, repeat=repeat)
         first = objective.name not in self._seen
         if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
             self._check_shares(objective, batch)
         while True:
-            self._seed_generators(objective, step, repeat)
+            self._seed_generators(objective)
             cause = None
             try:
                 with _frozen(group.read_only) if group.read_only else _NOTHING:
-                    values, complete = self._accumulate(group, objective, batch), True
-            except torch.OutOfMemoryError as error:
-                if not self._retry_memory:
-                    raise
-                values, complete, cause = {}, False, error
+                    values = self._accumulate(group, objective, batch)
+            except (torch.OutOfMemoryError, _ReentrantError) as error:
+                values, cause = {}, self._complete(group, error)
             if first:
                 self._check_gradients(group)
-            if self._guarded:
-                incomplete, abandoned = self.ranks.count(not complete, abandon)
-                if abandoned:
-                    raise AbandonedError(f"step {step + 1}")
-                complete_everywhere = incomplete == 0
-                if complete_everywhere:
-                    self._reduce_gradients(group, objective)
-            else:
-                complete_everywhere = complete
-            if complete_everywhere:
-                if first and self.check_contract and all(p.grad is None for p in group.params):
-                    raise UserError(
-                        f"{type(self.task).__name__}.loss_step: the loss of objective {objective.name!r} has no "
-                        f"gradient by any parameter of {group.name} in its first step: was it detached, or computed "
-                        "without gradient? (check_contract: false goes on)"
-                    )
-                self._seen.add(objective.name)
-                self.updating = True
-                norm = self._update(group)
-                self.updating = False
-                # DDP would do this in its first forward, at another moment on a rank that has no items
-                self.ranks.broadcast_from_main(group.buffers)
-                return values, norm
-            self._halve_micro_batch(group, cause)
+            if not self._all_came_through(group, cause, abandon):
+                continue
+            if first and self.check_contract and all(p.grad is None for p in group.params):
+                raise UserError(
+                    f"{type(self.task).__name__}.loss_step: the loss of objective {objective.name!r} has no "
+                    f"gradient by any parameter of {group.name} in its first step: was it detached, or computed "
+                    "without gradient? (check_contract: false goes on)"
+                )
+            self._seen.add(objective.name)
+            self.updating = True
+            norm = self._update(group)
+            self.updating = False
+            # DDP would do this in its first forward, at another moment on a rank that has no items
+            self.ranks.broadcast_from_main(group.buffers)
+            return values, norm
+
+    def _complete(self, group: Group, error: RuntimeError) -> RuntimeError:
+        """This rank did not come through: free what it holds, and do its part of what the other ranks wait for."""
+        if isinstance(error, torch.OutOfMemoryError) and not self._retry_memory:
+            raise error
+        error.__traceback__ = None  # its frames hold the tensors that did not fit
+        self._forget_gradients()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if group.reduction is not None:
+            group.reduction.complete()
+        return error
+
+    def _all_came_through(self, group: Group, cause: RuntimeError | None, abandon: bool) -> bool:
+        """Whether this step can be taken; if not, what has to change before it is repeated has been changed.
+
+        Raises:
+            AbandonedError: a rank has no batch.
+        """
+        reentrant = isinstance(cause, _ReentrantError)
+        mine = (cause is not None and not reentrant, reentrant, abandon)
+        out_of_memory, unforeseen, abandoned = self.ranks.count(*mine) if self._votes else map(int, mine)
+        if not out_of_memory and not unforeseen and not abandoned:
+            return True
+        self._forget_gradients()
+        if abandoned:
+            raise AbandonedError
+        if unforeseen:
+            group.reduces_after = True
+        if out_of_memory:
+            self._halve_micro_batch(cause)
+        return False
 
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
-        """Add up the gradients of all micro-batches (reduced over ranks with the last one, unless guarded)."""
+        """Add up the gradients of all micro-batches, reduced over ranks with the last one."""
         micro_batches = self._cut(batch)
         if self._equal_forwards:
             self._check_equal_forwards(len(micro_batches))
+        if group.reduction is not None:
+            group.reduction.begin()
         # autocast and sharding see what runs the models; a batch in one piece goes through them once
         has_outputs = self.totals.forwards and len(micro_batches) == 1 and not self._sharded
         totals = self.totals.of(group.module if self._sharded else group.local, objective, micro_batches, has_outputs)
         values: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             # DDP acts in its own forward and in the backward after it, so what passes it by is only accumulated.
-            reduce_now = self._sharded or (not self._guarded and i == len(micro_batches) - 1)
+            reduce_now = self._sharded or (not group.reduces_after and i == len(micro_batches) - 1)
             loss = (group.module if reduce_now else group.local)(micro_batch, totals, objective, has_outputs)
             self._backward(group, loss.value)
             for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
                 values[name] = values[name] + share if name in values else share
-        if not micro_batches and not self._guarded:
-            self._reduce_gradients(group, objective)
+        if not micro_batches or group.reduces_after:  # join with what has been accumulated so far and nothing more
+            group.module(None, {}, objective).value.backward()
         return values
 
     def _check_shares(self, objective: Objective, batch: Batch | None) -> None:
@@ -277,13 +306,9 @@ class Stepper:
                 f"{instead}"
             )
 
-    def _reduce_gradients(self, group: Group, objective: Objective) -> None:
-        """Join the gradient all-reduce with what has been accumulated so far and nothing more."""
-        group.module(None, {}, objective).value.backward()
-
     def _backward(self, group: Group, share: Tensor) -> None:
-        # DDP divides the sum over ranks by their number. A loss that is not finite must not leave a finite gradient.
-        scale = float(self.ranks.world_size)
+        # FSDP divides the sum over ranks by their number. A loss that is not finite must not leave a finite gradient.
+        scale = float(self.ranks.world_size) if self._sharded else 1.0
         if group.scaler is not None:
             share = group.scaler.scale(share)
         try:
@@ -295,12 +320,9 @@ class Stepper:
                 finite = torch.isfinite(share)
                 share.backward(gradient=torch.where(finite, scale, math.nan).to(share.dtype))
         except RuntimeError as error:
-            if "mark a variable ready only once" not in str(error):
-                raise
-            raise UserError(  # a graph within the graph, in which DDP cannot see which parameters it will reach
-                "memory_guard: false does not go with reentrant checkpointing on several ranks: give "
-                "use_reentrant=False to torch.utils.checkpoint, or memory_guard: true"
-            ) from None
+            if self._votes and "mark a variable ready only once" in str(error):
+                raise _ReentrantError from error
+            raise
 
     def _update(self, group: Group) -> Tensor:
         """Clip, and step if the gradient is finite; the norm says which. It is 0 where no parameter was reached."""
@@ -357,24 +379,23 @@ class Stepper:
 
     # -- what goes wrong ---------------------------------------------------------------------------------------------
 
-    def _halve_micro_batch(self, group: Group, cause: torch.OutOfMemoryError | None) -> None:
-        """After an out-of-memory error on any rank: forget the step and use half the micro-batch from now on."""
+    def _forget_gradients(self) -> None:
         for each in self.groups.values():
             each.optimizer.zero_grad(set_to_none=True)
             each.local.take_poison()
+
+    def _halve_micro_batch(self, cause: RuntimeError | None) -> None:
+        """After an out-of-memory error on any rank: use half the micro-batch from now on."""
         largest = max(self.ranks.gather(self._largest_micro_batch))
         if largest <= 1:
             raise UserError("out of memory with a micro-batch of one item: take a smaller model or item") from cause
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
-        if cause is not None:
-            cause.__traceback__ = None  # its frames hold the tensors that did not fit
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
-    def _seed_generators(self, objective: Objective, step: int, repeat: int) -> None:
+    def _seed_generators(self, objective: Objective) -> None:
         """Dropout and whatever else draws from torch's global generators depends on the step alone."""
-        seed = (self._seeds[objective.name] + step * 0x9E3779B97F4A7C15 + repeat * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+        place = objective.step * 0x9E3779B97F4A7C15 + objective.repeat * 0xBF58476D1CE4E5B9
+        seed = (self._seeds[objective.name] + place) & (2**63 - 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -406,7 +427,7 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
-        found = [memory_of(each) for each in [group.optimizer for group in self.each_group()]]
+        found = [memory_of(group.built) for group in self.each_group()]
         kept = {"averages": sum(average.nbytes() for average in self.averages)} if self.averages else {}
         return {what: sum(each[what] for each in found) for what in found[0]} | kept
 
@@ -418,8 +439,8 @@ class Stepper:
 
     @property
     def can_abandon(self) -> bool:
-        """Several ranks agree before they reduce gradients, so that a step can still be dropped by all of them."""
-        return self._guarded
+        """Several ranks agree before they update, so that a step can still be dropped by all of them."""
+        return self._votes
 
     @property
     def scale_is_settling(self) -> bool:

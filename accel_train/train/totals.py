@@ -30,9 +30,18 @@ class Totals:
             module: runs the models, where the totals need their outputs (``forward_step``).
             micro_batches: of this rank. With ``once``, there is one, and the outputs are left in its place with their
                 gradients, for the loss.
+
+        Raises:
+            OutOfMemoryError: after the other ranks have got what they wait for.
         """
-        totals = self._of_this_rank(module, objective, micro_batches, once)
-        return totals if self.ranks.world_size == 1 else self._of_all_ranks(totals, objective)
+        if self.ranks.world_size == 1:
+            return self._of_this_rank(module, objective, micro_batches, once)
+        try:
+            totals = self._of_this_rank(module, objective, micro_batches, once)
+        except torch.OutOfMemoryError:
+            self._of_all_ranks({}, objective)
+            raise
+        return self._of_all_ranks(totals, objective)
 
     def _of_this_rank(
         self, module: nn.Module, objective: Objective, micro_batches: list[Batch], once: bool

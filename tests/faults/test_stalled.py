@@ -138,16 +138,16 @@ def test_all_ranks_wait_from_the_beginning(tmp_path, whole):
 
 
 def test_ranks_that_cannot_drop_a_step_together(tmp_path, whole):
-    """Without the memory guard the others are in the reduction of gradients already: the last checkpoint counts."""
-    unguarded = job(tmp_path, stall=stall(tmp_path, rank=1, steps=[13]))
-    unguarded["config"] |= {"memory_guard": False, "save_steps": 6}
-    members = start(tmp_path, 2, unguarded | {"leave": True})
+    """Where forwards of ranks wait for each other, the others are in one already: the last checkpoint counts."""
+    communicating = job(tmp_path, "Communicating", stall=stall(tmp_path, rank=1, steps=[13]))
+    communicating["config"] |= {"save_steps": 6}
+    members = start(tmp_path, 2, communicating | {"leave": True})
     os.kill(members[1].pid, signal.SIGTERM)
     without, other = [member.result(20)["error"] for member in reversed(members)]
     assert without[0] == "StoppedError" and "SIGTERM" in without[1] and "last checkpoint is of step 12" in without[1]
     assert other[0] == "LostRankError" and "last checkpoint is of step 12" in other[1]
     assert (tmp_path / "status.json").read_text().count("last checkpoint is of step 12") == 1
-    goes_on(tmp_path, whole, 12, 2)
+    goes_on(tmp_path, whole, 12, 2, "Communicating")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -40,7 +40,7 @@ def test_ranks_and_cuts_change_nothing(tmp_path, data, lobes):
     (whole,) = run(job(tmp_path / "1", data, arguments, **plain) | {"gradients": True})
     for ranks, settings in (
         (1, {"micro_batch_size": 3}),
-        (2, {"memory_guard": False}),
+        (2, {}),
         (3, {}),
         (3, {"micro_batch_size": 2}),
     ):

@@ -6,6 +6,8 @@ import pytest
 from support.processes import run
 from support.runs import config, distance, samples
 
+SHORT = {"max_steps": 6, "eval_steps": 0, "learning_rate": 1e-4}
+
 
 def job(folder, task="Ragged", **more):
     arguments = {"items": 49, "float64": True}
@@ -34,6 +36,27 @@ def test_the_run_completes_and_is_the_same(tmp_path, task, ranks, oom):
         assert distance(result["weights"], reference[0]["weights"]) < 1e-12
     assert samples(results) == samples(reference)
     assert results[0]["updates"] == reference[0]["updates"]
+
+
+@pytest.mark.parametrize("place", ["forward", "loss", "backward"])
+@pytest.mark.parametrize("where", [{"rank": 1}, {}, {"rank": 0, "steps": [3, 4]}], ids=["rank 1", "both", "later"])
+def test_wherever_memory_runs_out_the_others_do_not_wait(tmp_path, place, where):
+    """They are in the reduction of totals, or of gradients: of which this rank has sent one of two buckets."""
+    reference = run(job(tmp_path / "fine", "Outputs", settings=SHORT), 2)
+    tight = job(tmp_path / "tight", "Outputs", faults={"oom": {"above": 2, "place": place, **where}}, settings=SHORT)
+    results = run(tight, 2)
+    assert sum(r["ooms"] for r in results) > 0
+    for result in results:
+        assert result["error"] is None and result["micro_batch_size"] <= 2
+        assert distance(result["weights"], results[0]["weights"]) == 0
+        assert distance(result["weights"], reference[0]["weights"]) < 1e-12
+    assert samples(results) == samples(reference)
+
+
+def test_a_step_has_few_collectives(tmp_path):
+    """Totals, one for each bucket of gradients, which parameters were reached, and the vote."""
+    for result in run(job(tmp_path, "Outputs", settings=SHORT), 2):
+        assert [result["collectives"][step] for step in (2, 3, 4, 5, 6)] == [1 + 2 + 1 + 1] * 5
 
 
 def test_a_resumed_run_remembers_what_fits(tmp_path):

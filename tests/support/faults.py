@@ -41,13 +41,31 @@ def here(name: str) -> Any:
 
 def fault(batch: dict[str, Any]) -> None:
     """Out of memory, an ordinary exception, or a death, as the job says."""
-    if (oom := here("oom")) is not None and len(batch["index"]) > oom["above"]:
-        FAULTS["ooms"] = FAULTS.get("ooms", 0) + 1
-        raise torch.OutOfMemoryError(f"injected: {len(batch['index'])} items")
+    no_memory("loss", len(batch["index"]))
     if here("crash") is not None:
         raise RuntimeError("injected crash")
     if here("die") is not None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_memory(place: str, items: int) -> None:
+    """``above``: how many items do not fit; ``place``: of what is computed from them."""
+    if (oom := here("oom")) is not None and oom.get("place", "loss") == place and items > oom["above"]:
+        FAULTS["ooms"] = FAULTS.get("ooms", 0) + 1
+        raise torch.OutOfMemoryError(f"injected: {items} items")
+
+
+class NeedsMemory(torch.autograd.Function):
+    """What runs out of memory on the way back."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        no_memory("backward", len(gradient))
+        return gradient
 
 
 def unread(purpose: str) -> None:

@@ -10,16 +10,20 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from accel_train import Trainer
 from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
-from support import toys
+from support import small_tasks, toy_gans, toy_sources, toys
 from support.faults import FAULTS, disk_faults
 from support.memory import Peak
 from support.runs import ON_CPU
+
+TASKS = {name: found for module in (toys, toy_sources, toy_gans, small_tasks) for name, found in vars(module).items()}
+"""What a job may name as its task."""
 
 
 class EventRecorder(Observer):
@@ -32,6 +36,14 @@ class EventRecorder(Observer):
         self.events.append((event.kind, event.title))
 
 
+def _collectives() -> int:
+    """How many the ranks have had so far."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0
+    group: Any = dist.distributed_c10d._get_default_group()
+    return group._get_sequence_number_for_group()
+
+
 class Watched(Loop):
     """Records samples, gradients, norms and updates of every step, and does what ``job`` asks at a step."""
 
@@ -39,6 +51,7 @@ class Watched(Loop):
         super().__init__(*arguments)
         self.job = job
         self.samples: dict[int, list[int]] = {}
+        self.collectives: dict[int, int] = {}  # of the step alone
         self.gradients: list[np.ndarray] = []
         self.norms: list[float] = []
         self.updates: list[tuple[int, str]] = []
@@ -80,7 +93,8 @@ class Watched(Loop):
                 next(iter(self.session.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, real):
-        def watched(objective, batch, step, repeat=0, abandon=False):
+        def watched(objective, batch, abandon=False):
+            step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
                 if "first" in batch:  # windows of shots
@@ -89,7 +103,10 @@ class Watched(Loop):
                     known = ("event", "pair", "index", "item", "input_ids")
                     names = next((batch[name] for name in known if name in batch), torch.zeros(0))
                 self.samples[step + 1] = names.tolist()
-            return real(objective, batch, step, repeat, abandon)
+            before = _collectives()
+            made = real(objective, batch, abandon)
+            self.collectives[step + 1] = _collectives() - before
+            return made
 
         return watched
 
@@ -116,7 +133,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         return loops[0]
 
     name = job.get("task", "Toy")
-    task = (find(name) if ":" in name else getattr(toys, name))(**job.get("task_args", {}))
+    task = (find(name) if ":" in name else TASKS[name])(**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
@@ -153,5 +170,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             progress=loop.state.progress(),
             scales=[g.scaler.get_scale() for g in stepper.groups.values() if g.scaler is not None],
             samples=loop.samples, gradients=loop.gradients, norms=loop.norms, updates=loop.updates,
+            collectives=loop.collectives,
         )  # fmt: skip
     return result | {"events": recorder.events, "ooms": FAULTS.get("ooms", 0)}
