@@ -101,7 +101,7 @@ class Watched(Loop):
                     names = batch["shot"] * 10_000 + batch["first"]
                 else:
                     known = ("event", "pair", "index", "item", "input_ids")
-                    names = next(batch[name] for name in known if name in batch)
+                    names = next((batch[name] for name in known if name in batch), torch.zeros(0))
                 self.samples[step + 1] = names.tolist()
             before = _collectives()
             made = real(objective, batch, abandon)
