@@ -32,6 +32,13 @@ class EventRecorder(Observer):
         self.events.append((event.kind, event.title))
 
 
+def items_of(batch: dict[str, Any]) -> list[int]:
+    """Numbers by which the items of a batch are known."""
+    if "first" in batch:  # windows of shots
+        return (batch["shot"] * 10_000 + batch["first"]).tolist()
+    return next(batch[name] for name in ("event", "pair", "index", "item", "low") if name in batch).tolist()
+
+
 def _collectives() -> int:
     """How many the ranks have had so far."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -92,11 +99,7 @@ class Watched(Loop):
         def watched(objective, batch, step, repeat=0, abandon=False):
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
-                if "first" in batch:  # windows of shots
-                    names = batch["shot"] * 10_000 + batch["first"]
-                else:
-                    names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
-                self.samples[step + 1] = names.tolist()
+                self.samples[step + 1] = items_of(batch)
             before = _collectives()
             made = real(objective, batch, step, repeat, abandon)
             self.collectives[step + 1] = _collectives() - before
