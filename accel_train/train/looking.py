@@ -10,6 +10,7 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from accel_train.train.loop import Loop
 from accel_train.train.replay import replayed
 from accel_train.train.session import Session
 from accel_train.train.verifying import Recorded
+
+FAR = 100.0
+"""Times the median: what is beyond that is unusual."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ class Update:
     norms: dict[str, float]
     first_non_finite: str
 
-    def largest(self, count: int = 10) -> list[Share]:
-        """The items that matter most: what is not finite first, then by the size of the share."""
-        return sorted(self.shares, key=lambda each: (each.finite, -abs(each.loss)))[:count]
+    def outstanding(self, count: int = 10) -> list[Share]:
+        """The items that stand out most: what is not finite first, then by how far the share is from the median."""
+        usual = median([each.loss for each in self.shares if math.isfinite(each.loss)] or [0.0])
+        return sorted(self.shares, key=lambda each: (each.finite, -abs(each.loss - usual)))[:count]
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Moment:
         models: by name, on the device, with the weights before the step.
         batch: this rank's share of the global batch, on the device; None if that was empty.
         parts: the same as batches of one item each, with their ``names``.
+        unusual: items with a value far beyond those of the others, on any rank, which a loss need not notice.
         updates: what the step did, in order. ``totals`` and ``shares`` are those of the first one.
     """
 
@@ -93,6 +99,7 @@ class Moment:
     batch: Batch | None
     parts: list[Batch]
     names: list[str]
+    unusual: list[str] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
 
     @property
@@ -141,6 +148,7 @@ def _look(loop: Loop, begin: int) -> Moment:
     parts = task.split(batch, 1) if batch is not None else []
     moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, [])
     moment.names = _names(session, parts, position, number)
+    moment.unusual = [line for of_rank in session.ranks.gather(_unusual(moment.names, parts)) for line in of_rank]
     before = {name: _copied(model) for name, model in session.models.items()}
     for objective in session.plan.phases[position.phase].objectives:
         objective = replace(objective, step=position.step, epoch=epoch)
@@ -242,6 +250,21 @@ def _first_non_finite(models: dict[str, nn.Module]) -> Generator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _unusual(names: list[str], parts: list[Batch]) -> list[str]:
+    """By the largest number of each field, beside that of the median item."""
+    found = []
+    fields = [name for name, value in parts[0].items() if isinstance(value, Tensor)] if parts else []
+    for field_ in (name for name in fields if parts[0][name].is_floating_point()):
+        sizes = [float(part[field_].abs().max()) if part[field_].numel() else 0.0 for part in parts]
+        usual = median([size for size in sizes if math.isfinite(size)] or [0.0])
+        found += [
+            f"{name}: {field_} reaches {size:.4g}, {size / usual:,.0f} times the median item"
+            for name, size in zip(names, sizes, strict=True)
+            if usual > 0 and FAR * usual < size < math.inf
+        ]
+    return found
 
 
 def _names(session: Session, parts: list[Batch], position: Position, number: int) -> list[str]:
