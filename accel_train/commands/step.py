@@ -60,6 +60,10 @@ def _of_update(update: Update, top: int) -> list[str]:
     found.append(f"  {'share':>14}  item")
     found += [f"  {each.loss:>14.6g}  {each.name}" + ("" if each.finite else "  NOT FINITE")
               for each in update.outstanding(top)]  # fmt: skip
+    for term in update.shares[0].terms if len(update.shares) > 1 else ():
+        (first,) = update.outstanding(1, term)
+        if first.name not in {each.name for each in update.outstanding(1)}:
+            found.append(f"  {first.terms[term]:>14.6g}  {first.name}, of {term}")
     found.append(f"  {'gradient':>14}  module (all: {update.norm:.6g})")
     largest = sorted(update.norms.items(), key=lambda each: (math.isfinite(each[1]), -each[1]))
     return found + [f"  {norm:>14.6g}  {name}" for name, norm in largest[:top]]

@@ -72,10 +72,12 @@ class Update:
     norms: dict[str, float]
     first_non_finite: str
 
-    def outstanding(self, count: int = 10) -> list[Share]:
-        """The items that stand out most: what is not finite first, then by how far the share is from the median."""
-        usual = median([each.loss for each in self.shares if math.isfinite(each.loss)] or [0.0])
-        return sorted(self.shares, key=lambda each: (each.finite, -abs(each.loss - usual)))[:count]
+    def outstanding(self, count: int = 10, term: str = "") -> list[Share]:
+        """The items that stand out most: what is not finite first, then by how far the share is from the median; of the
+        loss, or of a term in the log."""
+        size = {id(each): each.terms[term] if term else each.loss for each in self.shares}
+        usual = median([value for value in size.values() if math.isfinite(value)] or [0.0])
+        return sorted(self.shares, key=lambda each: (each.finite, -abs(size[id(each)] - usual)))[:count]
 
 
 @dataclass

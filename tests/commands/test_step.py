@@ -140,16 +140,16 @@ POISON: dict[tuple[str, str], Alter] = {
 }
 
 
-def largest(at: Moment) -> list[str]:
-    return [update.outstanding(1)[0].name for update in at.updates]
+def first(at: Moment, term: str = "") -> set[str]:
+    return {update.outstanding(1, term)[0].name for update in at.updates}
 
 
-SLOW = {("tcn", "flipped"), ("sherlock", "flipped")}
-"""A wrong label stands out once a model has learned what the right ones are."""
+FLIPPED_AT = {"tcn": 80, "sherlock": 300}
+"""A wrong label stands out once a model has learned the right ones: after so many steps."""
 
 
 @pytest.mark.parametrize(("name", "poison"), [
-    pytest.param(*each, marks=[pytest.mark.slow] if each in SLOW else []) for each in POISON
+    pytest.param(*each, marks=[pytest.mark.slow] if each[1] == "flipped" else []) for each in POISON
 ])  # fmt: skip
 def test_a_poisoned_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, poison: str):
     make, data, item = TASKS[name]
@@ -159,10 +159,11 @@ def test_a_poisoned_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert source is not None
     rows = len(source.data) if name != "collatz" else 24
     expected = source.item_names(source.data.read(np.array([item]))) or [f"item {item}"]
-    step = 80 if poison == "flipped" else 1 if name == "collatz" else 2
+    step = FLIPPED_AT[name] if poison == "flipped" else 1 if name == "collatz" else 2
     settings = {"learning_rate": 1e-2, "save_steps": None} if poison == "flipped" else {}
     folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=step, max_skipped_steps=5, **settings)
-    assert set(largest(Trainer.at(folder, step=step))) == set(expected)
+    term = "fmri" if (name, poison) == ("sherlock", "flipped") else ""  # one of several, and the least of them
+    assert first(Trainer.at(folder, step=step), term) == set(expected)
 
 
 def test_a_value_that_the_loss_does_not_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
