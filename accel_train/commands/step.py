@@ -57,7 +57,7 @@ def _of_update(update: Update, top: int) -> list[str]:
         found.append("  (they differ where an item alone draws otherwise: drop-out, BatchNorm; or what is not finite)")
     if update.first_non_finite:
         found.append(f"  first output that is not finite: {update.first_non_finite}")
-    found.append(f"  {'share':>14}  item")
+    found.append(f"  {'share':>14}  item; what is furthest from the median comes first")
     found += [f"  {each.loss:>14.6g}  {each.name}" + ("" if each.finite else "  NOT FINITE")
               for each in update.outstanding(top)]  # fmt: skip
     for term in update.shares[0].terms if len(update.shares) > 1 else ():
