@@ -107,6 +107,11 @@ class BatchSource:
         is refused. Empty: not known."""
         return {}
 
+    def item_names(self, batch: Batch) -> list[str]:
+        """Which items a batch, or a part of one, holds, as a person would look them up: file, row group and row; shot;
+        frame. From what the batch carries. Empty: it does not say."""
+        return []
+
     def describe(self, epoch: int, step: int) -> str:
         """Which items global batch ``step`` holds, for error messages."""
         return f"epoch {epoch}, batch {step}"

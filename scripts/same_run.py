@@ -6,26 +6,14 @@ rates and the memory of a GPU are left out. Exit code 0: all equal, bit for bit;
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
+from accel_train.run.compare import in_records, in_tensors, records
+from accel_train.run.weights import load_tensors
 
-CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
-"""What differs between two runs that are the same."""
-MEMORY = "cuda/"
-"""How the names of a GPU's memory begin: what was used before in the same process is part of it."""
 SHOWN = 10
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` without what the clock says."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
 
 
 def weights_files(run: Path) -> dict[str, bytes]:
@@ -36,7 +24,7 @@ def weights_files(run: Path) -> dict[str, bytes]:
 
 def differences(one: Path, other: Path) -> Iterator[str]:
     """A line for each; none: the same."""
-    yield from _in_records(records(one), records(other))
+    yield from map(str, in_records(records(one), records(other)))
     files, others = weights_files(one), weights_files(other)
     if not files:
         yield "no weights to compare"
@@ -44,29 +32,8 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         yield f"files with weights: {', '.join(sorted(files.keys() ^ others.keys()))} is in one run only"
     for name in sorted(files.keys() & others.keys()):
         if files[name] != others[name]:
-            found = [f"{name}: {line}" for line in _in_weights(one / name, other / name)]
+            found = [str(each) for each in in_tensors(name, load_tensors(one / name), load_tensors(other / name))]
             yield from found or [f"{name}: the same tensors, in other bytes"]
-
-
-def _in_records(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
-    if len(ours) != len(theirs):
-        yield f"metrics.jsonl: {len(ours)} and {len(theirs)} records"
-    for a, b in zip(ours, theirs, strict=False):
-        for key in sorted(a.keys() | b.keys()):
-            if not key.startswith(MEMORY) and repr(a.get(key)) != repr(b.get(key)):
-                yield f"metrics.jsonl: {a.get('kind')} at step {a.get('step')}: {key} is {a.get(key)} and {b.get(key)}"
-
-
-def _in_weights(ours: Path, theirs: Path) -> Iterator[str]:
-    weights, others = load_file(ours), load_file(theirs)
-    if weights.keys() != others.keys():
-        yield f"{', '.join(sorted(weights.keys() ^ others.keys()))} is in one run only"
-    for key in sorted(weights.keys() & others.keys()):
-        a, b = weights[key], others[key]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            yield f"{key} is {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-        elif not torch.equal(a, b):
-            yield f"{key} differs, by at most {(a.double() - b.double()).abs().max().item():.3g}"
 
 
 def main() -> int:

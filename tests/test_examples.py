@@ -18,6 +18,7 @@ from accel_train import Trainer
 from accel_train.cli import main
 from accel_train.config.read import parse
 from accel_train.registry import find
+from accel_train.testing import assert_exact
 from accel_train.tracking.jsonl import histories
 
 ROOT = Path(__file__).parent.parent
@@ -76,20 +77,34 @@ def blocks(page: Path) -> list[str]:
 # -- training configs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Path):
+def small(path: Path, folder: Path, *further: str) -> tuple[Any, Any]:
+    """The task and config of an example made tiny, on data that are made here, for two steps."""
     task, _ = parse(["--config", str(path)])
     more = []
     if "files" in task.init_args:  # it needs data
-        task.synth(tmp_path / "data", size=300)
-        more = [f"--task.init_args.files={tmp_path}/data/*.parquet"]
+        task.synth(folder / "data", size=300)
+        more = [f"--task.init_args.files={folder}/data/*.parquet"]
     elif "train_fnames" in task.init_args:
-        task.synth(tmp_path / "data", size=60)
-        more = [f"--task.init_args.{split}_fnames=[{tmp_path}/data/{split}]" for split in ("train", "val", "test")]
+        task.synth(folder / "data", size=60)
+        more = [f"--task.init_args.{split}_fnames=[{folder}/data/{split}]" for split in ("train", "val", "test")]
     elif "data" in task.init_args:
-        PREPARED[task.task_name()](task, tmp_path / "raw", tmp_path / "data")
-        more = [f"--task.init_args.data={tmp_path}/data"]
-    task, config = parse([*overrides(path, tmp_path / "run", steps=2), *more])
+        PREPARED[task.task_name()](task, folder / "raw", folder / "data")
+        more = [f"--task.init_args.data={folder}/data"]
+    return parse([*overrides(path, folder / "run", steps=2), *more, *further])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "small" in path.name], ids=lambda path: path.name)
+def test_an_example_keeps_the_laws(path: Path, tmp_path: Path):
+    task, _ = parse(["--config", str(path)])
+    without = ["--task.init_args.dropout=0"] if "dropout" in task.init_args else []
+    task, config = small(path, tmp_path, *without)
+    assert_exact(task, mixed_precision="no", phases=config.phases, max_grad_norm=config.max_grad_norm)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_an_example_config_parses_and_trains_two_steps(path: Path, tmp_path: Path):
+    task, config = small(path, tmp_path)
     result = Trainer(task, config).fit()
     losses = [values for name, values in result.history.items() if name.endswith("loss") and "eval" not in name]
     assert result.outcome == "completed" and result.step == 2 and losses and all(len(v) == 2 for v in losses)

@@ -18,6 +18,8 @@ COMMANDS = by_name(
         "what is in a run folder, a checkpoint, data files, or a task's data",
         "accel_train.commands.inspect",
     ),
+    Command("verify", "train parts of a run once more and compare every bit", "accel_train.commands.verify"),
+    Command("step", "look at one step of a run, as it was", "accel_train.commands.step"),
     Command("synth", "make a small data set with known truth for a task", "accel_train.commands.synth"),
     Command(
         "runs",

@@ -169,6 +169,13 @@ class CachedSource(IndexedSource):
         batch = super().batch(epoch, step, rank, world_size)
         return batch and {**batch, "key": event_keys(self.seed, epoch, batch["event"])}
 
+    def item_names(self, batch: Batch) -> list[str]:
+        """Where each was in the files that the cache was made of."""
+        files = self._origin["files"]
+        ends = np.cumsum([file["rows"] for file in files])
+        of = [(int(np.searchsorted(ends, event, side="right")), event) for event in batch["event"].tolist()]
+        return [f"{files[file]['name']}, row {event - int(ends[file]) + files[file]['rows']}" for file, event in of]
+
     def first(self, items: int) -> Ragged:
         """What epoch 0 begins with, at most so many items: a sample to be looked at."""
         order = self._permutation(0) if self.shuffle else np.arange(len(self.data))

@@ -273,6 +273,15 @@ class LanesSource(BatchSource):
     def events(self) -> list[Event]:
         return self.bad.events() if self.bad else []
 
+    def item_names(self, batch: Batch) -> list[str]:
+        events = np.array(batch["event"].tolist(), np.int64)
+        groups = np.searchsorted(self.group_start, events, side="right") - 1
+        return [
+            f"{Place(self.files[self.group_file[group]], int(self.group_number[group]))}, "
+            f"row {int(event - self.group_start[group])}"
+            for group, event in zip(groups, events, strict=True)
+        ]
+
     def rows_of_files(self) -> list[int]:
         return np.bincount(self.group_file, self.group_rows, len(self.files)).astype(int).tolist()
 

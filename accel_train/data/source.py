@@ -53,6 +53,10 @@ class IndexedSource(BatchSource):
         indices = self.indices(epoch, step)
         return indices[part(len(indices), rank, world_size)]
 
+    def item_names(self, batch: Batch) -> list[str]:
+        """By the data's own ``item_names``, if they have it."""
+        return self.data.item_names(batch) if hasattr(self.data, "item_names") else []
+
     def fingerprint(self) -> dict[str, Any]:
         return {} if self.endless else {"items": len(self.data)}
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import UserError
 from accel_train.system.secrets import scrub
 from accel_train.system.writing import write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 _FILES = [
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "tracker_id",
@@ -42,6 +45,16 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, dumps(config))
+
+
+def machine(world_size: int, device: torch.device) -> dict[str, Any]:
+    """What the bits of a step depend on besides config, seed and data: what two machines must have in common to agree
+    bit for bit."""
+    import torch
+
+    gpu = device.type == "cuda"
+    on = torch.cuda.get_device_name(device) if gpu else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+    return {"ranks": world_size, "device": on, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def environment(seed: int, world_size: int, device: str) -> dict[str, Any]:

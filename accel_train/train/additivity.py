@@ -61,7 +61,7 @@ def examine(
     """Compare ``batch`` with its halves; needs no other rank. Whatever the task raises is a warning here, since the
     step that follows will raise it too, unless it was eval mode that did it."""
     try:
-        with _untouched(models), quietly(models), _eager(models), accelerator.autocast():
+        with untouched(models), quietly(models), eager(models), accelerator.autocast():
             found = _compare(copy.copy(task), models, objective, batch, _tolerance(models, accelerator))
     except torch.OutOfMemoryError:
         return Findings()
@@ -209,7 +209,7 @@ def _batch_norms(models: dict[str, nn.Module]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _untouched(models: dict[str, nn.Module]) -> Generator[None]:
+def untouched(models: dict[str, nn.Module]) -> Generator[None]:
     """Parameters, buffers and what of them wants a gradient, put back in place."""
     modules = [module for model in models.values() for module in model.modules()]
     homes: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -229,7 +229,7 @@ def _untouched(models: dict[str, nn.Module]) -> Generator[None]:
                     tensor.requires_grad_(wanted)
 
 
-def _eager(models: dict[str, nn.Module]) -> contextlib.AbstractContextManager[Any]:
+def eager(models: dict[str, nn.Module]) -> contextlib.AbstractContextManager[Any]:
     """Halves have another shape; a model must not be compiled once more for them."""
     if any(module._compiled_call_impl is not None for model in models.values() for module in model.modules()):
         return torch.compiler.set_stance("force_eager")

@@ -13,10 +13,10 @@ SYNC_SECONDS = 0.5
 
 class Agenda:
     """``sync_at`` is the next step after which the ranks synchronise. Steps are the same on all ranks; time is asked
-    for on rank 0 only."""
+    for on rank 0 only. ``until``: a replay ends after this step."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, probes: Probes) -> None:
-        self.plan, self.probes = plan, probes
+    def __init__(self, config: TrainConfig, plan: Plan, probes: Probes, until: int | None = None) -> None:
+        self.plan, self.probes, self.until = plan, probes, until
         self.save_every = Every(config.save_steps, "save_steps")
         self.eval_every = Every(config.eval_steps, "eval_steps")
         self.log_every = Every(config.logging_steps, "logging_steps")
@@ -36,7 +36,13 @@ class Agenda:
         boundary = self.plan.steps_to_boundary(position)
         if boundary is not None:
             due.append(step + boundary)
+        if self.until is not None and self.until > step:
+            due.append(self.until)
         self.sync_at = min(due)
+
+    def arrived(self, position: Position) -> str:
+        """Why a replay ends here; "" if it does not, or this is none."""
+        return f"replayed to step {position.step:,}" if position.step == self.until else ""
 
     def at_once(self) -> None:
         """Synchronise after the step that is being done."""

@@ -79,6 +79,7 @@ class Loop:
     Args:
         further: observers beside those the config asks for.
         on_step: called after every step, on every rank.
+        until: ends after this step, of which it saves nothing: a replay (``replay``), which only ``further`` observe.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Loop:
         signals: Signals,
         further: Iterable[Observer] = (),
         on_step: Callable[[Step], None] | None = None,
+        until: int | None = None,
     ) -> None:
         self.session, self.config, self.ranks, self.emit = session, session.config, session.ranks, session.emit
         self.plan, self.observers = session.plan, session.observers
@@ -95,7 +97,7 @@ class Loop:
         self.reporter = Reporter(session, self.saver, self.state)
         self.probes = Probes(session)
         self.profiler = Profiler(session)
-        self.agenda = Agenda(self.config, self.plan, self.probes)
+        self.agenda = Agenda(self.config, self.plan, self.probes, until)
         self._signals, self._further, self._on_step = signals, further, on_step
         self.control = Control(
             session.output_dir / "control", self.ranks.is_main, signals, self.ranks.world_size == 1,
@@ -130,7 +132,7 @@ class Loop:
     def _train(self) -> str:
         """All steps. Returns why it ended: "" if the plan is done, else who stopped it."""
         plan, state, position = self.plan, self.state, self.state.position
-        if (ended := self._ended_before()) is not None:
+        if (ended := self._ended_before()) is not None or (ended := self.agenda.arrived(position)):
             return ended
         batches = self.session.loader.batches(position, self.config.num_train_epochs)
         while True:
@@ -260,12 +262,12 @@ class Loop:
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
             self._save(improved, evaluated=sums is not None)
 
-        if sums is not None:
+        if sums is not None and agenda.until is None:
             self.reporter.figures(sums)
         self.probes.run(position.step, self._share)
         agenda.plan_sync(position, votes.step_seconds)
         state.clock.resume()
-        return "" if state.done() else reason
+        return "" if state.done() else reason or agenda.arrived(position)
 
     def _agree(self) -> Votes:
         """One all-reduce makes votes, logged scalars and non-finite steps the same on all ranks; what follows from that
@@ -357,7 +359,7 @@ class Loop:
         elif self.config.init_from:
             weights.load_weights(self.session.models, Path(self.config.init_from))
         session, state = self.session, self.state
-        self.reporter.start(self._further, resumed=restored is not None)
+        self.reporter.start(self._further, resumed=restored is not None, alone=self.agenda.until is not None)
         for event in resuming.what_to_say(self.saver, self.state) if restored else ():
             self.emit(event)
         best = state.best_model.best

@@ -41,9 +41,9 @@ class Reporter:
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
-    def start(self, further: Iterable[Observer], resumed: bool) -> None:
+    def start(self, further: Iterable[Observer], resumed: bool, alone: bool = False) -> None:
         """Write down what the run is; let the observers that the config asks for, and ``further`` ones, know it; and
-        hand them the events from before.
+        hand them the events from before. ``alone``: the further ones only.
 
         Raises:
             UserError: on every rank, if that cannot be written, or one of them cannot do what it was asked for.
@@ -71,7 +71,7 @@ class Reporter:
         if self.ranks.is_main:
             try:
                 self.saver.write_about()
-                chosen = observers_of(session.config, session.accelerator, self.emit)
+                chosen = [] if alone else observers_of(session.config, session.accelerator, self.emit)
                 self.observers.start([*chosen, *further], run)
             except UserError as error:
                 problem = str(error)

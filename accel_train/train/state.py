@@ -7,6 +7,7 @@ from typing import Any
 
 from accel_train.plan import Position
 from accel_train.run.checkpoint import VERSION
+from accel_train.run.folder import machine
 from accel_train.task import Event
 from accel_train.tracking.observer import Record
 from accel_train.train.best import BestModel
@@ -74,6 +75,7 @@ class RunState:
             "phases": self._phases_so_far(),
             "evaluation_owed_after": self.trained if self.evaluation_owed else None,
             "world_size": self.session.ranks.world_size,
+            "made_on": machine(self.session.ranks.world_size, self.session.device),
             "data": self.session.data,
         }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -91,6 +91,7 @@ class Stepper:
         self.memory_halvings = 0
         self.check_contract = check_contract
         self.events: list[Event] = []  # for whoever watches the run
+        self.on_gradients: Callable[[Group], None] | None = None  # reduced, before they are clipped
         self._seen: set[str] = set()  # objectives that have made a step
         self._run_seed = seed
         self._seeds: dict[str, int] = {}
@@ -188,7 +189,7 @@ class Stepper:
         if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
             self._check_shares(objective, batch)
         while True:
-            self._seed_generators(objective)
+            self.seed_generators(objective)
             cause = None
             try:
                 with _frozen(group.read_only) if group.read_only else _NOTHING:
@@ -335,6 +336,8 @@ class Stepper:
             reached.add_(poison)
         if scaler is not None:
             scaler.unscale_(optimizer)
+        if self.on_gradients is not None:
+            self.on_gradients(group)
         norm = self._clip(group)
         made = self._apply(group, norm)
         if group.average is not None:
@@ -392,7 +395,7 @@ class Stepper:
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
 
-    def _seed_generators(self, objective: Objective) -> None:
+    def seed_generators(self, objective: Objective) -> None:
         """Dropout and whatever else draws from torch's global generators depends on the step alone."""
         place = objective.step * 0x9E3779B97F4A7C15 + objective.repeat * 0xBF58476D1CE4E5B9
         seed = (self._seeds[objective.name] + place) & (2**63 - 1)

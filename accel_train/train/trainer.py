@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_train import contract
@@ -25,6 +26,8 @@ from accel_train.train.world import telling_of_lost_ranks
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from accel_train.train.looking import Moment
 
 
 class Trainer:
@@ -107,6 +110,23 @@ class Trainer:
                     self._asked_to_stop = None
                 held.enter_context(loop.saver.folder_to_itself(loop.is_stopping))
             return loop.run()
+
+    @staticmethod
+    def at(run: Path | str, step: int, trust: bool = False) -> Moment:
+        """One step of a run as it was, replayed: models, batch, totals, and each item's share of the loss. What
+        ``accel-train step`` prints.
+
+        Args:
+            run: its folder, in which nothing is changed.
+            step: from 1, as in the log.
+            trust: also import a task that is in no installed package, and not imported yet.
+
+        Raises:
+            UserError: there is no such step, or it cannot be replayed here.
+        """
+        from accel_train.train.looking import look
+
+        return look(run, step, trust=trust)
 
     def _fit_launched(self, num_processes: int) -> Result:
         if num_processes < 1:

@@ -36,6 +36,14 @@ class EventRecorder(Observer):
         self.events.append((event.kind, event.title))
 
 
+def items_of(batch: dict[str, Any]) -> list[int]:
+    """Numbers by which the items of a batch are known."""
+    if "first" in batch:  # windows of shots
+        return (batch["shot"] * 10_000 + batch["first"]).tolist()
+    known = ("event", "pair", "index", "item", "low", "input_ids")
+    return next((batch[name].tolist() for name in known if name in batch), [])
+
+
 def _collectives() -> int:
     """How many the ranks have had so far."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -97,12 +105,7 @@ class Watched(Loop):
             step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
-                if "first" in batch:  # windows of shots
-                    names = batch["shot"] * 10_000 + batch["first"]
-                else:
-                    known = ("event", "pair", "index", "item", "input_ids")
-                    names = next((batch[name] for name in known if name in batch), torch.zeros(0))
-                self.samples[step + 1] = names.tolist()
+                self.samples[step + 1] = items_of(batch)
             before = _collectives()
             made = real(objective, batch, abandon)
             self.collectives[step + 1] = _collectives() - before

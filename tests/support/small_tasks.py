@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
 from accel_train.tasks.sherlock.task import SherlockTask
@@ -22,6 +23,14 @@ class EitherPrecision:
         if not self.float64:
             return models
         return {name: model.double() for name, model in models.items()} if isinstance(models, dict) else models.double()
+
+
+class Collatz(CollatzTask):
+    """The task itself, small."""
+
+    def __init__(self, **options: Any) -> None:
+        small: dict[str, Any] = dict(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, max_len=96, prefix=32)
+        super().__init__(**small | options)
 
 
 class Muon(EitherPrecision, MuonTask):
@@ -45,11 +54,11 @@ class GDyNet(EitherPrecision, GDyNetTask):
 class Disruptions(EitherPrecision, TCNTask):
     """The tcn task, small, on shots in memory, in either precision."""
 
-    def __init__(self, float64: bool = False, **options: Any) -> None:
+    def __init__(self, float64: bool = False, data: str = "in memory", **options: Any) -> None:
         small: dict[str, Any] = dict(
             nsub=40, twarn_ms=30.0, levels=2, nhid=4, kernel_size=3, dilation_base=3, nrecept_target=13, dropout=0.0
         )
-        super().__init__("in memory", **small | options)
+        super().__init__(data, **small | options)
         self.float64 = float64
         self.memory = InMemory(
             [shot(i, 30.0 + i if i % 2 else None, samples=120, stop=80 + i if i % 2 else 110,
@@ -64,12 +73,12 @@ class Disruptions(EitherPrecision, TCNTask):
 class Brains(EitherPrecision, SherlockTask):
     """The sherlock task, small, on a film in memory, in either precision."""
 
-    def __init__(self, float64: bool = False, **options: Any) -> None:
+    def __init__(self, float64: bool = False, data: str = "in memory", **options: Any) -> None:
         small: dict[str, Any] = dict(
             window_trs=3, lags=4, latent=6, encoder_widths=[6], fusion_widths=[8], decoder_widths=[8], subject_rank=2,
             dropout=0.0,
         )  # fmt: skip
-        super().__init__("in memory", **small | options)
+        super().__init__(data, **small | options)
         self.float64, self.film = float64, Film()
 
     @property

@@ -43,6 +43,11 @@ class Rows:
         limbs = {"high": high.view(np.int64), "low": low.view(np.int64)}
         return {"tokens": tokens, "steps": steps, "host_steps": steps, "mode": mode, **limbs}
 
+    def item_names(self, batch: dict[str, Any]) -> list[str]:
+        """The numbers themselves."""
+        limbs = zip(batch["high"].tolist(), batch["low"].tolist(), strict=True)
+        return [f"n = {((high % 2**64) << 64) + low % 2**64}" for high, low in limbs]
+
     def _report(self, found: ClosedOrbit, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the event for ``monitor``; the row becomes n = 1, whose T of 0 counts in no loss."""
         cycle = found.cycle

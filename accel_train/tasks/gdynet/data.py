@@ -7,7 +7,8 @@ edges need beyond the neighbours and their distances is computed on the device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,12 @@ class _Frames:
         one = self.trajectories[0]  # all have the same atoms
         return {**batch, self.item: np.asarray(indices, np.int64),
                 "atom_types": one.atom_types, "targets": one.target_index}  # fmt: skip
+
+    def item_names(self, batch: Mapping[str, Any]) -> list[str]:
+        which, first = self.place(np.array(batch[self.item].tolist(), np.int64))
+        places = zip(which.tolist(), first.tolist(), strict=True)
+        frames = [(self.trajectories[number].name, [frame + lag for lag in self.lags]) for number, frame in places]
+        return [f"{name}, frame {' and '.join(map(str, numbers))}" for name, numbers in frames]
 
     def _look_at_new(self, which: np.ndarray, frames: np.ndarray) -> None:
         new = ~self._good[which, frames]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +180,14 @@ class Items:
             return np.full(len(viewer), -1), run, first
         numbers = np.array([self.prepared.subjects.index(name) for name in self.subjects], np.int64)
         return numbers[viewer], run, first
+
+    def item_names(self, batch: Mapping[str, Any]) -> list[str]:
+        places = zip(*(batch[name].tolist() for name in ("subject", "run", "tr")), strict=True)
+        subjects = [*self.prepared.subjects, "the mean over viewers"]  # number -1
+        return [
+            f"{subjects[subject]}, {self._runs[run]}, TRs {tr} to {tr + self.window_trs - 1}"
+            for subject, run, tr in places
+        ]
 
     def read(self, indices: np.ndarray) -> Arrays:
         """A batch, in memory of its own.

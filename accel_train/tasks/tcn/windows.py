@@ -9,7 +9,7 @@ and outputs there do not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +113,12 @@ class Windows:
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
         batch["shot"], batch["first"] = self.place(indices)
         return batch
+
+    def item_names(self, batch: Mapping[str, Any]) -> list[str]:
+        """``first`` is the sample of output 0, at the end of its receptive field."""
+        places = zip(batch["shot"].tolist(), batch["first"].tolist(), strict=True)
+        begins = [(shot, first - self.receptive_field + 1) for shot, first in places]
+        return [f"shot {shot}, samples {begin} to {begin + self.nsub}" for shot, begin in begins]
 
     def labels(self, indices: np.ndarray) -> Arrays:
         """target, counts, onset_ms and dt_ms of a batch, as ``read`` has them; no signal is read."""

@@ -1,0 +1,208 @@
+"""accel-train step and Trainer.at: a step of a run once more, and the item that spoilt it by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.small_tasks import Brains, Disruptions, GDyNet, Muon
+from support.stimuli import FilmItems
+from support.toy_gans import Gan
+from support.toys import Numbers, Toy
+
+from accel_train import Task, Trainer
+from accel_train.cli import main
+from accel_train.data.lanes import LanesSource
+from accel_train.tasks.collatz.data import Rows
+from accel_train.tasks.collatz.task import CollatzTask
+from accel_train.tasks.gdynet.data import FramePairs
+from accel_train.tasks.gdynet.synth import synth
+from accel_train.tasks.muon import synth as bundles
+from accel_train.tasks.tcn.windows import Windows
+from accel_train.train.looking import Moment
+
+Alter = Callable[[dict[str, Any], int], None]
+
+
+def trained(task: Task, folder: Path, **settings: Any) -> Path:
+    """Three steps on all items that there are, so that each holds the one that is looked for."""
+    usual = {"max_steps": 3, "global_batch_size": 8, "learning_rate": 1e-3, "eval_steps": 0, "save_steps": 2}
+    Trainer(task, output_dir=str(folder), logging_steps=1, num_workers=0, report_to=[], **usual | settings).fit()
+    return folder
+
+
+def planted(patch: pytest.MonkeyPatch, data: type, item: int, alter: Alter) -> None:
+    """The data set's ``read`` with one item altered."""
+    read = data.read
+
+    def altered(self, indices):
+        batch = {name: np.array(values) for name, values in read(self, indices).items()}
+        for row in np.flatnonzero(np.asarray(indices) == item):
+            alter(batch, int(row))
+        return batch
+
+    patch.setattr(data, "read", altered)
+
+
+def scaled(name: str, by: float) -> Alter:
+    def alter(batch: dict[str, Any], row: int) -> None:
+        batch[name][row] = batch[name][row] * by
+
+    return alter
+
+
+def logged(folder: Path, step: int, name: str = "loss") -> float:
+    from accel_train.tracking.jsonl import histories
+
+    found = histories(folder / "metrics.jsonl")
+    return found[name][found["step"].index(step)]
+
+
+# -- what is seen of a step ------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_nobody_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = trained(Toy(), tmp_path, max_steps=12, save_steps=5)
+    at = Trainer.at(folder, step=9)
+    assert (at.step, at.checkpoint, at.epoch) == (9, 5, 1)
+    items = Toy().build_data("train", 8, 0).indices(1, 1)
+    assert at.names == [f"item {item}" for item in items] == [share.name for share in at.shares]
+    assert math.fsum(share.loss for share in at.shares) == pytest.approx(logged(folder, 9), rel=1e-6)
+    assert at.updates[0].loss == logged(folder, 9)
+    error = (at.models["model"](at.batch["x"])[..., 0] - at.batch["y"]).square() * at.batch["mask"]
+    assert [share.loss for share in at.shares] == pytest.approx((error.sum(1) / at.totals["items"]).tolist(), rel=1e-5)
+    assert set(at.updates[0].norms) == {"model.0", "model.3"}
+    assert math.hypot(*at.updates[0].norms.values()) == pytest.approx(logged(folder, 9, "grad_norm"), rel=1e-5)
+    assert main(["step", str(folder), "9", "--top", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "step 9, epoch 1, replayed from the checkpoint of step 5" in said
+    assert f"{at.updates[0].outstanding(1)[0].name}\n" in said
+    for number in ("0", "14"):
+        assert main(["step", str(folder), number]) == 2
+        assert "has steps 1 to 12" in capsys.readouterr().err
+
+
+def test_every_update_of_several_objectives(tmp_path: Path):
+    """Each with the weights that it met; afterwards the models are as they were before the step."""
+    folder = trained(Gan(), tmp_path)
+    at = Trainer.at(folder, step=3)
+    names = [(update.objective.name, update.objective.repeat) for update in at.updates]
+    assert names == [(o.name, r) for o in Gan().objectives() for r in range(o.repeats)]
+    for update in at.updates:
+        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)
+    again = at.task.loss_step(at.models, at.batch, at.totals, at.updates[0].objective)
+    assert float(again.value.detach()) == pytest.approx(at.updates[0].loss, rel=1e-6)
+
+
+def test_where_a_nan_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    planted(monkeypatch, Numbers, 3, scaled("x", math.nan))
+    at = Trainer.at(trained(Toy(items=8), tmp_path), step=2)
+    (update,) = at.updates
+    assert update.outstanding(1)[0].name == "item 3" and [share.finite for share in at.shares].count(False) == 1
+    assert update.first_non_finite == "model.0 (Linear), which it was given" and not math.isfinite(update.norm)
+
+
+# -- one row of each task --------------------------------------------------------------------------------------------
+
+
+def crystal(folder: Path) -> Task:
+    synth(folder / "data", seed=3, size=30, clusters=3)
+    return GDyNet(train_fnames=[str(folder / "data" / "train")], val_fnames=[], epochs=2)
+
+
+def collatz(folder: Path) -> Task:
+    return CollatzTask(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, dropout=0.0, max_len=96, prefix=32)
+
+
+def muons(folder: Path) -> Task:
+    bundles.write(folder / "data", seed=3, primaries=10, files=1, row_group=100, log10_energy=(5.0, 6.0))
+    return Muon(files=[str(folder / "data" / "*.parquet")])
+
+
+TASKS: dict[str, tuple[Callable[[Path], Task], type, int]] = {
+    "collatz": (collatz, Rows, 17),
+    "gdynet": (crystal, FramePairs, 5),
+    "tcn": (lambda folder: Disruptions(), Windows, 3),
+    "sherlock": (lambda folder: Brains(modality_dropout=0.0, subject_dropout=0.0), FilmItems, 9),
+}
+POISON: dict[tuple[str, str], Alter] = {
+    ("collatz", "NaN"): lambda batch, row: batch["steps"].__setitem__(row, -3),  # of its logarithm
+    ("collatz", "times 1000"): scaled("steps", 1000),
+    ("gdynet", "NaN"): scaled("distances", math.nan),
+    ("tcn", "NaN"): scaled("scale", math.nan),
+    ("tcn", "times 1000"): scaled("scale", 1000),
+    ("tcn", "flipped"): lambda batch, row: batch["target"].__setitem__(row, ~batch["target"][row]),
+    ("sherlock", "NaN"): scaled("fmri", math.nan),
+    ("sherlock", "times 1000"): scaled("fmri", 1000),
+    ("sherlock", "flipped"): scaled("fmri", -1),
+}
+
+
+def first(at: Moment, term: str = "") -> set[str]:
+    return {update.outstanding(1, term)[0].name for update in at.updates}
+
+
+FLIPPED_AT = {"tcn": 80, "sherlock": 300}
+"""A wrong label stands out once a model has learned the right ones: after so many steps."""
+
+
+@pytest.mark.parametrize(("name", "poison"), [
+    pytest.param(*each, marks=[pytest.mark.slow] if each[1] == "flipped" else []) for each in POISON
+])  # fmt: skip
+def test_a_poisoned_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, poison: str):
+    make, data, item = TASKS[name]
+    planted(monkeypatch, data, item, POISON[name, poison])
+    task = make(tmp_path)
+    source = task.build_data("train", 100, 0)
+    assert source is not None
+    rows = len(source.data) if name != "collatz" else 24
+    expected = source.item_names(source.data.read(np.array([item]))) or [f"item {item}"]
+    step = FLIPPED_AT[name] if poison == "flipped" else 1 if name == "collatz" else 2
+    settings = {"learning_rate": 1e-2, "save_steps": None} if poison == "flipped" else {}
+    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=step, max_skipped_steps=5, **settings)
+    term = "fmri" if (name, poison) == ("sherlock", "flipped") else ""  # one of several, and the least of them
+    assert first(Trainer.at(folder, step=step), term) == set(expected)
+
+
+def test_a_value_that_the_loss_does_not_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beyond the reach of gdynet's filters a distance is as good as none."""
+    planted(monkeypatch, FramePairs, 5, scaled("distances", 1000))
+    at = Trainer.at(trained(crystal(tmp_path), tmp_path / "run", global_batch_size=20, max_steps=1), step=1)
+    (line,) = at.unusual
+    assert "frame 5 and 8: distances reaches" in line and line.endswith("times the median item")
+
+
+@pytest.mark.parametrize(("factor", "steps"), [
+    (math.nan, 2), pytest.param(1000.0, 8, marks=pytest.mark.slow)
+])  # fmt: skip
+def test_a_poisoned_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, steps: int):
+    """By the critic, once it has learned a little what bundles look like; a generator sees their conditions only."""
+    iterate = LanesSource.iterate
+
+    def altered(self, *place):
+        for batch in iterate(self, *place):
+            (row,) = np.flatnonzero(batch["event"] == 7)
+            first = int(batch["counts"][:row].sum())
+            batch["muons"][first : first + int(batch["counts"][row])] *= np.float32(factor)
+            yield batch
+
+    monkeypatch.setattr(LanesSource, "iterate", altered)
+    task = muons(tmp_path)
+    rows = task.build_data("train", 10**6, 0).total_rows
+    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=steps, max_skipped_steps=9)
+    at = Trainer.at(folder, step=steps)
+    critic = [update for update in at.updates if update.objective.name == "critic"]
+    assert {update.outstanding(1)[0].name.partition("row group")[2] for update in critic} == {" 0, row 7"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TASKS, "muon"])
+def test_shares_of_each_task_add_up_to_what_was_logged(tmp_path: Path, name: str):
+    task = muons(tmp_path) if name == "muon" else TASKS[name][0](tmp_path)
+    folder = trained(task, tmp_path / "run", global_batch_size=32)
+    for update in Trainer.at(folder, step=3).updates:
+        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)
