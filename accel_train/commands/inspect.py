@@ -66,7 +66,7 @@ def inspect(what: str | Path | Task, *, trust: bool = False, **settings: Any) ->
     """
     if isinstance(what, Task):
         return _show_data(what, settings_for(type(what), settings))
-    return look_at(str(what), [f"--{name}={json.dumps(value)}" for name, value in settings.items()], trust)
+    return look_at(str(what), [f"--{name}={json.dumps(value, default=str)}" for name, value in settings.items()], trust)
 
 
 def look_at(what: str, others: list[str], trust: bool = False) -> str:

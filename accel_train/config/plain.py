@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -29,21 +29,22 @@ def _task_node(task: Any) -> dict[str, Any]:
     return {"class_path": path_of(type(task)), "init_args": plain(task.init_args)}
 
 
-def plain(value: Any) -> Any:
-    """The value as YAML and JSON have it: lists for tuples and sets, names for enums, text for paths."""
+def plain(value: Any, other: Callable[[Any], str] = str) -> Any:
+    """The value as YAML and JSON have it: lists for tuples and sets, names for enums, text for paths. ``other`` makes
+    text of what has no form there."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value), other)
     if isinstance(value, Mapping):
-        return {str(name): plain(sub) for name, sub in value.items()}
+        return {str(name): plain(sub, other) for name, sub in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(sub) for sub in value]
+        return [plain(sub, other) for sub in value]
     if isinstance(value, Enum):
         return value.name
     if (node := getattr(value, "written_as", None)) is not None:  # an object that a config describes
-        return plain(node)
+        return plain(node, other)
     if isinstance(value, Expanded):
         return value.written
-    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+    return value if value is None or type(value) in (bool, int, float, str) else other(value)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -180,8 +180,8 @@ class Loader:
     def _scan_in_turn(
         self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None
     ) -> Iterator[Callable[[], Batch | None]]:
-        """The shares from ``number`` on, in the loop. What does not know its length, and is slow, a thread reads ahead
-        until it finds the end; the next epoch begins when the shares of this one have been used."""
+        """The shares from ``number`` on, one after another. What does not know its length, a thread has from beginning
+        to end, and reads ahead where it is slow; the next epoch begins when the shares of this one have been used."""
         share, first = None, number
         fetcher, jobs = Threads(1, "scan"), deque[Future[Batch | None]]()
         try:
@@ -190,7 +190,7 @@ class Loader:
                     while self._reads_ahead(steps) and len(jobs) <= self._most_ahead:
                         jobs.append(fetcher.submit(partial(self._fetched, scan)))
                         self._pace.hand_over()
-                    share = self._take_in_turn(scan, epoch, number, steps, jobs)
+                    share = self._take_in_turn(scan, epoch, number, steps, fetcher, jobs)
                 if number == first > 0 and self._draws.found:
                     self._draws.resumed(epoch)
                 if steps is None and self._agreed(share is _END):
@@ -217,12 +217,15 @@ class Loader:
         epoch: int,
         number: int,
         steps: int | None,
+        fetcher: Threads,
         jobs: deque[Future[Batch | None]],
     ) -> Batch | None:
         try:
             if jobs:  # what was read ahead comes first, also where nothing more is
                 return self._wait(jobs.popleft())
             take = partial(self._take, scan, number, steps)
+            if steps is None and self.num_workers > 0:  # of one thread, as a connection to SQLite must be
+                return self._draws.read(epoch, number, lambda: waiting.result(fetcher.submit(take)))
             return waiting.interruptibly(self._draws.read, epoch, number, take)
         except Exception as error:
             if steps is None:

@@ -17,10 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
+from functools import partial
+from numbers import Number
+from pathlib import Path, PurePath
+from typing import Any
 
 from accel_train.classes import unfindable
-from accel_train.config.plain import to_dict
+from accel_train.config.plain import plain, to_dict
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.run.folder import write_config
@@ -75,10 +78,20 @@ def refuse_unlaunchable(task: Task, processes: int) -> None:
     if why := unfindable(type(task)):
         raise UserError(f"num_processes: {type(task).__name__} {why}, where other processes cannot import it; move it "
                         "into a file, and import it from there")  # fmt: skip
+    for name, value in task.init_args.items():
+        plain(value, partial(_handed_over, name))
     if process.world_size() > 1:
         raise UserError(f"num_processes: this is one of {process.world_size()} processes already; leave it out")
     if 0 < (gpus := torch.cuda.device_count()) < processes:
         raise UserError(f"num_processes: {processes} is more than the {gpus} GPUs here, and each process needs its own")
+
+
+def _handed_over(name: str, value: Any) -> str:
+    """What is no plain data: as text if that means the same, or the ranks would train with something else."""
+    if isinstance(value, (str, PurePath, Number)):
+        return str(value)
+    raise UserError(f"num_processes: task.init_args.{name}: a config, by which the other processes know the task, "
+                    f"cannot hold a {type(value).__name__}; let the task make it of names and numbers")  # fmt: skip
 
 
 def _command(config: Path) -> list[str]:
@@ -116,8 +129,9 @@ def _ranks(command: list[str], processes: int) -> Generator[list[subprocess.Pope
             started.append(child)
         yield started
     finally:
-        for child in started:
+        for child in started:  # all, before an interrupt can come into the waiting
             child.kill()  # nothing happens to one that has ended
+        for child in started:
             child.wait()
             assert child.stdout is not None
             child.stdout.close()

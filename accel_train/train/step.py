@@ -248,11 +248,15 @@ class Stepper:
 
     def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches, reduced over ranks with the last one."""
-        micro_batches = self._cut(batch)
-        if self._equal_forwards:
-            self._check_equal_forwards(len(micro_batches))
         if group.reduction is not None:
             group.reduction.begin()
+        try:
+            micro_batches = self._cut(batch)
+        except torch.OutOfMemoryError as error:
+            self.totals.join_without(objective, error)
+            raise
+        if self._equal_forwards:
+            self._check_equal_forwards(len(micro_batches))
         # autocast and sharding see what runs the models; a batch in one piece goes through them once
         has_outputs = self.totals.forwards and len(micro_batches) == 1 and not self._sharded
         totals = self.totals.of(group.module if self._sharded else group.local, objective, micro_batches, has_outputs)
@@ -270,8 +274,9 @@ class Stepper:
 
     def _check_shares(self, objective: Objective, batch: Batch | None) -> None:
         """Look once at what the task promises, on every rank that has something to cut in two."""
-        found = additivity.Findings()
-        largest = max(self._cut(batch), key=self.task.size, default=None)
+        found, largest = additivity.Findings(), None
+        with contextlib.suppress(torch.OutOfMemoryError):  # the step will have it too, and can take less
+            largest = max(self._cut(batch), key=self.task.size, default=None)
         if largest is not None and self.task.size(largest) > 1:
             found = additivity.examine(self.task, self.models, objective, largest, self.accelerator)
         everywhere = self.ranks.gather(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from typing import Any
 
 import torch
@@ -34,14 +35,18 @@ class Totals:
         Raises:
             OutOfMemoryError: after the other ranks have got what they wait for.
         """
-        if self.ranks.world_size == 1:
-            return self._of_this_rank(module, objective, micro_batches, once)
         try:
             totals = self._of_this_rank(module, objective, micro_batches, once)
-        except torch.OutOfMemoryError:
-            self._of_all_ranks({}, objective)
+        except torch.OutOfMemoryError as error:
+            self.join_without(objective, error)
             raise
-        return self._of_all_ranks(totals, objective)
+        return totals if self.ranks.world_size == 1 else self._of_all_ranks(totals, objective)
+
+    def join_without(self, objective: Objective, error: torch.OutOfMemoryError) -> None:
+        """Give the other ranks what they wait for, since this one will not get as far as to totals of its own."""
+        traceback.clear_frames(error.__traceback__)  # what fills the memory is there
+        if self.ranks.world_size > 1:
+            self._of_all_ranks({}, objective)
 
     def _of_this_rank(
         self, module: nn.Module, objective: Objective, micro_batches: list[Batch], once: bool

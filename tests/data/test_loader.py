@@ -238,19 +238,19 @@ def test_a_slow_scan_of_unknown_length_is_read_ahead_to_its_end():
     slow, plain = Scan(40, 0.001), Scan(40)
     found = [flat(Loader(each, CPU, num_workers=1).batches(Position(), last_epoch=3), "at") for each in (slow, plain)]
     assert found[0] == found[1] and len(found[0]) == 40 + 41 + 42
-    assert slow.threads == [threading.current_thread().name] * JUDGED + ["scan_0"] * (len(found[0]) - JUDGED)
+    assert set(slow.threads + plain.threads) == {"scan_0"}, "one thread has all of an epoch, as SQLite wants it"
     assert slow.opened == [(0, 0), (1, 0), (2, 0)], "an epoch is begun when the one before is used up"
-    assert "scan_0" not in plain.threads
-    batches = Loader(slow, CPU, num_workers=2, prefetch=3).batches(Position())
-    slow.threads.clear()
-    for _ in range(20):
-        next(batches)
-    time.sleep(0.05)
-    assert 20 < len(slow.threads) <= 20 + 2 * 3 + 1, "no more is read ahead than asked for"
-    batches.close()
+    for scan, fewest, most in ((slow, 21, 20 + 2 * 3 + 1), (plain, 20, 20)):
+        batches = Loader(scan, CPU, num_workers=2, prefetch=3).batches(Position())
+        scan.threads.clear()
+        for _ in range(20):
+            next(batches)
+        time.sleep(0.05)
+        assert fewest <= len(scan.threads) <= most, "no more is read ahead than asked for"
+        batches.close()
 
 
-def test_a_slow_scan_that_begins_to_draw_late_is_read_in_the_loop_from_there_on():
+def test_a_slow_scan_that_begins_to_draw_late_is_not_read_ahead_from_there_on():
     class Late(Scan):
         def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
             for share in super().iterate(epoch, step, rank, world_size, num_workers):
@@ -259,11 +259,12 @@ def test_a_slow_scan_that_begins_to_draw_late_is_read_in_the_loop_from_there_on(
                 yield share
 
     late = Late(100, 0.001)
-    loader = Loader(late, CPU, num_workers=1)
-    assert flat(loader.batches(Position(), last_epoch=1), "at") == flat(
-        Loader(Scan(100), CPU).batches(Position(), 1), "at"
-    )
-    assert "scan_0" in late.threads and late.threads[-50:] == [threading.current_thread().name] * 50
+    loader, found, ahead = Loader(late, CPU, num_workers=1), [], []
+    for each in loader.batches(Position(), last_epoch=1):
+        found.append(each)
+        ahead.append(len(late.threads) - len(found))
+    assert flat(found, "at") == flat(Loader(Scan(100), CPU).batches(Position(), 1), "at")
+    assert max(ahead) > 0 and ahead[-50:] == [0] * 50
     (event,) = loader.events()
     assert event.kind == "warning" and "cannot be repeated" in event.title
 

@@ -38,7 +38,7 @@ def test_the_run_completes_and_is_the_same(tmp_path, task, ranks, oom):
     assert results[0]["updates"] == reference[0]["updates"]
 
 
-@pytest.mark.parametrize("place", ["forward", "loss", "backward"])
+@pytest.mark.parametrize("place", ["split", "forward", "loss", "backward"])
 @pytest.mark.parametrize("where", [{"rank": 1}, {}, {"rank": 0, "steps": [3, 4]}], ids=["rank 1", "both", "later"])
 def test_wherever_memory_runs_out_the_others_do_not_wait(tmp_path, place, where):
     """They are in the reduction of totals, or of gradients: of which this rank has sent one of two buckets."""

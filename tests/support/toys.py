@@ -272,6 +272,10 @@ class Outputs(Ragged):
         model = nn.Sequential(nn.Linear(4, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 1))
         return model.double()
 
+    def split(self, batch, limit):
+        no_memory("split", min(limit, len(batch["index"])))
+        return super().split(batch, limit)
+
     def forward_step(self, models: dict[str, Any], batch, objective):
         no_memory("forward", len(batch["index"]))
         hidden = NeedsMemory.apply(models["model"][0](batch["x"]))

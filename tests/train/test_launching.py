@@ -129,6 +129,10 @@ class Cell(Toy):
 
 def test_what_cannot_be_launched_is_said_in_a_line(tmp_path, monkeypatch):
     trainer = Trainer(Toy(), **config(tmp_path))
+    odd = Toy()
+    odd.init_args = {"items": 4, "where": {"path": tmp_path, "how": [len]}}
+    with pytest.raises(UserError, match="task.init_args.where: .* cannot hold a builtin_function_or_method"):
+        Trainer(odd, **config(tmp_path)).fit(num_processes=2)
     with pytest.raises(UserError, match="num_processes: 0 is out of range"):
         trainer.fit(num_processes=0)
     with pytest.raises(UserError, match="num_processes: observers and on_step would hear nothing"):
