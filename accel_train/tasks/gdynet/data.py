@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from accel_train.contents import Contents, named_hash
+from accel_train.data import fingerprint
+from accel_train.data.remote.identity import Identity
 from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError
 from accel_train.task import Event
@@ -66,6 +70,7 @@ class _Frames:
                 raise DataError(finding.text)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
         self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
+        self.contents = Contents(self._good.size, self._place)  # a block for each frame
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -75,11 +80,26 @@ class _Frames:
         which = np.searchsorted(self.starts, indices, side="right") - 1
         return which, indices - self.starts[which]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Of each trajectory the size of its files and their headers, and which of its frames are meant."""
+        paths, headers, sizes, rows = list[str](), list[str](), list[int](), list[int]()
+        for each in self.trajectories:
+            for name, path in each.paths.items():
+                array = each.arrays[name]
+                content = [array] if name in ("atom_types", "target_index") else []
+                about = f"{array.dtype} {list(array.shape)} {each.span}".encode()
+                paths.append(str(path.absolute()))
+                sizes.append(path.stat().st_size)
+                rows.append(len(array))
+                headers.append(named_hash(about, *content))
+        return fingerprint.of_files(paths, list(map(Identity, sizes)), rows, headers)
+
     def read(self, indices: np.ndarray) -> Arrays:
         """Raises DataError with file, frame and atom for a value that cannot be right."""
         which, first = self.place(indices)
         frames = first[:, None] + self.lags
         self._look_at_new(np.broadcast_to(which[:, None], frames.shape), frames)
+        self._hash_new(which, frames)
         batch = {}
         for name, (array, dtype) in ON_DISK.items():
             if array in self.trajectories[0].arrays:
@@ -93,6 +113,18 @@ class _Frames:
         for trajectory, frame in sorted({*zip(which[new].tolist(), frames[new].tolist(), strict=True)}):
             checks.look_at(self.trajectories[trajectory], frame)
             self._good[trajectory, frame] = True
+
+    def _hash_new(self, which: np.ndarray, frames: np.ndarray) -> None:
+        blocks = np.unique(which[:, None] * self._good.shape[1] + frames)
+        for block in blocks[self.contents.due(blocks)].tolist():
+            trajectory, frame = divmod(block, self._good.shape[1])
+            arrays = self.trajectories[trajectory].arrays
+            self.contents.look(block, *(arrays[name][frame] for name, _ in ON_DISK.values() if name in arrays))
+
+    def _place(self, block: int) -> str:
+        trajectory, frame = divmod(block, self._good.shape[1])
+        one = self.trajectories[trajectory]
+        return f"{one.name}, frame {frame + (one.span[0] if one.span else 0):,}"
 
 
 def _gather(arrays: list[np.ndarray], which: np.ndarray, frames: np.ndarray, dtype: type) -> np.ndarray:
