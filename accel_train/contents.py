@@ -42,6 +42,7 @@ class Contents:
         self.hashes = np.zeros(-(-blocks // self.every), np.uint64)
         self.watched = self.tolerant = False
         self._seen, self._new = np.zeros((2, len(self.hashes)), bool)
+        self._all_seen = False
         self._other: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,10 +50,12 @@ class Contents:
 
     def due(self, blocks: np.ndarray) -> list[int]:
         """Which of these (places in the array, not numbers of blocks) were not looked at in this session."""
-        if not self.watched:
+        if not self.watched or self._all_seen:
             return []
         due = ~self._seen[blocks // self.every]
-        return np.flatnonzero(due if self.every == 1 else due & (blocks % self.every == 0)).tolist()
+        found = np.flatnonzero(due if self.every == 1 else due & (blocks % self.every == 0)).tolist()
+        self._all_seen = not found and bool(self._seen.all())
+        return found
 
     def look(self, block: int, *arrays: np.ndarray) -> None:
         """A block has been read.
@@ -69,7 +72,7 @@ class Contents:
         Args:
             slices: from the first item to the last (exclusive) what they hold.
         """
-        if not self.watched or self._seen.all():
+        if not self.watched or self._all_seen:
             return
         blocks = np.unique(items // each)
         for block in blocks[self.due(blocks)].tolist():

@@ -5,17 +5,20 @@
 The data are those of ragged_parquet.py, frame_pairs.py and windows.py (and the flat cache of the first), in the page
 cache. "first" is the first epoch of a session; in "later" ones only what is decoded anew (Parquet) is hashed. Each pair
 of epochs is read one right after the other, in turn the one with hashes first and the one without; a ratio is taken
-within a pair, of the clock and of the seconds of the CPU.
+within a pair, of the clock and of the seconds of the CPU. On a machine that is not idle the last column says most: of
+the CPU seconds of an epoch, which part its threads have spent on hashes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ import ragged_parquet
 import torch
 import windows
 
+from accel_train.contents import Contents
 from accel_train.data.loader import Loader
 from accel_train.plan import Position
 from accel_train.tasks.gdynet.data import FramePairs, FrameSource, load
@@ -49,6 +53,34 @@ def made(folder: Path, events: int, frames: int, shots: int) -> dict[str, Callab
     }
 
 
+@contextlib.contextmanager
+def timed() -> Generator[list[float]]:
+    """CPU seconds that threads spend on contents."""
+    spent, plain = [0.0], {name: getattr(Contents, name) for name in ("due", "look", "look_around")}
+    inside = threading.local()
+
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if getattr(inside, "yes", False):
+                return method(*args)
+            inside.yes, started = True, time.thread_time()
+            try:
+                return method(*args)
+            finally:
+                spent[0] += time.thread_time() - started
+                inside.yes = False
+
+        return call
+
+    for name, method in plain.items():
+        setattr(Contents, name, around(method))
+    try:
+        yield spent
+    finally:
+        for name, method in plain.items():
+            setattr(Contents, name, method)
+
+
 def epoch(source: Any, number: int) -> tuple[float, float]:
     """Seconds of the clock and of the CPU."""
     loader = Loader(source, torch.device("cpu"), num_workers=1).batches(Position(epoch=number), last_epoch=number + 1)
@@ -57,6 +89,11 @@ def epoch(source: Any, number: int) -> tuple[float, float]:
         pass
     took, now = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     return took, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+
+
+def _share(source: Any, number: int, spent: list[float]) -> float:
+    used = epoch(source, number)[1]
+    return spent[0] / used
 
 
 def main() -> None:
@@ -68,11 +105,17 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         sources = made(options.folder or Path(name), options.events, options.frames, options.shots)
-        print(f"{'':<26}{'epoch':<8}{'clock, with / without':>28}{'CPU':>24}")
+        print(f"{'':<26}{'epoch':<8}{'clock, with / without':>28}{'CPU':>24}{'share of the CPU':>20}")
         for source, make in sources.items():
+            shares: dict[str, list[float]] = {"first": [], "later": []}
             ratios: dict[str, list[tuple[float, float]]] = {"first": [], "later": []}
             epoch(make(), 0)  # into the page cache
             for round_ in range(options.rounds):
+                alone = make()
+                alone.contents.watched = True
+                for which, number in (("first", 0), ("later", 1)):
+                    with timed() as spent:
+                        shares[which].append(_share(alone, number, spent))
                 pair = {watched: make() for watched in (True, False)}
                 for which, number in (("first", 0), ("later", 1)):
                     costs = {}
@@ -81,11 +124,12 @@ def main() -> None:
                         costs[watched] = epoch(pair[watched], number)
                     ratios[which].append(tuple(a / b for a, b in zip(costs[True], costs[False], strict=True)))
             for which, found in ratios.items():
+                share = statistics.median(shares[which])
                 shown = [
                     f"{statistics.median(each):.3f} ({min(each):.3f}-{max(each):.3f})"
                     for each in zip(*found, strict=True)
                 ]
-                print(f"{source:<26}{which:<8}{shown[0]:>28}{shown[1]:>24}", flush=True)
+                print(f"{source:<26}{which:<8}{shown[0]:>28}{shown[1]:>24}{share:>20.2%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ class _Frames:
                 raise DataError(finding.text)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
         self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
-        self.contents = Contents(self._good.size, self._place)  # a block for each frame
+        self._first = np.cumsum([0, *(trajectory.frames for trajectory in self.trajectories)])
+        self.contents = Contents(int(self._first[-1]), self._place)  # a block for each frame
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -115,15 +116,17 @@ class _Frames:
             self._good[trajectory, frame] = True
 
     def _hash_new(self, which: np.ndarray, frames: np.ndarray) -> None:
-        blocks = np.unique(which[:, None] * self._good.shape[1] + frames)
-        for block in blocks[self.contents.due(blocks)].tolist():
-            trajectory, frame = divmod(block, self._good.shape[1])
-            arrays = self.trajectories[trajectory].arrays
-            self.contents.look(block, *(arrays[name][frame] for name, _ in ON_DISK.values() if name in arrays))
+        blocks = (self._first[which][:, None] + frames).ravel()
+        for block in {*blocks[self.contents.due(blocks)].tolist()}:
+            one, frame = self._frame(block)
+            self.contents.look(block, *(one.arrays[name][frame] for name, _ in ON_DISK.values() if name in one.arrays))
+
+    def _frame(self, block: int) -> tuple[Trajectory, int]:
+        which = int(np.searchsorted(self._first, block, side="right")) - 1
+        return self.trajectories[which], block - int(self._first[which])
 
     def _place(self, block: int) -> str:
-        trajectory, frame = divmod(block, self._good.shape[1])
-        one = self.trajectories[trajectory]
+        one, frame = self._frame(block)
         return f"{one.name}, frame {frame + (one.span[0] if one.span else 0):,}"
 
 

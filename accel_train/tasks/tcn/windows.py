@@ -107,15 +107,16 @@ class Windows:
             "offset": np.empty(shape, np.float32),
             **self.labels(indices),
         }
+        due = {*self.contents.due(np.asarray(indices))}
         for row, item in enumerate(np.asarray(indices).tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
             last = min(start + self.nsub, shot.samples)
             batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
             batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
+            if row in due:  # while they are in the processor's cache
+                self.contents.look(item, batch["x"][row], batch["scale"][row], batch["offset"][row])
         batch["shot"], batch["first"] = self.place(indices)
-        for row in self.contents.due(np.asarray(indices)):
-            self.contents.look(int(indices[row]), batch["x"][row], batch["scale"][row], batch["offset"][row])
         return batch
 
     def labels(self, indices: np.ndarray) -> Arrays:
