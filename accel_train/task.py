@@ -82,8 +82,7 @@ class Event:
 class BatchSource:
     """Global batches by position. Subclasses give random access (``batch``) or a sequential scan (``iterate``)."""
 
-    @property
-    def contents(self) -> Contents | None:
+    def content_hashes(self) -> Contents | None:
         """The hashes of what has been read, which a run keeps and compares; None: not known block by block."""
         return None
 

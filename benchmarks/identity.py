@@ -112,7 +112,7 @@ def main() -> None:
             epoch(make(), 0)  # into the page cache
             for round_ in range(options.rounds):
                 alone = make()
-                alone.contents.watched = True
+                alone.content_hashes().watched = True
                 for which, number in (("first", 0), ("later", 1)):
                     with timed() as spent:
                         shares[which].append(_share(alone, number, spent))
@@ -120,7 +120,7 @@ def main() -> None:
                 for which, number in (("first", 0), ("later", 1)):
                     costs = {}
                     for watched in (True, False)[:: 1 if round_ % 2 else -1]:
-                        pair[watched].contents.watched = watched
+                        pair[watched].content_hashes().watched = watched
                         costs[watched] = epoch(pair[watched], number)
                     ratios[which].append(tuple(a / b for a, b in zip(costs[True], costs[False], strict=True)))
             for which, found in ratios.items():

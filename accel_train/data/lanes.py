@@ -119,8 +119,7 @@ class LanesSource(BatchSource):
         self._first_block = np.cumsum(blocks) - blocks
         self._contents = Contents(int(blocks.sum()), self._place)
 
-    @property
-    def contents(self) -> Contents:
+    def content_hashes(self) -> Contents:
         return self._contents
 
     def steps(self, epoch: int) -> int:

@@ -140,7 +140,7 @@ class Loader:
 
     def _from_process(self, job: Future[tuple[Batch | None, News | None]]) -> Batch | None:
         batch, news = result_of(job)
-        if news is not None and (contents := self.source.contents) is not None:
+        if news is not None and (contents := self.source.content_hashes()) is not None:
             contents.learn(news)
         return batch
 

@@ -129,5 +129,5 @@ def _read(epoch: int, number: int, rank: int, world_size: int) -> tuple[Batch | 
             f"worker_type: process hands batches over in shared memory, and there is not enough of it in /dev/shm "
             f"({brief(error)}); fewer num_workers, or worker_type: thread"
         ) from None
-    contents = _source.contents
+    contents = _source.content_hashes()
     return batch, contents.news() if contents is not None else None

@@ -31,15 +31,14 @@ class IndexedSource(BatchSource):
     seed: int
     shuffle: bool
     endless: bool
+    _held: Held | None = None
 
     def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True, endless: bool = False) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.shuffle, self.endless = shuffle and not endless, endless
         self._order: tuple[int, np.ndarray] | None = None
-        self._held: Held | None = None
 
-    @property
-    def contents(self) -> Contents | None:
+    def content_hashes(self) -> Contents | None:
         own = getattr(self.data, "contents", None)
         return own if isinstance(own, Contents) else self._known_by().contents
 
@@ -66,15 +65,14 @@ class IndexedSource(BatchSource):
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
         share = self.share(epoch, step, rank, world_size)
-        return self._read(share) if len(share) else None
-
-    def _read(self, items: np.ndarray) -> Batch:
-        """What ``data`` gives for these items, int64; their content is looked at on the way."""
-        batch = self.data.read(items)
-        self._look_at(items)
+        if not len(share):
+            return None
+        batch = self.data.read(share)
+        self._look_at(share)
         return batch
 
     def _look_at(self, items: np.ndarray) -> None:
+        """These have been read: what the arrays of the data hold for them."""
         if self._held is not None:
             self._held.look_at(items)
 

@@ -62,7 +62,7 @@ class Session:
         contract.require(task, "build_data", "build_model", "loss_step")
         self.source = self._source("train")
         self.data = self.source.fingerprint() if self.ranks.is_main else {}
-        self.contents = self.source.contents
+        self.contents = self.source.content_hashes()
         if self.contents is not None:
             self.contents.watched, self.contents.tolerant = True, config.allow_changed_data
         for what in unknown(self.source, self.data) if self.ranks.is_main else ():

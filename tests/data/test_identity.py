@@ -27,7 +27,9 @@ from accel_train.config.convert import construct
 from accel_train.contents import Contents
 from accel_train.data import held
 from accel_train.data.fingerprint import changed, unknown
+from accel_train.data.loader import Loader
 from accel_train.errors import DataError, UserError
+from accel_train.plan import Position
 from accel_train.task import BatchSource
 from accel_train.tasks.collatz import data as collatz_data
 from accel_train.tasks.collatz.step import data as step_data
@@ -383,8 +385,8 @@ CASES = [(kind, name, seed) for kind, named in CHANGES.items() for name, (times,
 def opened(kind: str, folder: Path) -> BatchSource:
     source = KINDS[kind][1](folder)
     assert source is not None
-    if source.contents is not None:
-        source.contents.watched = True
+    if (contents := source.content_hashes()) is not None:
+        contents.watched = True
     return source
 
 
@@ -408,7 +410,8 @@ def first_session(tmp_path_factory):
         source = opened(kind, folder)
         found = json.loads(json.dumps(source.fingerprint()))
         read_all(source)
-        hashes = source.contents.hashes.copy() if source.contents is not None else None
+        contents = source.content_hashes()
+        hashes = contents.hashes.copy() if contents is not None else None
         assert unknown(source, found) == [] and (hashes is None or hashes.any())
         return folder, found, hashes
 
@@ -421,9 +424,8 @@ def difference(kind: str, folder: Path, before: dict[str, Any], hashes: np.ndarr
         source = opened(kind, folder)
         if what := changed(before, json.loads(json.dumps(source.fingerprint()))):
             return what
-        if hashes is not None:
-            assert source.contents is not None
-            source.contents.hashes[:] = hashes
+        if (contents := source.content_hashes()) is not None and hashes is not None:
+            contents.hashes[:] = hashes
         read_all(source)
     except UserError as error:
         assert "\n" not in str(error)
@@ -479,6 +481,21 @@ def test_what_changes_on_the_way_is_one_line(first_session, tmp_path):
     said = difference("gdynet", there, before, hashes)
     assert "train, frame 7: content differs from what this run read before (xxh3_64 " in said
     assert "allow_changed_data" in said
+
+
+def test_worker_processes_tell_what_they_read(first_session, tmp_path):
+    folder, _, hashes = first_session("gdynet")
+    assert hashes is not None
+    there = shutil.copytree(folder, tmp_path / "data")
+    nudge("data/train/nbr_dists.npy", np.s_[20:21])(there, np.random.default_rng(0))
+    source = opened("gdynet", there)
+    contents = source.content_hashes()
+    assert contents is not None
+    contents.hashes[:] = hashes
+    loader = Loader(source, torch.device("cpu"), num_workers=1, worker_type="process")
+    with pytest.raises(DataError, match="train, frame 20: content differs"):
+        for _ in loader.batches(Position(), last_epoch=1):
+            pass
 
 
 def test_ranks_tell_each_other():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.processes import run
 from support.runs import config, steps_saved, weights_files
@@ -54,3 +59,25 @@ def test_data_that_were_moved_are_the_same(data, tmp_path):
     (result,) = run(job(tmp_path / "other" / "place", tmp_path / "run"))
     assert (result["outcome"], result["step"]) == ("completed", 4)
     assert weights_files(tmp_path / "run") == weights_files(tmp_path / "whole")
+
+
+def test_what_both_ranks_have_read_is_known_to_both(data, tmp_path):
+    """Another value under the same name, size and time is refused when it is read, and the last whole step is kept."""
+    folder, path = tmp_path / "run", data / "1.parquet"
+    pq.write_table(pq.read_table(path), path, compression="none", write_statistics=False, row_group_size=100)
+    whole = dict(global_batch_size=400, save_steps=3)
+    run(job(data, folder, **whole), 2)
+    checkpoint = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    assert np.load(checkpoint / "contents.npy").all()
+    content = json.loads((checkpoint / "identity.json").read_text())["content"]
+    assert content["read"] == content["blocks"] == 12 and content["digest"]
+    table, before = pq.read_table(path), path.stat()
+    depth = table["primary"].to_pylist()
+    depth[250][3] += 1
+    table = table.set_column(table.schema.get_field_index("primary"), "primary", pa.array(depth, table["primary"].type))
+    pq.write_table(table, path, compression="none", write_statistics=False, row_group_size=100)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    results = run(job(data, folder, **whole) | {"config": config(folder, max_steps=9, eval_steps=0, **whole)}, 2)
+    assert any("1.parquet, row group 2: content differs from what this run read" in str(r["error"]) for r in results)
+    assert steps_saved(folder)[0] >= 3

@@ -140,7 +140,23 @@ def test_other_values_are_refused_when_they_are_read(data, tmp_path, capsys, mon
     fit(data, tmp_path / "run", 28)
 
 
+class Squares:
+    """Nothing tells what they are."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        x = np.repeat(indices.astype(np.float32), 4).reshape(-1, 1, 4) / 50
+        return {"index": indices, "x": x, "y": x.mean(-1) ** 2, "mask": np.ones((len(x), 1), np.float32)}
+
+
+class OfSquares(Toy):
+    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
+        return IndexedSource(Squares(), batch_size, seed) if split == "train" else None
+
+
 def test_data_without_an_identity_are_mentioned_once(tmp_path, capsys):
     for steps in (7, 14):
-        Trainer(Toy(), **config(tmp_path, max_steps=steps)).fit()
-        assert capsys.readouterr().out.count("nothing tells whether the data of Numbers are the same") == 1
+        Trainer(OfSquares(), **config(tmp_path, max_steps=steps)).fit()
+        assert capsys.readouterr().out.count("nothing tells whether the data of Squares are the same") == 1
