@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from accel_train.contents import Contents
+
 
 Batch = dict[str, Any]
 """One batch or micro-batch: names to tensors. Unless a task overrides ``split`` and ``size``, axis 0 is the item."""
@@ -80,6 +82,10 @@ class Event:
 
 class BatchSource:
     """Global batches by position. Subclasses give random access (``batch``) or a sequential scan (``iterate``)."""
+
+    def content_hashes(self) -> Contents | None:
+        """The hashes of what has been read, which a run keeps and compares; None: not known block by block."""
+        return None
 
     def steps(self, epoch: int) -> int | None:
         """Global batches in this epoch; None if the data never ends or does not know its length."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accel_train.command import Parser, add_weights
 from accel_train.config.plain import to_dict
+from accel_train.run import identity
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import find_saved
 from accel_train.system.writing import files_in, refuse_filled, refuse_unwritable, writing
@@ -42,7 +43,7 @@ def export_run(run: Path, checkpoint: str | None, out: Path, trust: bool = False
     states = {name: whole_state(model) for name, model in models.items()}
     described = to_dict(saved.task, saved.config)
     with writing("--out", target):
-        export_models(target, states, described, saved.info)
+        export_models(target, states, described, saved.info, identity.read(saved.weights))
     with Reports(target)("export_programs", warn):
         hook(saved.task, Exports, "export_programs")(models, target)
     return Path(out)

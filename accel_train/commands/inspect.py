@@ -20,6 +20,7 @@ from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
 from accel_train.errors import DataError, FoundError, UserError, exit_code_of, relative_to, suggest
 from accel_train.registry import find
+from accel_train.run import identity
 from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
 from accel_train.run.saved import kind_of_folder, what_it_is_not
 from accel_train.run.weights import read_described
@@ -181,7 +182,7 @@ def _show_checkpoint(path: Path) -> str:
         if selection["evaluations"]:
             last = selection["evaluations"][-1]
             lines.append(f"evaluated    at step {last['step']:,}: {_metrics(last)}")
-    return "\n".join([*lines, *_files(path)])
+    return "\n".join([*lines, *identity.describe(path), *_files(path)])
 
 
 def _show_model(path: Path) -> str:
@@ -192,7 +193,7 @@ def _show_model(path: Path) -> str:
     lines.append(f"weights of   step {described.get('step') or 0:,}, models {', '.join(described['models'])}")
     if described.get("metrics"):
         lines.append(f"metrics      {_metrics(described['metrics'])}")
-    return "\n".join([*lines, *_files(path)])
+    return "\n".join([*lines, *identity.describe(path), *_files(path)])
 
 
 def _show_plan(task: Task, config: TrainConfig) -> str:

@@ -182,6 +182,7 @@ class _Dataset(IndexedSource):
         numbers = self.share(epoch, step, rank, world_size).tolist()
         if not numbers:
             return None
+        self._look_at(np.array(numbers))
         at_once = getattr(self.data, "__getitems__", None)  # what torch's own loader asks for
         items = at_once(numbers) if at_once is not None else [self.data[number] for number in numbers]
         return self.assembly.batch(items, epoch, numbers)

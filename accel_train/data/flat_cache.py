@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.contents import Contents
 from accel_train.data.lanes import LanesSource, event_keys
 from accel_train.data.ragged import Ragged, gather
 from accel_train.data.remote import storage
@@ -33,6 +34,8 @@ from accel_train.task import Batch, Event
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is in the folder
+BLOCK_BYTES = 1 << 16
+"""Of neighbouring items whose content is looked at together."""
 WAIT_S = 3600.0
 """Longest wait for another process that builds the cache."""
 
@@ -119,6 +122,9 @@ class FlatCache:
             {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in ("rows.", "flat.")
         )
+        in_bytes = sum(array.nbytes for array in (*self._rows.values(), *self._flat.values()))
+        self._each = max(1, BLOCK_BYTES * len(self) // max(1, in_bytes))
+        self.contents = Contents(-(-len(self) // self._each), self._place)
 
     def _map(self, name: str, about: Mapping[str, Any]) -> np.ndarray:
         path = self.folder / "flat" / f"{name}.npy"
@@ -137,6 +143,7 @@ class FlatCache:
 
     def take(self, indices: np.ndarray) -> Ragged:
         """These items (int64), in this order."""
+        self.contents.look_around(indices, self._each, self._slices)
         n = len(indices)
         if n == 0 or indices[-1] - indices[0] != n - 1 or (np.diff(indices) != 1).any():
             return gather(self._rows, self._offsets, self._flat, indices)
@@ -146,6 +153,21 @@ class FlatCache:
             {name: values[a:b].copy() for name, values in self._rows.items()},
             np.diff(offsets),
             {name: values[offsets[0] : offsets[-1]].copy() for name, values in self._flat.items()},
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What it was made of says more, see ``CachedSource``."""
+        arrays = {**self._rows, **self._flat}
+        return {"parts": {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()}}
+
+    def _slices(self, first: int, last: int) -> list[np.ndarray]:
+        offsets = self._offsets[first : last + 1]
+        flat = [values[offsets[0] : offsets[-1]] for values in self._flat.values()]
+        return [*(values[first:last] for values in self._rows.values()), offsets, *flat]
+
+    def _place(self, block: int) -> str:
+        return (
+            f"{self.folder / 'flat'}, items {block * self._each:,} to {min((block + 1) * self._each, len(self)) - 1:,}"
         )
 
     def read(self, indices: np.ndarray) -> Batch:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from accel_train import keyed
+from accel_train.contents import Contents
 from accel_train.data import fingerprint
 from accel_train.data.bad import BadDataPolicy
 from accel_train.data.ragged import Ragged, concatenate
@@ -62,6 +63,8 @@ class Format(Protocol):
         """One row group in order, in blocks of ``rows`` rows (the last one shorter). ``rows["row"]``: int64, number
         within the row group, ascending; rows that are not wanted are missing. Called from several threads at once."""
         ...
+
+    # A format may also have ``header(path) -> str``: a hash of the metadata by which ``groups`` knows the file, if any.
 
 
 class LanesSource(BatchSource):
@@ -112,6 +115,12 @@ class LanesSource(BatchSource):
             raise DataError(f"{', '.join(self.files[:1])}{', ...' if len(self.files) > 1 else ''}: no rows in the data")
         self.lanes = min(lanes, batch_size, int((self.group_rows > 0).sum()))
         self._dealt: tuple[int, list[np.ndarray]] | None = None
+        blocks = -(-self.group_rows // BLOCK_ROWS)
+        self._first_block = np.cumsum(blocks) - blocks
+        self._contents = Contents(int(blocks.sum()), self._place)
+
+    def content_hashes(self) -> Contents:
+        return self._contents
 
     def steps(self, epoch: int) -> int:
         return -(-self.total_rows // self.batch_size)
@@ -243,6 +252,9 @@ class LanesSource(BatchSource):
         for number, start in enumerate(range(0, n, BLOCK_ROWS)):
             rows = min(BLOCK_ROWS, n - start)
             ragged = next(found, None)
+            if ragged is not None:
+                arrays = (*ragged.rows.values(), ragged.counts, *ragged.flat.values())
+                self._contents.look(int(self._first_block[group]) + number, *arrays)
             if start + rows > skip:
                 yield self._arrange(ragged, epoch, group, number, rows, max(skip - start, 0), place)
 
@@ -286,7 +298,15 @@ class LanesSource(BatchSource):
         return np.bincount(self.group_file, self.group_rows, len(self.files)).astype(int).tolist()
 
     def fingerprint(self) -> dict[str, Any]:
-        return fingerprint.of_files(self.files, [_known(path) for path in self.files], self.rows_of_files())
+        header = getattr(self.format, "header", None)
+        headers = list(map(header, self.files)) if header is not None else []
+        return fingerprint.of_files(self.files, [_known(path) for path in self.files], self.rows_of_files(), headers)
+
+    def _place(self, block: int) -> str:
+        group = int(np.searchsorted(self._first_block, block, side="right")) - 1
+        first = (block - int(self._first_block[group])) * BLOCK_ROWS
+        where = str(Place(self.files[self.group_file[group]], int(self.group_number[group])))
+        return where + (f" from row {first:,} on" if first else "")
 
     def describe(self, epoch: int, step: int) -> str:
         """The row groups that a global batch is taken from."""

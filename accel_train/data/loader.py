@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from accel_train.contents import News
 from accel_train.data.draws import Draws
 from accel_train.data.processes import Processes, result_of, to_tensors
 from accel_train.data.threads import Threads
@@ -132,13 +133,19 @@ class Loader:
         if workers is None or self._in_loop:
             return partial(waiting.interruptibly, self._read_in_loop, place)
         if isinstance(workers, Processes):
-            return partial(result_of, workers.submit(*place))
+            return partial(self._from_process, workers.submit(*place))
         self._pace.hand_over()
         read = lambda: self._pin(self._read(place))  # noqa: E731
         self._handed_out += 1
         if self._handed_out >= 16 and self._handed_out & (self._handed_out - 1) == 0:  # does it draw by now?
             return lambda: self._draws.read(*place[:2], lambda: waiting.result(workers.submit(read)), look=True)
         return partial(self._wait, workers.submit(read))
+
+    def _from_process(self, job: Future[tuple[Batch | None, News | None]]) -> Batch | None:
+        batch, news = result_of(job)
+        if news is not None and (contents := self.source.content_hashes()) is not None:
+            contents.learn(news)
+        return batch
 
     def _read(self, place: Place) -> Batch | None:
         return to_tensors(self.source.batch(*place))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from accel_train.contents import News
 from accel_train.data.draws import place_key, seed_generators
 from accel_train.data.source import described
 from accel_train.errors import DataError, UserError, brief
@@ -37,8 +38,8 @@ class Processes:
         except OSError as error:  # semaphores live in /dev/shm
             raise UserError(f"{_CANNOT_START}: {brief(error)}") from None
 
-    def submit(self, epoch: int, number: int, rank: int, world_size: int) -> Future[Batch | None]:
-        """The share of one batch, as ``BatchSource.batch`` gives it, in shared memory.
+    def submit(self, epoch: int, number: int, rank: int, world_size: int) -> Future[tuple[Batch | None, News | None]]:
+        """The share of one batch, as ``BatchSource.batch`` gives it, in shared memory; and what was found of contents.
 
         Raises:
             UserError: the source cannot be sent to a process, or none can be started.
@@ -116,7 +117,7 @@ def _start(source: BatchSource, seed: int) -> None:
     memory.keep_freed()
 
 
-def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
+def _read(epoch: int, number: int, rank: int, world_size: int) -> tuple[Batch | None, News | None]:
     assert _source is not None
     seed_generators(place_key(_seed, epoch, number, rank))
     batch = to_tensors(_source.batch(epoch, number, rank, world_size))
@@ -129,4 +130,5 @@ def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:
             f"worker_type: process hands batches over in shared memory, and there is not enough of it in /dev/shm "
             f"({brief(error)}); fewer num_workers, or worker_type: thread"
         ) from None
-    return batch
+    contents = _source.content_hashes()
+    return batch, contents.news() if contents is not None else None

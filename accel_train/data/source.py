@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from accel_train import keyed
+from accel_train.contents import Contents
 from accel_train.task import Batch, BatchSource
+
+if TYPE_CHECKING:
+    from accel_train.data.held import Held
 
 
 class IndexedSource(BatchSource):
@@ -15,7 +19,8 @@ class IndexedSource(BatchSource):
 
     Args:
         data: has ``read(indices)``, one batch of these items (int64), called from several threads at once; and
-            ``len(data)`` items, unless ``endless``.
+            ``len(data)`` items, unless ``endless``. It may have ``fingerprint()``, as ``BatchSource`` has it; otherwise
+            it is known again by the arrays that it holds.
         batch_size: items of one *global* batch. The last batch of an epoch may be shorter.
         shuffle: a permutation drawn from (seed, epoch); otherwise the items in order.
         endless: ``data`` has no length: item i of the run is item i of the data, and there is one epoch.
@@ -26,11 +31,25 @@ class IndexedSource(BatchSource):
     seed: int
     shuffle: bool
     endless: bool
+    _held: Held | None = None
 
     def __init__(self, data: Any, batch_size: int, seed: int = 0, shuffle: bool = True, endless: bool = False) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.shuffle, self.endless = shuffle and not endless, endless
         self._order: tuple[int, np.ndarray] | None = None
+
+    def content_hashes(self) -> Contents | None:
+        own = getattr(self.data, "contents", None)
+        return own if isinstance(own, Contents) else self._known_by().contents
+
+    def _known_by(self) -> Held:
+        """The arrays of the data, if these do not say themselves what they are."""
+        if self._held is None:
+            from accel_train.data.held import Held
+
+            says = callable(getattr(self.data, "fingerprint", None))
+            self._held = Held(None if says else self.data, None if self.endless else len(self.data))
+        return self._held
 
     def steps(self, epoch: int) -> int | None:
         return None if self.endless else -(-len(self.data) // self.batch_size)
@@ -46,7 +65,16 @@ class IndexedSource(BatchSource):
 
     def batch(self, epoch: int, step: int, rank: int, world_size: int) -> Batch | None:
         share = self.share(epoch, step, rank, world_size)
-        return self.data.read(share) if len(share) else None
+        if not len(share):
+            return None
+        batch = self.data.read(share)
+        self._look_at(share)
+        return batch
+
+    def _look_at(self, items: np.ndarray) -> None:
+        """These have been read: what the arrays of the data hold for them."""
+        if self._held is not None:
+            self._held.look_at(items)
 
     def share(self, epoch: int, step: int, rank: int, world_size: int) -> np.ndarray:
         """This rank's items of one global batch, in order."""
@@ -58,7 +86,13 @@ class IndexedSource(BatchSource):
         return self.data.item_names(batch) if hasattr(self.data, "item_names") else []
 
     def fingerprint(self) -> dict[str, Any]:
-        return {} if self.endless else {"items": len(self.data)}
+        items = {} if self.endless else {"items": len(self.data)}
+        own = getattr(self.data, "fingerprint", None)
+        if callable(own):
+            said = own()
+            return items | (said if isinstance(said, dict) else {"fingerprint": said})
+        held = self._known_by()
+        return items | held.fingerprint() | ({"unknown": held.unknown} if held.unknown else {})
 
     def _permutation(self, epoch: int) -> np.ndarray:
         cached = self._order  # one read: another thread may replace it

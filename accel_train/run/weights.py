@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.trust import imports_for
 from accel_train.errors import UserError
+from accel_train.run import identity
 from accel_train.run.checkpoint import MANIFEST, OF_OTHERS, verified
 from accel_train.run.folder import write_json
 from accel_train.system.writing import replace_folder
@@ -26,16 +27,39 @@ def export_models(
     states: dict[str, dict[str, Tensor]],
     config: dict[str, Any],
     info: dict[str, Any],
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """A folder of safetensors (one per model, from ``whole_state``) and config.json, swapped in whole."""
+    """A folder of safetensors (one per model, from ``whole_state``), config.json and identity.json, swapped in whole.
+
+    Args:
+        known: their identity; its digest is in the header of each, too.
+    """
     from safetensors.torch import save_file
+
+    header = {"format": "pt"} if known is None else {"format": "pt", identity.HEADER: known["digest"]}
 
     def write(temporary: Path) -> None:
         for name, state in states.items():
-            save_file(state, str(temporary / f"{name}.safetensors"), metadata={"format": "pt"})
+            save_file(state, str(temporary / f"{name}.safetensors"), metadata=header)
+            _order_header(temporary / f"{name}.safetensors")
+        if known is not None:
+            write_json(temporary / identity.FILE, known)
         write_json(temporary / "config.json", {"task": config["task"], "models": list(states), **info})
 
     replace_folder(folder, write)
+
+
+def _order_header(path: Path) -> None:
+    """The library writes the metadata in an order that changes from process to process; the same weights are the same
+    bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= size:
+            file.seek(8)
+            file.write(ordered.ljust(size))
 
 
 def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:

@@ -358,6 +358,7 @@ class Loop:
                 self.emit(Event("note", f"init_from: not used, the run goes on from {self.saver.resumed_from}"))
         elif self.config.init_from:
             weights.load_weights(self.session.models, Path(self.config.init_from))
+            self.saver.lineage.begin_with(Path(self.config.init_from))
         session, state = self.session, self.state
         self.reporter.start(self._further, resumed=restored is not None, alone=self.agenda.until is not None)
         for event in resuming.what_to_say(self.saver, self.state) if restored else ():

@@ -48,6 +48,7 @@ def restore(saver: Saver) -> dict[str, Any] | None:
         raise UserError(f"checkpoint {path} does not fit this model or optimizer: {first}") from error
     _renew_options(session, path)
     progress = read_progress(path)
+    saver.lineage.go_on_from(path, progress["position"]["step"])
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress

@@ -20,6 +20,7 @@ from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
 from accel_train.task import Event
 from accel_train.train import averages
+from accel_train.train.lineage import Lineage
 from accel_train.train.session import Session
 
 
@@ -38,6 +39,7 @@ class Saver:
         )
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
+        self.lineage = Lineage(session)
         self._warned: set[str] = set()
         self._lock: run_lock.RunLock | None = None  # held by rank 0 for all ranks
         session.accelerator.register_save_state_pre_hook(weights.save_whole_states)
@@ -100,7 +102,7 @@ class Saver:
         error = ""
         if self.ranks.is_main:
             try:
-                weights.export_models(folder, states, self.session.described, info)
+                weights.export_models(folder, states, self.session.described, info, self.lineage.at(info["step"]))
             except Exception as problem:  # a full disk comes as OSError or SafetensorError
                 error = brief(problem)
         if error := self.ranks.from_main(error):
@@ -140,6 +142,12 @@ class Saver:
         if name := self._non_finite_weights():
             raise NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
         self.check_folder()
+        other = self.lineage.share_contents()
+        self._save(step, progress)
+        if other is not None:
+            raise other
+
+    def _save(self, step: int, progress: dict[str, Any]) -> None:
         error = ""
         try:
             folder = self.checkpoints.begin(step) if self.ranks.is_main else self.checkpoints.temporary(step)
@@ -154,6 +162,7 @@ class Saver:
                 averages.save(self.session.stepper.averages, folder, self.ranks.is_main)
                 if self.ranks.is_main:
                     run_folder.write_json(folder / PROGRESS, progress)
+                    self.lineage.write(folder, step)
                     run_folder.write_config(folder / "config.yaml", self.session.described)
             except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
                 error = brief(problem)

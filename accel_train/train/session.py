@@ -15,6 +15,7 @@ from accel_train.config.convert import build
 from accel_train.config.plain import refuse_unusable, to_dict
 from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
 from accel_train.data.draws import generators
+from accel_train.data.fingerprint import unknown
 from accel_train.data.loader import Loader
 from accel_train.errors import UserError, suggest
 from accel_train.plan import Duration, Phase, Plan
@@ -66,6 +67,11 @@ class Session:
         contract.require(task, "build_data", "build_model", "loss_step")
         self.source = self._source("train")
         self.data = self.source.fingerprint() if self.ranks.is_main else {}
+        self.contents = self.source.content_hashes()
+        if self.contents is not None:
+            self.contents.watched, self.contents.tolerant = True, config.allow_changed_data
+        for what in unknown(self.source, self.data) if self.ranks.is_main else ():
+            self.emit(Event("note", what))
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
         self.models = self._models()
         contract.refuse_sparse(self.models)
@@ -108,7 +114,10 @@ class Session:
     def events(self) -> list[Event]:
         """What readers found, since the last call, that whoever watches the run should hear of."""
         loaders = [self.loader, *([self.eval_loader] if self.eval_loader is not None else [])]
-        return [event for loader in loaders for event in loader.events()]
+        other = self.contents.found_other() if self.contents is not None else []
+        more = f" ({len(other) - 1:,} more such blocks)" if len(other) > 1 else ""
+        changed = [Event("warning", f"going on with changed data: {other[0]}{more}")] if other else []
+        return [*changed, *(event for loader in loaders for event in loader.events())]
 
     def _plan(self) -> Plan:
         phases = []

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.processes import run
 from support.runs import config, steps_saved, weights_files
@@ -54,3 +59,34 @@ def test_data_that_were_moved_are_the_same(data, tmp_path):
     (result,) = run(job(tmp_path / "other" / "place", tmp_path / "run"))
     assert (result["outcome"], result["step"]) == ("completed", 4)
     assert weights_files(tmp_path / "run") == weights_files(tmp_path / "whole")
+
+
+def write(path, table):
+    pq.write_table(table, path, compression="none", write_statistics=False, row_group_size=20)
+
+
+def test_what_both_ranks_have_read_is_known_to_both(tmp_path):
+    """Another value under the same name, size and time is refused when it is read, and the last whole step is kept."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    synth.write(data, seed=3, primaries=10, files=2, log10_energy=(5.0, 6.0))
+    for path in data.glob("*.parquet"):
+        write(path, pq.read_table(path))
+    whole = dict(global_batch_size=40)
+    run(job(data, folder, **whole) | {"config": config(folder, max_steps=3, eval_steps=0, **whole)}, 2)
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    assert np.load(checkpoint / "contents.npy").all()
+    content = json.loads((checkpoint / "identity.json").read_text())["content"]
+    assert content["read"] == content["blocks"] == 6 and content["digest"]
+    path = data / "bundles-00001.parquet"
+    table, before = pq.read_table(path), path.stat()
+    primary = table["primary"].to_pylist()
+    primary[45][3] += 1
+    write(path, table.set_column(table.column_names.index("primary"), "primary",
+                                 pa.array(primary, table["primary"].type)))  # fmt: skip
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    results = run(job(data, folder, **whole) | {"config": config(folder, max_steps=6, eval_steps=0, **whole)}, 2)
+    assert any(
+        "00001.parquet, row group 2: content differs from what this run read" in str(r["error"]) for r in results
+    )
+    assert steps_saved(folder)[0] == 3

@@ -30,6 +30,9 @@ class Numbers:
     def __len__(self) -> int:
         return self.items
 
+    def fingerprint(self) -> dict[str, Any]:
+        return {"numbers": [self.purpose, self.ragged]}
+
     def read(self, indices: np.ndarray) -> dict[str, Any]:
         if self.slow:
             time.sleep(self.slow)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
+from accel_train.contents import named_hash
 from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
@@ -43,6 +44,11 @@ class Hdf5(Tables):
         super().__init__(decode, bad)
         self.rows, self.flat, self.counts = dict(rows), dict(flat), counts
         self._starts = lru_cache(None)(self._read_starts)  # 16 bytes per row group
+        self._headers: dict[str, str] = {}
+
+    def header(self, path: str) -> str:
+        """A hash of names, shapes and types, and of all counts; "" for a file that is left out."""
+        return self._headers.get(path, "")
 
     def group_rows(self, path: str) -> list[int]:
         return np.diff(self._starts(path)[0]).tolist()
@@ -83,15 +89,18 @@ class Hdf5(Tables):
                 if sets[name].ndim != 2 or sets[name].dtype.kind not in "fiu" or sets[name].shape[1] == 0:
                     raise DataError(f"dataset {name!r} must be [n, width] numbers, but is {_shown(sets[name])}")
             rows, entries = [*range(0, len(counts), GROUP_ROWS), len(counts)], [0]
+            parts = ["; ".join(f"{name} {_shown(data)}" for name, data in sets.items()).encode()]
             for start in rows[:-1]:
                 part = counts[start : start + GROUP_ROWS].astype(np.int64)
                 if part.min() < 0:
                     raise DataError(f"dataset {self.counts!r}, row {start + int(part.argmin())}: negative count")
                 entries.append(entries[-1] + int(part.sum()))
+                parts.append(part.tobytes())
             lengths = dict.fromkeys(self.rows.values(), rows[-1]) | dict.fromkeys(self.flat.values(), entries[-1])
             for name, length in lengths.items():
                 if len(sets[name]) != length:
                     raise DataError(f"dataset {name!r} has {len(sets[name])} rows, but {self.counts!r} says {length}")
+        self._headers[path] = named_hash(*parts)
         return np.array([rows, entries], np.int64)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from accel_train.contents import named_hash
 from accel_train.data.bad import BadDataPolicy
 from accel_train.data.formats.tables import Tables
 from accel_train.data.ragged import Ragged
@@ -35,6 +36,11 @@ class Parquet(Tables):
         self.columns, self._open = list(columns), open
         # A footer costs as much to parse as some hundred rows; files are read a row group at a time.
         self._metadata = lru_cache(256)(self._read_metadata)
+        self._headers: dict[str, str] = {}
+
+    def header(self, path: str) -> str:
+        """A hash of the footer, as it was when the row groups were asked for; "" for a file that is left out."""
+        return self._headers.get(path, "")
 
     def _read_metadata(self, path: str) -> pq.FileMetaData:
         with pq.ParquetFile(self._open(path)) as file:
@@ -46,6 +52,9 @@ class Parquet(Tables):
         missing = [name for name in self.columns if name not in there]
         if missing:
             raise DataError(f"no column {missing[0]!r}; there are {', '.join(there)}")
+        footer = pa.BufferOutputStream()
+        metadata.write_metadata_file(footer)
+        self._headers[path] = named_hash(memoryview(footer.getvalue()))
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def batches_of(self, path: str, group: int, rows: int) -> Generator[pa.RecordBatch]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from accel_train.task import Event
 from accel_train.tasks.collatz.cycles import ClosedOrbit
-from accel_train.tasks.collatz.numbers import Numbers
+from accel_train.tasks.collatz.numbers import VERSION, Numbers
 from accel_train.tasks.collatz.trajectory import trajectories
 
 
@@ -29,6 +31,10 @@ class Rows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
+
+    def fingerprint(self) -> dict[str, Any]:
+        made = {"generator": "collatz", "version": VERSION, "max_len": self.max_len, **asdict(self.numbers)}
+        return {"generated": json.loads(json.dumps(made))}
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """tokens uint8 [N, max_len] (2 = pad), steps int32 [N] (T), for the device and for the host, mode uint8 [N],

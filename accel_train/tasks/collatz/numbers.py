@@ -18,6 +18,8 @@ import numpy as np
 from accel_train import keyed
 from accel_train.errors import UserError
 
+VERSION = 1
+"""Of the rule by which a number follows from its index: raised whenever other numbers come out."""
 NORMAL, NEAR, NEAR3, DENSE = range(4)
 MODES = ("normal", "near", "near3", "dense")
 """Names of the mode numbers that ``Numbers.draw`` returns."""

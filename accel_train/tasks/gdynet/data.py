@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.contents import Contents, named_hash
+from accel_train.data import fingerprint
+from accel_train.data.remote.identity import Identity
 from accel_train.data.source import IndexedSource
 from accel_train.errors import DataError, UserError
 from accel_train.task import Event
@@ -67,6 +70,8 @@ class _Frames:
                 raise DataError(finding.text)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
         self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
+        self._first = np.cumsum([0, *(trajectory.frames for trajectory in self.trajectories)])
+        self.contents = Contents(int(self._first[-1]), self._place)  # a block for each frame
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -76,11 +81,26 @@ class _Frames:
         which = np.searchsorted(self.starts, indices, side="right") - 1
         return which, indices - self.starts[which]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Of each trajectory the size of its files and their headers, and which of its frames are meant."""
+        paths, headers, sizes, rows = list[str](), list[str](), list[int](), list[int]()
+        for each in self.trajectories:
+            for name, path in each.paths.items():
+                array = each.arrays[name]
+                content = [array] if name in ("atom_types", "target_index") else []
+                about = f"{array.dtype} {list(array.shape)} {each.span}".encode()
+                paths.append(str(path.absolute()))
+                sizes.append(path.stat().st_size)
+                rows.append(len(array))
+                headers.append(named_hash(about, *content))
+        return fingerprint.of_files(paths, list(map(Identity, sizes)), rows, headers)
+
     def read(self, indices: np.ndarray) -> Arrays:
         """Raises DataError with file, frame and atom for a value that cannot be right."""
         which, first = self.place(indices)
         frames = first[:, None] + self.lags
         self._look_at_new(np.broadcast_to(which[:, None], frames.shape), frames)
+        self._hash_new(which, frames)
         batch = {}
         for name, (array, dtype) in ON_DISK.items():
             if array in self.trajectories[0].arrays:
@@ -100,6 +120,20 @@ class _Frames:
         for trajectory, frame in sorted({*zip(which[new].tolist(), frames[new].tolist(), strict=True)}):
             checks.look_at(self.trajectories[trajectory], frame)
             self._good[trajectory, frame] = True
+
+    def _hash_new(self, which: np.ndarray, frames: np.ndarray) -> None:
+        blocks = (self._first[which][:, None] + frames).ravel()
+        for block in {*blocks[self.contents.due(blocks)].tolist()}:
+            one, frame = self._frame(block)
+            self.contents.look(block, *(one.arrays[name][frame] for name, _ in ON_DISK.values() if name in one.arrays))
+
+    def _frame(self, block: int) -> tuple[Trajectory, int]:
+        which = int(np.searchsorted(self._first, block, side="right")) - 1
+        return self.trajectories[which], block - int(self._first[which])
+
+    def _place(self, block: int) -> str:
+        one, frame = self._frame(block)
+        return f"{one.name}, frame {frame + (one.span[0] if one.span else 0):,}"
 
 
 def _gather(arrays: list[np.ndarray], which: np.ndarray, frames: np.ndarray, dtype: type) -> np.ndarray:

@@ -144,6 +144,10 @@ class Files:
     def blocks(self, path: str, group: int, rows: int) -> Iterator[Ragged]:
         return self._of(path).blocks(path, group, rows)
 
+    def header(self, path: str) -> str:
+        header = getattr(self._of(path), "header", None)
+        return "" if header is None else header(path)
+
     def _of(self, path: str) -> Format:
         return self._of_kind(kind_of(path) if self.reader == "auto" else self.reader)
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from accel_train.contents import Contents, named_hash
 from accel_train.data.work_folder import opened
 from accel_train.errors import DataError, UserError, suggest
 
@@ -96,7 +97,13 @@ class Prepared:
             raise DataError(f"{self.folder / name}.npz: cannot be read ({error}); preprocess again") from None
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": [{"name": "meta.json", "rows": sum(self.runs.values()), "tag": self.manifest["hash"]}]}
+        meta = {"name": "meta.json", "rows": sum(self.runs.values()), "tag": self.manifest["hash"]}
+        said = {name: value for name, value in self.manifest.items() if name != "hash"}
+        parts = {"meta.json": named_hash(json.dumps(said, sort_keys=True).encode())}
+        for name in ("stimulus_stats", "fmri_stats"):
+            arrays = self.statistics(name)
+            parts[f"{name}.npz"] = named_hash(*(arrays[key] for key in sorted(arrays)))
+        return {"files": [meta], "parts": parts}
 
     def __reduce__(self) -> tuple[Any, ...]:  # to another process goes where the arrays are, not their content
         return Prepared, (self.folder,)
@@ -168,6 +175,7 @@ class Items:
             (viewer, *window) for viewer in range(len(groups)) for window in windows if self._measured(viewer, window)
         ], np.int64).reshape(-1, 4)  # fmt: skip
         self.unmeasured = len(groups) * len(windows) - len(self._windows)
+        self.contents = Contents(len(self), self._words)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -212,10 +220,19 @@ class Items:
         has = np.array([[self.prepared.has(each, name) for name in self.modalities] for each in self._runs])
         batch["available"] = has[run]
         batch["subject"], batch["run"], batch["tr"] = self.place(indices)
+        for row in self.contents.due(indices):
+            looked_at = (batch["fmri"], *(batch[f"stimulus/{name}"] for name in self.modalities))
+            self.contents.look(int(indices[row]), *(array[row] for array in looked_at))
         return batch
 
     def fingerprint(self) -> dict[str, Any]:
         return {"items": len(self), **self.prepared.fingerprint()}
+
+    def _words(self, item: int) -> str:
+        viewer, run, first, last = self._windows[item].tolist()
+        return (
+            f"{self.prepared.folder}, {', '.join(self._viewers(viewer))}, {self._runs[run]}, TRs {first} to {last - 1}"
+        )
 
     def _stimulus(self, name: str, indices: np.ndarray) -> np.ndarray:
         about = self.prepared.modalities[name]

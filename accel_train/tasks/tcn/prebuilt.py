@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.contents import Contents, named_hash
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.windows import Arrays
 
@@ -66,6 +67,7 @@ class Prebuilt:
                 f"{receptive_field}, which levels, kernel_size, dilation_base and nrecept_target set"
             )
         self.mean, self.std = np.zeros(self.channels), np.ones(self.channels)
+        self.contents = Contents(len(labels), lambda item: f"{self.folder}, window {item}")
         self.counted, self.positive = np.zeros((2, len(labels)), np.int64)
         class_weights = np.zeros(0)
         for item, said in enumerate(labels):
@@ -112,10 +114,18 @@ class Prebuilt:
             batch["target"][row] = target & batch["counts"][row]
             if self.weighted:
                 batch["weight"][row] = weight
+        for row in self.contents.due(np.asarray(items)):
+            self.contents.look(items[row], *(batch[name][row] for name in ("x", "target", "counts", *self._also)))
         return batch
 
+    @property
+    def _also(self) -> tuple[str, ...]:
+        return ("weight",) if self.weighted else ()
+
     def fingerprint(self) -> dict[str, Any]:
-        return {"items": len(self)}
+        parts = {"steps that count, and positive ones": named_hash(self.counted, self.positive)}
+        shape = f"{self.channels} channels, {self.nsub} samples, {self.dtype}"
+        return {"items": len(self), "parts": parts, "windows": shape}
 
     def _target(self, item: int) -> tuple[np.ndarray, np.ndarray]:
         """Whether each step is positive, and its weight; 0 where it does not count."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.contents import named_hash
 from accel_train.data.work_folder import opened
 from accel_train.errors import DataError
 from accel_train.tasks.tcn.shots import Shot, refuse_twice
@@ -82,7 +83,14 @@ class Store:
         return self._offset[self._row[number]]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": [{"name": "meta.json", "rows": len(self.shots), "tag": self.manifest["hash"]}]}
+        said = {name: value for name, value in self.manifest.items() if name != "hash"}
+        parts = {
+            "meta.json": named_hash(json.dumps(said, sort_keys=True).encode()),
+            "scale.npy and offset.npy": named_hash(self._scale, self._offset),
+            "norm.npz": named_hash(self.mean, self.std),
+        }
+        meta = {"name": "meta.json", "rows": len(self.shots), "tag": self.manifest["hash"]}
+        return {"files": [meta], "parts": parts}
 
     def verify(self) -> None:
         """Read all and compare with the hashes of the manifest. Raises ``DataError`` for the first that differs."""

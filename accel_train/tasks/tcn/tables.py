@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_train.contents import named_hash
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.norm import Moments, norm, together
 from accel_train.tasks.tcn.shots import SPLITS, Shot, index, split_of
@@ -83,7 +84,10 @@ class Table:
     def fingerprint(self) -> dict[str, Any]:
         made = manifest_hash([[as_json(shot) for shot in self.shots], self.signals])
         size = self.path.stat().st_size
-        return {"files": [{"name": self.path.name, "rows": len(self.shots), "size": size, "tag": made}]}
+        values = named_hash(*(self._values[shot.number] for shot in self.shots))
+        return {
+            "files": [{"name": self.path.name, "rows": len(self.shots), "size": size, "tag": made, "header": values}]
+        }
 
     def _norm(self, train: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Of the values that are there, signal by signal."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train import keyed
+from accel_train.contents import Contents
 from accel_train.data.source import IndexedSource, part
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event
@@ -72,6 +73,7 @@ class Windows:
         for item in range(len(self)):
             target, counts = self._label(item)
             self.counted[item], self.positive[item] = np.count_nonzero(counts), np.count_nonzero(target)
+        self.contents = Contents(len(self), self._words)
 
     def __len__(self) -> int:
         return len(self._shot)
@@ -105,12 +107,15 @@ class Windows:
             "offset": np.empty(shape, np.float32),
             **self.labels(indices),
         }
+        due = {*self.contents.due(np.asarray(indices))}
         for row, item in enumerate(np.asarray(indices).tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
             last = min(start + self.nsub, shot.samples)
             batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
             batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
+            if row in due:  # while they are in the processor's cache
+                self.contents.look(item, batch["x"][row], batch["scale"][row], batch["offset"][row])
         batch["shot"], batch["first"] = self.place(indices)
         return batch
 
@@ -158,6 +163,10 @@ class Windows:
     def _of_all(self) -> list[str]:
         training = any(shot.split == SPLITS[0] for shot in self.shots)
         return list(getattr(self.data, "warnings", ())) if training else []
+
+    def _words(self, item: int) -> str:
+        shot, start = self.shots[self._shot[item]], int(self._start[item])
+        return f"shot {shot.number}, samples {start:,} to {min(start + self.nsub, shot.samples) - 1:,}"
 
     def _label(self, item: int) -> tuple[np.ndarray, np.ndarray]:
         first = int(self._start[item]) + self.receptive_field - 1

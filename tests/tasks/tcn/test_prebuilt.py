@@ -75,7 +75,7 @@ def test_a_batch(prebuilt):
 
 def test_sources(prebuilt):
     data = Prebuilt(prebuilt, "train", 7)
-    assert WindowSource(data, 2).fingerprint() == {"items": 5}
+    assert WindowSource(data, 2).fingerprint()["items"] == 5
     assert (data.positive[Stratified(data, 4).indices(0, 0)] > 0).sum() == 2
 
 

@@ -7,11 +7,15 @@ next to each other at one place in training, and the held-out numbers all have t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from accel_train import keyed
 from accel_train.tasks.collatz.step.arithmetic import digits_of, long_step
 
+VERSION = 1
+"""Of the rule by which a row follows from its index: raised whenever other rows come out."""
 _RULE = keyed.key("collatz step", "held out")
 
 
@@ -39,6 +43,10 @@ class Steps:
 
     def __len__(self) -> int:
         return self.length
+
+    def fingerprint(self) -> dict[str, Any]:
+        made = {"seed": self.seed, "last": self.last, "base": self.base, "width": self.width}
+        return {"generated": {"generator": "collatz step", "version": VERSION, **made}}
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """digits uint8 [N, width] of n and result uint8 [N, width], the lowest digit first; ups, halvings uint8 [N],
