@@ -175,20 +175,20 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _update(session: Session, moment: Moment, group: Group, objective: Objective) -> Update:
     """Shares by item with the weights as they are, then the update itself, watched."""
-    stepper, task, batch, step = session.stepper, session.task, moment.batch, objective.step
+    stepper, task, batch = session.stepper, session.task, moment.batch
     micro = [] if batch is None else task.split(batch, stepper.micro_batch_size or task.size(batch))
-    stepper.seed_generators(objective, step, objective.repeat)
+    stepper.seed_generators(objective)
     totals = stepper.totals.of(group.local, objective, micro, False)
     shares = []
     with untouched(session.models), eager(session.models):
         for name, part in zip(moment.names, moment.parts, strict=True):
-            stepper.seed_generators(objective, step, objective.repeat)
+            stepper.seed_generators(objective)
             shares.append(_share(session, group, objective, totals, part, name))
     norms: dict[str, float] = {}
     stepper.on_gradients = lambda reduced: norms.update(_norms(reduced))
     try:
         with _first_non_finite(session.models) as found:
-            values, norm = stepper.step(objective, batch, step, objective.repeat)
+            values, norm = stepper.step(objective, batch)
     finally:
         stepper.on_gradients = None
     ranks = session.ranks

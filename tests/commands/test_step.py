@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.small_tasks import Brains, Disruptions, GDyNet, Muon
 from support.stimuli import FilmItems
-from support.toys import Brains, Disruptions, Gan, GDyNet, Muon, Numbers, Toy
+from support.toy_gans import Gan
+from support.toys import Numbers, Toy
 
 from accel_train import Task, Trainer
 from accel_train.cli import main
