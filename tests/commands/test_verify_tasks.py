@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import toys
+from support import small_tasks
 from support.five import ALTERABLE, FIVE, job
 from support.probe import items_of
 from support.processes import kill_at_checkpoints, run
@@ -131,7 +131,7 @@ def alter(change: str, number: int, name: str, folder: Path, samples: Any, patch
         a_setting(checkpoint)
         write_manifest(checkpoint, {"step": 8})
         return "4:8"
-    a_line(patch, getattr(toys, FIVE[name]), change)
+    a_line(patch, getattr(small_tasks, FIVE[name]), change)
     return "0:4"
 
 
