@@ -35,15 +35,15 @@ class Totals:
             OutOfMemoryError: after the other ranks have got what they wait for.
         """
         if self.ranks.world_size == 1:
-            return self._of_this_rank(module, objective, micro_batches, once)
+            return self.of_this_rank(module, objective, micro_batches, once)
         try:
-            totals = self._of_this_rank(module, objective, micro_batches, once)
+            totals = self.of_this_rank(module, objective, micro_batches, once)
         except torch.OutOfMemoryError:
             self._of_all_ranks({}, objective)
             raise
         return self._of_all_ranks(totals, objective)
 
-    def _of_this_rank(
+    def of_this_rank(
         self, module: nn.Module, objective: Objective, micro_batches: list[Batch], once: bool
     ) -> dict[str, Tensor]:
         if self._counts_items:  # nothing but the number of items: no need to ask the task

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from accel_train import Trainer
+from accel_train.data.loader import batches_of
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
@@ -91,12 +92,14 @@ class Watched(Loop):
     def _watch_step(self, real):
         def watched(objective, batch, step, repeat=0, abandon=False):
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
-            if batch is not None:
-                if "first" in batch:  # windows of shots
-                    names = batch["shot"] * 10_000 + batch["first"]
+            seen: dict[int, list[int]] = {}
+            for each in batches_of(batch):
+                if "first" in each:  # windows of shots
+                    names = each["shot"] * 10_000 + each["first"]
                 else:
-                    names = next(batch[name] for name in ("event", "pair", "index", "item") if name in batch)
-                self.samples[step + 1] = names.tolist()
+                    names = next(each[name] for name in ("event", "pair", "index", "item") if name in each)
+                seen.setdefault(step + 1, []).extend(names.tolist())
+            self.samples |= seen
             before = _collectives()
             made = real(objective, batch, step, repeat, abandon)
             self.collectives[step + 1] = _collectives() - before
