@@ -5,6 +5,7 @@ nodes 2k and 2k + 1 below it, in this order; one without a sibling is passed up.
 up what lies within them; what is left of the tree, all ranks add up alike.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
