@@ -40,9 +40,9 @@ class PartLoader:
     def batches(self, start: Position, last_epoch: int | None = None) -> Iterator[tuple[int, int, Share]]:
         """(epoch, batch number, share) from ``start`` on; without end unless ``last_epoch`` (exclusive) is given."""
         with contextlib.ExitStack() as opened:
-            each = [
-                opened.enter_context(contextlib.closing(loader.batches(start, last_epoch))) for loader in self._loaders
-            ]
+            each = [loader.batches(start, last_epoch) for loader in self._loaders]
+            for batches in each:
+                opened.enter_context(contextlib.closing(batches))  # pyright: ignore[reportArgumentType]
             for found in zip(*each, strict=True):
                 epoch, number, _ = found[0]
                 yield epoch, number, [batch for _, _, batch in found]

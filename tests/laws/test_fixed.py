@@ -11,6 +11,9 @@ from support.processes import kill_at_checkpoints, run
 from support.runs import config, distance, records, samples, weights_files
 
 from accel_train.commands.evaluate import evaluate_run
+from accel_train.config.plain import differences
+from accel_train.config.schema import TrainConfig
+from accel_train.errors import UserError
 from accel_train.run.checkpoint import CheckpointFolder
 
 WORLDS = (1, 2, 3)
@@ -114,15 +117,30 @@ def test_an_item_too_large_ends_all_ranks_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("task", "settings", "ranks", "line"),
     [
-        ("Toy", {"reduction_parts": 1}, 2, "at most 1 process"),
-        ("Toy", {"micro_batch_size": 1}, 1, "8 / 4 = 2 items goes through the models at once"),
-        ("Toy", {"per_device_batch_size": 4}, 1, "give global_batch_size"),
-        ("Communicating", {}, 1, "take another norm"),
-        ("Streams", {}, 1, "know their length"),
+        ({"task": "Toy"}, {"reduction_parts": 1}, 2, "at most 1 process"),
+        ({"task": "Communicating"}, {}, 1, "take another norm"),
+        ({"task": "Streams", "task_args": {"lengths": [10]}}, {}, 1, "know their length"),
     ],
 )
 def test_what_cannot_have_it_is_refused(tmp_path, task, settings, ranks, line):
-    made = {"task": task, "config": config(tmp_path, **({"reduction": "fixed", "reduction_parts": 4} | settings))}
+    made = task | {"config": config(tmp_path, **({"reduction": "fixed", "reduction_parts": 4} | settings))}
     for result in run(made, ranks):
         kind, text = result["error"]
         assert kind == "UserError" and line in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"micro_batch_size": 1}, "a part of 8 / 4 = 2 items"),
+        ({"per_device_batch_size": 4}, "give global_batch_size"),
+    ],
+)
+def test_settings_that_contradict_it(settings, line):
+    with pytest.raises(UserError, match=line):
+        TrainConfig(global_batch_size=8, reduction="fixed", reduction_parts=4, **settings)
+
+
+def test_older_checkpoints_had_the_ordinary_one():
+    assert differences({"seed": 1}, {"seed": 1, "reduction": "ordinary", "reduction_parts": 8}) == ([], [])
+    assert differences({"seed": 1}, {"seed": 1, "reduction": "fixed"})[1] == ["reduction: ordinary -> fixed"]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from accel_train import Trainer
-from accel_train.data.loader import batches_of
+from accel_train.data.loader import Loader, batches_of
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
@@ -56,6 +56,7 @@ class Watched(Loop):
         FAULTS.clear()
         FAULTS.update(job.get("faults", {}), this_rank=rank, this_step=0)
         if "prefetch" in job:
+            assert isinstance(self.session.loader, Loader)
             self.session.loader.prefetch = job["prefetch"]
         if "loss_scale" in job:
             for group in stepper.groups.values():
