@@ -1,6 +1,6 @@
 """What ``reduction: fixed`` costs: the same training with it and without, on one process and on four gloo ranks.
 
-    python benchmarks/fixed_reduction.py [--rounds 5] [--steps 30] [--parts 8] [--batch 512] [--ranks 1 4]
+    python benchmarks/fixed_reduction.py [--rounds 3] [--steps 15] [--parts 8] [--batch 2048] [--ranks 1 4]
 
 An MLP of 5M parameters (fused AdamW, clipping at 1.0, fp32, one thread a process). Rows alternate, each in processes of
 its own, and ratios are taken within a round, of the median step; the first 5 steps are not timed. In brackets, the
@@ -64,8 +64,9 @@ def train(row: str, steps: int, batch: int, parts: int) -> dict[str, Any]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            Wide(), output_dir=os.environ["BENCHMARK_FOLDER"], max_steps=steps, global_batch_size=batch, save_steps=None,
-            check_contract=False, resume_from_checkpoint="never", report_to=[], reduction=row, reduction_parts=parts,
+            Wide(), output_dir=os.environ["BENCHMARK_FOLDER"], max_steps=steps, global_batch_size=batch,
+            save_steps=None, check_contract=False, resume_from_checkpoint="never", report_to=[],
+            reduction=row, reduction_parts=parts,
         )  # fmt: skip
         trainer.fit()
     digest = hashlib.sha256()
@@ -88,10 +89,10 @@ def start(row: str, ranks: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--parts", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()

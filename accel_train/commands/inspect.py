@@ -213,9 +213,9 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
         lines.append(f"  {name:<12} {count:,}" + ("" if trained == count else f", {trained:,} of them trained"))
     lines.append(f"memory       {memory_text(session.stepper.memory())}")
     if session.parts is not None:
-        parts, size = session.parts.count, session.parts.largest(batch)
+        parts, items = session.parts.count, session.parts.largest(batch)
         lines.append(
-            f"reduction    fixed: {parts:,} passes of {size:,} items a step, the same bits on 1 to {parts:,} processes; "
+            f"reduction    fixed: {parts:,} passes of {items:,} items, the same bits on 1 to {parts:,} processes; "
             "gradients travel after the last pass, not meanwhile"
         )
     lines.append("learning rate at 0, 25, 50, 75 and 100 % of the steps")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.digests import assert_equal_bits
 from support.processes import kill_at_checkpoints, run
-from support.runs import config, distance, records, samples, weights_files
+from support.runs import config, distance, records, samples
 
 from accel_train.commands.evaluate import evaluate_run
 from accel_train.config.plain import differences
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
-from accel_train.run.checkpoint import CheckpointFolder
 
 WORLDS = (1, 2, 3)
 TASKS = {
@@ -35,27 +33,6 @@ def job(folder, name, **more):
     extra = more.pop("job", {})
     fixed = {"reduction": "fixed", "reduction_parts": 4, "save_steps": 6, "max_steps": 16}
     return {"task": task, "task_args": arguments, "config": config(folder, **(fixed | settings | more))} | extra
-
-
-def digests(folder):
-    """Of weights, optimiser state, running statistics and logged values."""
-    found = {name: hashlib.sha256(data).hexdigest() for name, data in weights_files(folder).items()}
-    checkpoints = CheckpointFolder(folder / "checkpoints")
-    last = checkpoints.path(checkpoints.steps()[-1])
-    for path in sorted(last.glob("optimizer*")):
-        state = torch.load(path, weights_only=True)["state"]
-        tensors = [(i, key, value) for i, each in state.items() for key, value in sorted(each.items())]
-        text = "".join(f"{i} {key} {torch.as_tensor(value).numpy().tobytes().hex()}" for i, key, value in tensors)
-        found[path.name] = hashlib.sha256(text.encode()).hexdigest()
-    found["metrics.jsonl"] = hashlib.sha256(repr(records(folder)).encode()).hexdigest()
-    return found
-
-
-def assert_equal_bits(folders):
-    first, *others = map(digests, folders)
-    assert any(name.startswith("optimizer") for name in first)
-    for other in others:
-        assert other == first
 
 
 @pytest.mark.parametrize("name", TASKS)

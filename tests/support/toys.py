@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, from_dataset, from_iterable, keyed
 from accel_train.errors import DataError
 from accel_train.task import Event, Gathers
+from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tasks.gdynet.task import GDyNetTask
 from accel_train.tasks.muon.task import MuonTask
 from accel_train.tasks.sherlock.task import SherlockTask
@@ -599,6 +600,17 @@ class Muon(EitherPrecision, MuonTask):
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
         small: dict[str, Any] = dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4)
+        super().__init__(**small | options)
+        self.float64 = float64
+
+
+class Collatz(EitherPrecision, CollatzTask):
+    """The task itself, small, in either precision."""
+
+    def __init__(self, float64: bool = False, **options: Any) -> None:
+        small: dict[str, Any] = dict(
+            d_model=8, num_layers=1, nhead=2, dim_feedforward=8, max_len=48, prefix=16, eval_rows=16
+        )
         super().__init__(**small | options)
         self.float64 = float64
 
