@@ -15,7 +15,7 @@ CONFIG ?= examples/$(TASK)_small.yaml
 # further arguments, for train (--seed=1 --task.init_args.d_model=256), test (-k collatz) and bench
 ARGS   ?=
 # tests side by side
-JOBS   ?= 3
+JOBS   ?= 4
 # threads per process, which accelerate would otherwise guess, with a warning
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # asked when `train` runs, since only then is torch there to answer
@@ -61,10 +61,10 @@ train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
 
 # Most tests wait more than they compute: for other processes, for time-outs. A file's tests stay together.
 test: $(STAMP) ## run the test suite (minutes); ARGS= goes to pytest
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests too
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)

@@ -51,11 +51,9 @@ class FixedStepper(Stepper):
     def _wrapped(self, module: nn.Module) -> nn.Module:
         return self.accelerator.prepare_model(module, evaluation_mode=True)  # mixed precision, and no DDP
 
-    def step(
-        self, objective: Objective, batch: Share, step: int, repeat: int = 0, abandon: bool = False
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def step(self, objective: Objective, batch: Share, abandon: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """As of every stepper, but that the loss and its terms are those of the whole batch, on rank 0 alone."""
-        _, norm = super().step(objective, batch, step, repeat, abandon)
+        _, norm = super().step(objective, batch, abandon)
         values = self.parts.sum(self._values, self.device, f"values of {objective.name}")
         return (values if self.ranks.is_main else {}), norm
 
@@ -98,17 +96,17 @@ class FixedStepper(Stepper):
         return self.parts.sum(found, self.device, what)
 
     def _begin(self, group: Group, objective: Objective, part: int, before: list[Tensor]) -> None:
-        self._seed_generators(objective, objective.step, objective.repeat, part)
+        self._seed_generators(objective, part)
         _put_back(group.buffers, before)
 
-    def _all_came_through(self, group: Group, cause: RuntimeError | None, abandon: bool, step: int) -> bool:
+    def _all_came_through(self, group: Group, cause: RuntimeError | None, abandon: bool) -> bool:
         """If the step can be taken, it is given its gradients. The vote also says which parameters were reached."""
         params, nodes = self._reduced(group), self._tree.nodes
         mine = [any(gradients[i] is not None for _, _, gradients in nodes) for i in range(len(params))]
         out_of_memory, abandoned, *reached = self.ranks.count(cause is not None, abandon, *mine)
         self._tree = self.parts.tree()
         if abandoned:
-            raise AbandonedError(f"step {step + 1}")
+            raise AbandonedError
         if out_of_memory:
             raise UserError(self.parts.out_of_memory(self._piece)) from cause
         totals = self.parts.finish(nodes, [param.detach() for param in params], [count > 0 for count in reached])

@@ -175,11 +175,11 @@ class Loop:
         stepper, position = self.session.stepper, self.state.position
         step = position.step
         for objective in self.plan.phases[position.phase].objectives:
-            objective = replace(objective, step=step, epoch=position.epoch)
             group = stepper.groups[objective.name]
             group.set_lr(group.schedule(step, self.state.best_model.history))
             for repeat in range(objective.repeats):
-                values, norm = stepper.step(objective, share, step, repeat)
+                current = replace(objective, step=step, epoch=position.epoch, repeat=repeat)
+                values, norm = stepper.step(current, share)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
         stepper.end_step(step)
@@ -213,7 +213,7 @@ class Loop:
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]
             with contextlib.suppress(AbandonedError):
-                stepper.step(first, None, self.state.position.step, abandon=True)
+                stepper.step(replace(first, step=self.state.position.step), None, abandon=True)
         failure = None if stopped else error
         mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(mine) if each]

@@ -160,4 +160,4 @@ def _renew_options(session: Session, path: Path) -> None:
         before, now = old.get("init_args", {}), new["init_args"]
         renew_groups(group.optimizer, group.parameter_groups)
         new_options = {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)}
-        renew_options(group.optimizer, new_options, group.parameter_groups)
+        renew_options(group.built, new_options, group.parameter_groups)

@@ -20,6 +20,7 @@ from accel_train.data.part_loader import PartLoader
 from accel_train.errors import UserError, suggest
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run.reports import Reports
+from accel_train.system import memory
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
@@ -40,6 +41,7 @@ class Session:
         self.observers = Observers()
         self.emit = self.observers.emit  # an event to whoever watches the run, now or once they are there
         refuse_unusable(task, config)
+        memory.keep_freed()
         self.output_dir = run_dir(task, config)
         if why := unfindable(type(task)):
             self.emit(Event("note", f"{type(task).__name__} {why}, where evaluate, export and load_exported of another "

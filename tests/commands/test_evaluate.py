@@ -51,6 +51,12 @@ def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run", symlinks=True))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than all the rest of an evaluation."""
+    monkeypatch.setattr(CollatzTask, "figures", Task.figures)
+
+
 def logged(run: Path) -> dict[int, dict[str, float]]:
     """Metrics of each evaluation in training, by step."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -73,6 +79,7 @@ def test_latest_evaluates_to_the_metrics_that_training_logged(run: Path, capsys:
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_best_model_is_the_default(run: Path):
     expected = logged(run)[best_step(run)]
     assert evaluate_run(run, None, "validation", None, None) == expected
@@ -84,6 +91,7 @@ def test_the_best_model_is_the_default(run: Path):
     assert evaluate_run(run, None, "validation", None, None) == logged(run)[12]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_by_step_or_path_and_it_stays_whole(run: Path):
     checkpoint = run / "checkpoints" / "step-000000004"
     assert evaluate_run(run, "4", "validation", None, None) == logged(run)[4]
@@ -95,6 +103,7 @@ def test_a_checkpoint_by_step_or_path_and_it_stays_whole(run: Path):
     assert verify(alone) is None and (run.parent / "alone.evaluated" / "evaluation").is_dir()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_batch_size_changes_rounding_only(run: Path):
     metrics = evaluate_run(run, "latest", "validation", 7, None)
     assert metrics == pytest.approx(logged(run)[12], rel=1e-5)

@@ -74,7 +74,7 @@ def test_two_ranks(tmp_path, whole, to):
 
 def test_the_program_and_its_exit_code(tmp_path, whole):
     """The whole group is signalled, as a terminal and a scheduler do, loader processes included."""
-    more = dict(num_workers=2, worker_type="process", requeue_exit_code=75, eval_steps=0, max_steps=2000)
+    more = dict(num_workers=1, worker_type="process", requeue_exit_code=75, eval_steps=0, max_steps=2000)
     running = program([sys.executable, "-m", "accel_train", *arguments(tmp_path, 0.005, **more)])
     wait_for(lambda: logged(tmp_path))
     os.killpg(running.pid, signal.SIGTERM)

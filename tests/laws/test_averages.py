@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from support.processes import run
 from support.runs import assert_same_run, config, records, steps_saved
-from support.toys import Gan, Toy
+from support.toy_gans import Gan
+from support.toys import Toy
 
 from accel_train import Trainer
 from accel_train.commands.evaluate import evaluate_run

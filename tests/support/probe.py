@@ -17,10 +17,13 @@ from accel_train.data.loader import Loader, batches_of
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
-from support import toys
+from support import small_tasks, toy_gans, toy_sources, toys
 from support.faults import FAULTS, disk_faults
 from support.memory import Peak
 from support.runs import ON_CPU
+
+TASKS = {name: found for module in (toys, toy_sources, toy_gans, small_tasks) for name, found in vars(module).items()}
+"""What a job may name as its task."""
 
 
 class EventRecorder(Observer):
@@ -91,18 +94,19 @@ class Watched(Loop):
                 next(iter(self.session.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, real):
-        def watched(objective, batch, step, repeat=0, abandon=False):
+        def watched(objective, batch, abandon=False):
+            step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             seen: dict[int, list[int]] = {}
             for each in batches_of(batch):
                 if "first" in each:  # windows of shots
                     names = each["shot"] * 10_000 + each["first"]
                 else:
-                    names = next(each[name] for name in ("event", "pair", "index", "item") if name in each)
+                    names = next(each[name] for name in ("event", "pair", "index", "item", "steps") if name in each)
                 seen.setdefault(step + 1, []).extend(names.tolist())
             self.samples |= seen
             before = _collectives()
-            made = real(objective, batch, step, repeat, abandon)
+            made = real(objective, batch, abandon)
             self.collectives[step + 1] = _collectives() - before
             return made
 
@@ -130,7 +134,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
+    task = TASKS[job.get("task", "Toy")](**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}
