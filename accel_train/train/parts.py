@@ -99,7 +99,9 @@ class Parts:
             what: these sums have had the same names, shapes and types since the first time; empty: they may change.
         """
         layout = self._layouts.get(what) or self._layout(mine)
-        if what and layout:
+        if not layout:  # no rank has items: they all abandon the step
+            return {}
+        if what:
             self._layouts[what] = layout
         sizes = [torch.Size(shape).numel() for shape, _ in layout.values()]
         rows = torch.zeros(self.count, sum(sizes), dtype=torch.float64, device=device)
