@@ -45,6 +45,7 @@ def finished(made, ranks):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_bit_is_the_same(tmp_path, task, data):
     limits = {1: None, 2: None, 3: 8, 4: 8}  # of micro-batches; a part has at most 8 items
