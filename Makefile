@@ -27,7 +27,7 @@ STAMP := $(VENV)/.accel_train-installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-gpu test-lowest lint types format bench clean
+.PHONY: help install train test test-slow test-gpu test-lowest lint types format docs bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ types: $(STAMP) ## check types
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## build the documentation as a site: build/docs/index.html
+	$(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
 
 bench: $(STAMP) ## measure what the documentation claims
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script $(ARGS); done

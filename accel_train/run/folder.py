@@ -15,7 +15,9 @@ from accel_train.errors import UserError
 from accel_train.system.secrets import scrub
 from accel_train.system.writing import write_atomic
 
-_FILES = ["config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl"]
+_FILES = [
+    "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "tracker_id",
+]  # fmt: skip
 _FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases", "profile"]
 
 

@@ -263,7 +263,7 @@ class Loop:
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
             self._save(improved, evaluated=sums is not None)
 
-        if sums is not None and state.done():
+        if sums is not None:
             self.reporter.figures(sums)
         self.probes.run(position.step, batches_of(self._share))
         agenda.plan_sync(position, votes.step_seconds)

@@ -38,16 +38,6 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
     return found
 
 
-def same_class(one: str, other: str) -> bool:
-    """Whether two class paths mean the same class, without importing anything."""
-    return _short(one) == _short(other)
-
-
-def _short(class_path: str) -> str:
-    module, _, name = class_path.rpartition(".")
-    return name.lower() if module in ("", "torch.optim") else class_path
-
-
 class Built(NamedTuple):
     """An optimiser, and for each of its groups of parameters one with the same options and small parameters of every
     kind that has made a step: what a step needs is known before there is one."""

@@ -30,7 +30,7 @@ from accel_train.train.groups import group_objectives
 from accel_train.train.parts import loader_for, parts_of
 from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper
-from accel_train.train.world import Ranks, launched_for_gpus, start_accelerate
+from accel_train.train.world import Ranks, has_mps, launched_for_gpus, start_accelerate
 
 
 class Session:
@@ -53,6 +53,9 @@ class Session:
             why = "accelerate was launched for GPUs (use_cpu: false) and there is none here"
             how = "this trains on the CPU, and shards nothing; accelerate_configs/cpu.yaml is for that"
             self.emit(Event("warning", f"{why}: {how}"))
+        if has_mps():
+            why = "this trains on the CPU: the GPU of a Mac (mps) has no float64, which sums over ranks are in"
+            self.emit(Event("note", why))
         self.is_sharded = sharding.is_sharded(self.accelerator)
         self.parts = parts_of(config, self.ranks)
         if self.parts is not None and self.is_sharded:

@@ -112,6 +112,11 @@ def test_differences_tell_what_makes_another_run():
     old, new = (to_dict(KindsTask(folder=Path(p), text=t), TrainConfig()) for p, t in (("a", "x"), ("b", "y")))
     free, identity = differences(old, new, movable=("folder",))
     assert free == ["task.init_args.folder: a -> b"] and identity == ["task.init_args.text: x -> y"]
+    old, new = (
+        {"optimizer": {"class_path": one}, "optimizers": {"loss": {"class_path": other}}}
+        for one, other in (("Adamw", "torch.optim.sgd.SGD"), ("torch.optim.AdamW", "SGD"))
+    )
+    assert differences(old, new)[0] == ["optimizers.loss.class_path: torch.optim.sgd.SGD -> SGD"]
 
 
 # -- help ------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_union_with_a_list_keeps_what_was_written(home):
         ("output_dir", "${NO_SUCH}/x", "output_dir: '${NO_SUCH}/x' needs the environment variable NO_SUCH, which"),
         ("output_dir", "$NO_SUCH/x", "output_dir: '$NO_SUCH/x' needs the environment variable NO_SUCH, which"),
         ("output_dir", "~no_such_user/x", "output_dir: '~no_such_user/x': there is no user 'no_such_user'"),
-        ("init_from", "https://h/x?***", "init_from: a secret stood where 'https://h/x?***' has ***"),
+        ("tb_sync_to", "https://h/x?***", "tb_sync_to: a secret stood where 'https://h/x?***' has ***"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_expanded_is_refused(tmp_path, monkeypatch, key, text, says):

@@ -234,7 +234,7 @@ def test_one_text_stands_for_a_list_of_it(hint, given, made):
     [
         (list[int], "3", "key: expected [int, ...], got '3'"),
         (tuple[str, str], "a", "key: expected [text, text], got 'a'"),
-        (tuple[float, float], Typed("0.3,0.7"), "key: expected [number, number], got '0.3,0.7'"),
+        (tuple[float, float], Typed("0.3,0.7"), "key: expected [number, number], got '0.3,0.7' (write '[0.3,0.7]')"),
         (list[Literal["a", "b"]], "c", "key[0]: expected a or b, got 'c'"),
         (list[str], "", "key: expected [text, ...], got ''"),
     ],

@@ -9,7 +9,7 @@ from support.digests import assert_equal_bits
 from support.processes import kill_at_checkpoints, run
 from support.runs import config, distance, records, samples
 
-from accel_train.commands.evaluate import evaluate_run
+from accel_train import evaluate_run
 from accel_train.config.plain import differences
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from accel_train import Trainer
 from accel_train.data.loader import Loader, batches_of
+from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
@@ -102,7 +103,8 @@ class Watched(Loop):
                 if "first" in each:  # windows of shots
                     names = each["shot"] * 10_000 + each["first"]
                 else:
-                    names = next(each[name] for name in ("event", "pair", "index", "item", "steps") if name in each)
+                    known = ("event", "pair", "index", "item", "steps", "input_ids")
+                    names = next((each[name] for name in known if name in each), torch.zeros(0))
                 seen.setdefault(step + 1, []).extend(names.tolist())
             self.samples |= seen
             before = _collectives()
@@ -134,7 +136,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = TASKS[job.get("task", "Toy")](**job.get("task_args", {}))
+    name = job.get("task", "Toy")
+    task = (find(name) if ":" in name else TASKS[name])(**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}

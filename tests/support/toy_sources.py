@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
-from accel_train import BatchSource, IndexedSource, from_dataset, from_iterable
+from accel_train import BatchSource, IndexedSource, from_dataset, from_iterable, from_load_dataset
 from support.faults import FAULTS
 from support.toys import Numbers, Toy
 
@@ -146,6 +147,24 @@ class Brought(Toy):
         cuts = np.linspace(0, 1, self.streams + 1) ** 2 * len(items)
         streams = [items[int(a) : int(b)] for a, b in pairwise(cuts)]
         return from_iterable([Shuffled(each) for each in streams], batch_size, seed, augment=augment)
+
+
+class Loaded(Toy):
+    """On what ``load_dataset`` finds by ``data``; with noise."""
+
+    def __init__(self, data: dict[str, Any], **options: Any) -> None:
+        super().__init__(**options)
+        self.data = data
+
+    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
+        dtype = np.float64 if self.float64 else np.float32
+
+        def arrays(row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+            row = {name: np.array(value, np.int64 if name == "index" else dtype) for name, value in row.items()}
+            return noisy(row, generator) if split == "train" else row
+
+        return from_load_dataset(self.data, split, batch_size, seed, augment=arrays, collate_fn=default_collate,
+                                 shuffle_buffer=4)  # fmt: skip
 
 
 def noisy(item: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
