@@ -71,7 +71,7 @@ def test_a_larger_micro_batch_and_workers_change_nothing(tmp_path):
 def test_the_saved_model_has_the_metrics_of_training(tmp_path):
     run(job(tmp_path, "ragged totals, parts without items"))
     last = [record for record in records(tmp_path) if record["kind"] == "eval"][-1]
-    assert evaluate_run(tmp_path, "latest", "validation", None, tmp_path / "found") == {"loss": last["loss"]}
+    assert evaluate_run(tmp_path, checkpoint="latest").metrics == {"loss": last["loss"]}
 
 
 def test_nearly_what_the_ordinary_reduction_gives(tmp_path):
