@@ -234,6 +234,12 @@ def _show_plan(task: Task, config: TrainConfig) -> str:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines.append(f"  {name:<12} {count:,}" + ("" if trained == count else f", {trained:,} of them trained"))
     lines.append(f"memory       {memory_text(session.stepper.memory())}")
+    if session.parts is not None:
+        parts, items = session.parts.count, session.parts.largest(batch)
+        lines.append(
+            f"reduction    fixed: {parts:,} passes of {items:,} items, the same bits on 1 to {parts:,} processes; "
+            "gradients travel after the last pass, not meanwhile"
+        )
     lines.append("learning rate at 0, 25, 50, 75 and 100 % of the steps")
     for group in {id(g): g for g in session.stepper.groups.values()}.values():
         schedule = group.schedule

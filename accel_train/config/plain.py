@@ -12,6 +12,7 @@ from accel_train.config.schema import TrainConfig
 from accel_train.system.expansion import Expanded, expand, refuse_incomplete
 from accel_train.system.secrets import scrub_tree
 
+_IDENTITY = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.metadata["identity"]}
 _MAY_CHANGE = {f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["identity"]}
 
 
@@ -59,7 +60,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
     Args:
         movable: arguments of the task that may change; what may change of the rest is declared in its settings.
     """
-    before, after = flatten(old), flatten(new)
+    before, after = _IDENTITY | flatten(old), _IDENTITY | flatten(new)  # older versions had fewer settings
     free, identity = [], []
     for name in sorted(before.keys() | after.keys()):
         of_optimizer = name.startswith("optimizer") and name.endswith(".class_path")

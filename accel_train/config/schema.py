@@ -140,6 +140,18 @@ class TrainConfig(Checked):
         True, "see once, at every objective's first batch, whether the task's shares add up when that is cut."
     )
     deterministic: bool = setting(False, "only deterministic kernels, for bitwise repeats on a GPU; slower.")
+    reduction: Literal["ordinary", "fixed"] = setting(
+        "ordinary",
+        "fixed cuts every global batch into reduction_parts parts, computes each alone and adds them in one order: the "
+        "same bits on any number of processes; slower, and not for FSDP, streams or SyncBatchNorm.",
+        identity=True,
+    )
+    reduction_parts: int = setting(
+        8,
+        "into how many parts reduction: fixed cuts; at most so many processes. More parts are smaller, and slower.",
+        Range(1),
+        identity=True,
+    )
     non_finite: Literal["skip", "raise"] = setting(
         "skip", "what to do about a non-finite loss or gradient: skip the update, or raise."
     )
@@ -235,6 +247,21 @@ class TrainConfig(Checked):
             raise UserError("ema_decay: 1 would never forget; a plain mean is swa_start")
         if self.ema_decay is not None and self.swa_start is not None:
             raise UserError("ema_decay and swa_start: give one of them; weights are averaged in one way")
+        if self.reduction == "fixed":
+            self._check_fixed()
         for i, phase in enumerate(self.phases):
             if phase.length is None and (i + 1 < len(self.phases) or phase.repeat > 1):
                 raise UserError(f"phases[{i}].length: only the last phase may run until the end")
+
+    def _check_fixed(self) -> None:
+        if self.per_device_batch_size is not None:
+            raise UserError("reduction: fixed makes the number of processes change nothing, and per_device_batch_size "
+                            "makes it change the run; give global_batch_size")  # fmt: skip
+        items, parts = self.global_batch_size, self.reduction_parts
+        size = -(-items // parts)
+        if self.micro_batch_size is not None and self.micro_batch_size < size:
+            raise UserError(
+                f"micro_batch_size: with reduction: fixed a part of {items:,} / {parts} = {size:,} items goes through "
+                f"the models at once, more than {self.micro_batch_size:,}; raise reduction_parts to "
+                f"{-(-items // self.micro_batch_size):,}"
+            )

@@ -205,7 +205,7 @@ class LanesSource(BatchSource):
         rows = np.array([self.group_rows[groups].sum() for groups in lanes])
         mine = [lane for lane in range(self.lanes) if lane * world_size // self.lanes == rank]
         if self.staging is not None:
-            self.staging.schedule(self._paths_ahead(lanes, given, mine))
+            self.staging.schedule(self._paths_ahead(lanes, given, mine), rank, world_size)
         readers: dict[int, _Lane] = {}
         pool, ahead = Threads(max(num_workers, 1), "lanes"), num_workers > 0
         try:

@@ -30,6 +30,13 @@ _END: Any = object()
 
 Workers = Threads | Processes | None
 Place = tuple[int, int, int, int]  # epoch, batch number, rank, world size
+Share = Batch | None | list[Batch | None]
+"""What a rank has of a global batch; of each of its parts, where they are kept apart (``reduction: fixed``)."""
+
+
+def batches_of(share: Share) -> list[Batch]:
+    """Those that have items."""
+    return [batch for batch in (share if isinstance(share, list) else [share]) if batch is not None]
 
 
 class Loader:

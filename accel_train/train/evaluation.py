@@ -16,13 +16,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from accel_train import contract
-from accel_train.data.loader import Loader
+from accel_train.data.loader import Loader, Share
+from accel_train.data.part_loader import PartLoader
 from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
 from accel_train.task import Batch, BatchSource, Gathers, Predicts, Task, hook
 from accel_train.train.gathering import Gathering
+from accel_train.train.parts import Parts
 from accel_train.train.world import Ranks
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ class Evaluator:
     Args:
         micro_batch_size: at most so many items at once; None: a whole share.
         folder: where rows are gathered, for a while, if the task wants that.
+        parts: shares are lists of these, and sums are added over them.
     """
 
     task: Task
@@ -43,9 +46,10 @@ class Evaluator:
     ranks: Ranks
     micro_batch_size: int | None
     folder: Path
+    parts: Parts | None = None
 
     def evaluate(
-        self, loader: Loader, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
+        self, loader: Loader | PartLoader, batches: int | None = None, busy: Callable[[str], None] = lambda what: None
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """(metrics, summed statistics as float64 CPU tensors) of one pass over the source; the same on all ranks.
 
@@ -79,28 +83,38 @@ class Evaluator:
         return metrics, sums
 
     def _sums(
-        self, loader: Loader, batches: int | None, gathering: Gathering, busy: Callable[[int], None]
+        self, loader: Loader | PartLoader, batches: int | None, gathering: Gathering, busy: Callable[[int], None]
     ) -> dict[str, Tensor]:
         """Over all batches and ranks, on the CPU. ``busy`` hears of each batch."""
-        sums: dict[str, Tensor] = {}
+        sums: dict[int, dict[str, Tensor]] = {}  # by part
         shares = contextlib.closing(loader.batches(Position(), last_epoch=1))  # pyright: ignore[reportArgumentType]
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
             for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
                 busy(number)
-                if share is None:
-                    continue
-                parts, rows = self._statistics(share)
-                for name, part in parts.items():
-                    part = part.detach().to(torch.float64)
-                    sums[name] = sums[name] + part if name in sums else part
-                if rows:
-                    gathering.append(number, rows)
+                for part, batch in self._parts_of(share):
+                    found, rows = self._statistics(batch)
+                    summed = sums.setdefault(part, {})
+                    for name, value in found.items():
+                        value = value.detach().to(torch.float64)
+                        summed[name] = summed[name] + value if name in summed else value
+                    if rows:
+                        gathering.append(number, rows)
             gathering.close()
-        shapes = next((s for s in self.ranks.gather({k: tuple(v.shape) for k, v in sums.items()}) if s), {})
+        if self.parts is not None:
+            return self.parts.sum(sums, torch.device("cpu"))
+        mine = sums.get(0, {})
+        shapes = next((s for s in self.ranks.gather({k: tuple(v.shape) for k, v in mine.items()}) if s), {})
         return {
-            name: self.ranks.host_sum(sums.get(name, torch.zeros(shape)).double().cpu())
+            name: self.ranks.host_sum(mine.get(name, torch.zeros(shape)).double().cpu())
             for name, shape in shapes.items()
         }
+
+    def _parts_of(self, share: Share) -> list[tuple[int, Batch]]:
+        """Those of this rank that have items; a share that is whole counts as one."""
+        if not isinstance(share, list):
+            return [] if share is None else [(0, share)]
+        assert self.parts is not None
+        return [(part, batch) for part, batch in zip(self.parts.own, share, strict=True) if batch is not None]
 
     def _of_rows(self, gathering: Gathering, taken: list[str]) -> dict[str, float]:
         """Metrics of gathered rows; the same on all ranks, which wait for rank 0."""
@@ -192,6 +206,8 @@ class Evaluator:
             try:
                 return run(self.task.split(share, limit))
             except torch.OutOfMemoryError:
+                if self.parts is not None:
+                    raise UserError(self.parts.out_of_memory(limit)) from None
                 if limit <= 1:
                     raise
                 limit //= 2

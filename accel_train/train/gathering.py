@@ -49,7 +49,7 @@ class Gathering:
             file.close()
 
     def append(self, batch: int, rows: dict[str, np.ndarray]) -> None:
-        """This rank's rows of one batch. Raises UserError if they are not like those before."""
+        """More of this rank's rows of one batch. Raises UserError if they are not like those before."""
         kinds: dict[str, Kind] = {name: (array.dtype.str, array.shape[1:]) for name, array in rows.items()}
         if not self._files:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Gathering:
         _refuse_other(kinds, self._kinds)
         for name, array in rows.items():
             self._files[name].write(np.ascontiguousarray(array).data)
-        self._counts[batch] = len(next(iter(rows.values()), ()))
+        self._counts[batch] = self._counts.get(batch, 0) + len(next(iter(rows.values()), ()))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All rows by name, memory-mapped, on rank 0; elsewhere nothing. All ranks must call it, once they have closed

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from accel_train.data.loader import Share, batches_of
 from accel_train.errors import (
     EvaluationError,
     NonFiniteError,
@@ -35,7 +36,7 @@ from accel_train.run import weights
 from accel_train.system import waiting
 from accel_train.system.secrets import scrub
 from accel_train.system.signals import Signals
-from accel_train.task import Batch, Event
+from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train import resuming, validation
 from accel_train.train.agenda import Agenda
@@ -62,14 +63,16 @@ class Step:
 
     Args:
         number: from 1.
-        batch: this rank's share of the global batch, as it was trained on; None if that was empty.
+        batch: this rank's share of the global batch, as it was trained on; None if that was empty. With ``reduction:
+            fixed``, a list with that of each of its parts.
         updates: (objective, this rank's shares of the loss and its terms, global norm of the gradient before clipping)
-            for every update, in order. A norm that is not finite: no rank has updated anything.
+            for every update, in order. A norm that is not finite: no rank has updated anything. With ``reduction:
+            fixed``, rank 0 has the whole loss and terms.
     """
 
     number: int
     epoch: int
-    batch: Batch | None
+    batch: Share
     updates: list[Update]
 
 
@@ -106,7 +109,7 @@ class Loop:
         self._began_at = -1
         self._signalled = False
         self._batches_done: list[tuple[int, int]] = []  # (epoch, batch) of the steps since the last sync
-        self._share: Batch | None = None  # of the last step
+        self._share: Share = None  # of the last step
 
     def run(self) -> Result:
         """To the end, or until someone stops it."""
@@ -156,7 +159,7 @@ class Loop:
                 if self.ranks.world_size > 1 or updates or self.session.stepper.updating:
                     raise  # the weights are of no whole step
                 return self._stop_short(error)
-            state.clock.items += self.session.task.size(share) if share is not None else 0
+            state.clock.items += sum(map(self.session.task.size, batches_of(share)))
             self._batches_done.append((epoch, number))
             self._share, state.trained = share, (epoch, position.phase)
             plan.advance(position)
@@ -168,7 +171,7 @@ class Loop:
                 if reason or state.done():
                     return reason or state.ended
 
-    def _update(self, share: Batch | None, updates: list[Update]) -> None:
+    def _update(self, share: Share, updates: list[Update]) -> None:
         """All objectives of the phase on one batch, each as often as it wants; what was done is added to ``updates``,
         so that it is known if one of them fails."""
         stepper, position = self.session.stepper, self.state.position
@@ -264,7 +267,7 @@ class Loop:
 
         if sums is not None and agenda.until is None:
             self.reporter.figures(sums)
-        self.probes.run(position.step, self._share)
+        self.probes.run(position.step, batches_of(self._share))
         agenda.plan_sync(position, votes.step_seconds)
         state.clock.resume()
         return "" if state.done() else reason or agenda.arrived(position)

@@ -83,6 +83,7 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     from accel_train.data.loader import Loader
     from accel_train.run import folder as run_folder
     from accel_train.train.evaluation import Evaluator
+    from accel_train.train.parts import loader_for, parts_of
     from accel_train.train.world import Ranks, start_accelerate
 
     task, config = saved.task, dataclasses.replace(saved.config, report_to=[])
@@ -96,13 +97,16 @@ def _evaluate(saved: Saved, split: str, batch_size: int | None, out: Path) -> di
     for model in models.values():
         model.to(accelerator.device)
     device = accelerator.device
-    reading = (config.num_workers, config.worker_type, 2, config.seed)
-    loader = Loader(source, device, ranks.rank, ranks.world_size, *reading)
-    evaluator = Evaluator(task, models, accelerator, ranks, config.micro_batch_size, out)
+    parts = parts_of(config, ranks)
+    loader = loader_for(source, device, ranks, parts, config)
+    limit = config.micro_batch_size if parts is None else parts.largest(batch_size)
+    evaluator = Evaluator(task, models, accelerator, ranks, limit, out, parts)
     metrics, sums = evaluator.evaluate(loader)
     ordered = hook(task, Predicts, "predict_data")(split, batch_size)
     if ordered is not None:
-        loader = Loader(ordered, device, ranks.rank, ranks.world_size, *reading)
+        loader = Loader(
+            ordered, device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type, seed=config.seed
+        )
         evaluator.predict(loader, out / "predictions")
     if ranks.is_main:
         reports = Reports(out)

@@ -31,25 +31,27 @@ class Probes:
         """The steps after ``step`` at which there is something to look at."""
         return [(step // n + 1) * n for n in (self.config.monitor_steps, self.config.histogram_steps) if n]
 
-    def run(self, step: int, share: Batch | None) -> None:
-        """After ``step``, at this rank's share of its batch. Every rank must call it."""
+    def run(self, step: int, batches: list[Batch]) -> None:
+        """After ``step``, at this rank's share of its batch, if it has one, or parts. Every rank must call it."""
         if step == self._last_step:
             return
         self._last_step = step
         ranks = self.session.ranks
-        if self._first_is_due and share is not None:
+        if self._first_is_due and batches:
             self._first_is_due = False
             if ranks.is_main:
-                self.session.emit(describe(step, share))
+                self.session.emit(describe(step, batches[0]))
         found: list[Event] = []
         if self._is_due(step, self.config.monitor_steps):
-            seen = self._ask("monitor", lambda models, batch: list(self._monitor(models, batch)), share, found)
-            found += seen or []
+            for batch in batches or [None]:
+                seen = self._ask("monitor", lambda models, batch: list(self._monitor(models, batch)), batch, found)
+                found += seen or []
             for event in (event for events in ranks.gather(found) for event in events):
                 self.session.emit(event)
         if self._is_due(step, self.config.histogram_steps):
             found = []
-            values = self._ask("histograms", self._histograms, share if ranks.is_main else None, found)
+            shown = batches[0] if batches and ranks.is_main else None
+            values = self._ask("histograms", self._histograms, shown, found)
             for event in found:
                 self.session.emit(event)
             self.session.observers.call("on_histograms", step, values or {})

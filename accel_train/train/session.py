@@ -17,6 +17,7 @@ from accel_train.config.schema import OptimizerConfig, PhaseConfig, TrainConfig
 from accel_train.data.draws import generators
 from accel_train.data.fingerprint import unknown
 from accel_train.data.loader import Loader
+from accel_train.data.part_loader import PartLoader
 from accel_train.errors import UserError, suggest
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run.reports import Reports
@@ -25,7 +26,9 @@ from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
 from accel_train.train.averages import Averaging
+from accel_train.train.fixed import FixedStepper
 from accel_train.train.groups import group_objectives
+from accel_train.train.parts import loader_for, parts_of
 from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper
 from accel_train.train.world import Ranks, has_mps, launched_for_gpus, start_accelerate
@@ -55,6 +58,11 @@ class Session:
             why = "this trains on the CPU: the GPU of a Mac (mps) has no float64, which sums over ranks are in"
             self.emit(Event("note", why))
         self.is_sharded = sharding.is_sharded(self.accelerator)
+        self.parts = parts_of(config, self.ranks)
+        if self.parts is not None and self.is_sharded:
+            raise UserError(
+                "reduction: fixed cannot have FSDP; take DDP (another launch config), or reduction: ordinary"
+            )
         self.reports = Reports(self.output_dir, self.ranks.rank)
         self.global_batch_size = config.global_batch_size
         if config.per_device_batch_size is not None:
@@ -104,12 +112,11 @@ class Session:
         with generators(key):  # those of numpy and Python too
             return build()
 
-    def _loader(self, source: BatchSource, name: str, all_agree: Callable[[bool], bool] | None = None) -> Loader:
-        config, ranks = self.config, self.ranks
-        return Loader(
-            source, self.device, ranks.rank, ranks.world_size, config.num_workers, config.worker_type,
-            seed=config.seed, all_agree=all_agree, name=name,
-        )  # fmt: skip
+    def _loader(
+        self, source: BatchSource, name: str, all_agree: Callable[[bool], bool] | None = None
+    ) -> Loader | PartLoader:
+        options = {"all_agree": all_agree, "name": name}
+        return loader_for(source, self.device, self.ranks, self.parts, self.config, **options)
 
     def events(self) -> list[Event]:
         """What readers found, since the last call, that whoever watches the run should hear of."""
@@ -146,10 +153,14 @@ class Session:
             for model in self.models.values():
                 model.to(self.device)
         self._compile()
-        stepper = Stepper(
+        options = (
             self.task, self.models, self.accelerator, self.ranks, config.seed,
             config.max_grad_norm, config.micro_batch_size, config.memory_guard, config.check_contract,
             self._averaging(),
+        )  # fmt: skip
+        stepper = (
+            Stepper(*options) if self.parts is None
+            else FixedStepper(self.parts, self.parts.largest(self.global_batch_size), *options)
         )  # fmt: skip
         used = {objective.name for phase in self.plan.phases for objective in phase.objectives}
         used_objectives = [objective for objective in self.objectives.values() if objective.name in used]

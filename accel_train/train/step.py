@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from accel_train import contract, keyed
+from accel_train.data.loader import Share
 from accel_train.errors import UserError
 from accel_train.task import Batch, Event, Objective, Task
 from accel_train.train import additivity, averages
@@ -94,7 +95,7 @@ class Stepper:
         self.on_gradients: Callable[[Group], None] | None = None  # reduced, before they are clipped
         self._seen: set[str] = set()  # objectives that have made a step
         self._run_seed = seed
-        self._seeds: dict[str, int] = {}
+        self._seeds: dict[tuple[str, int], int] = {}  # by objective and rank or part
         self._votes = ranks.world_size > 1  # on each step, after its gradients were reduced
         self._retry_memory = memory_guard
         self.updating = False  # still true after an error: then the weights are of no step
@@ -125,11 +126,7 @@ class Stepper:
             params = [p for p in prepared.parameters() if p.requires_grad]
             self._sharded = self._equal_forwards = True
         else:
-            with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
-                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-                prepared = self.accelerator.prepare_model(module)
-                if self.ranks.world_size > 1 and not self.groups:
-                    unsay_that_all_are_used(self.device)
+            prepared = self._wrapped(module)
         named = dict(zip(names, params, strict=True))
         options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
         groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
@@ -164,14 +161,19 @@ class Stepper:
         )
         for objective in objectives:
             self.groups[objective.name] = group
-            self._seeds[objective.name] = keyed.key(self._run_seed, "generators", objective.name, self.ranks.rank)
         return group
+
+    def _wrapped(self, module: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():  # older torch knows the new name not yet, newer warns of the old one
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            prepared = self.accelerator.prepare_model(module)
+            if self.ranks.world_size > 1 and not self.groups:
+                unsay_that_all_are_used(self.device)
+        return prepared
 
     # -- the step ----------------------------------------------------------------------------------------------------
 
-    def step(
-        self, objective: Objective, batch: Batch | None, abandon: bool = False
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def step(self, objective: Objective, batch: Share, abandon: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """One update of ``objective``'s models on this rank's share of a global batch; the objective says which step
         of the run it is, and which repeat.
 
@@ -246,7 +248,7 @@ class Stepper:
             self._halve_micro_batch(cause)
         return False
 
-    def _accumulate(self, group: Group, objective: Objective, batch: Batch | None) -> dict[str, Tensor]:
+    def _accumulate(self, group: Group, objective: Objective, batch: Share) -> dict[str, Tensor]:
         """Add up the gradients of all micro-batches, reduced over ranks with the last one."""
         if group.reduction is not None:
             group.reduction.begin()
@@ -272,7 +274,7 @@ class Stepper:
             group.module(None, {}, objective).value.backward()
         return values
 
-    def _check_shares(self, objective: Objective, batch: Batch | None) -> None:
+    def _check_shares(self, objective: Objective, batch: Share) -> None:
         """Look once at what the task promises, on every rank that has something to cut in two."""
         found, largest = additivity.Findings(), None
         with contextlib.suppress(torch.OutOfMemoryError):  # the step will have it too, and can take less
@@ -291,9 +293,10 @@ class Stepper:
         if any(p.grad is not None and p.grad.layout != torch.strided for p in group.params):
             raise UserError(f"{group.name} has sparse gradients, which are not supported; use dense ones")
 
-    def _cut(self, batch: Batch | None) -> list[Batch]:
+    def _cut(self, batch: Share) -> list[Batch]:
         if batch is None:
             return []
+        assert not isinstance(batch, list)
         size = self.task.size(batch)
         limit = self.micro_batch_size or size
         self._largest_micro_batch = min(size, limit)
@@ -400,10 +403,14 @@ class Stepper:
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
 
-    def seed_generators(self, objective: Objective) -> None:
-        """Dropout and whatever else draws from torch's global generators depends on the step alone."""
+    def seed_generators(self, objective: Objective, who: int | None = None) -> None:
+        """Dropout and whatever else draws from torch's global generators depends on the step alone, and on ``who``: a
+        part of the batch, or else this rank."""
+        who = self.ranks.rank if who is None else who
+        if (key := (objective.name, who)) not in self._seeds:
+            self._seeds[key] = keyed.key(self._run_seed, "generators", *key)
         place = objective.step * 0x9E3779B97F4A7C15 + objective.repeat * 0xBF58476D1CE4E5B9
-        seed = (self._seeds[objective.name] + place) & (2**63 - 1)
+        seed = (self._seeds[key] + place) & (2**63 - 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)

@@ -35,12 +35,14 @@ class Totals:
         Raises:
             OutOfMemoryError: after the other ranks have got what they wait for.
         """
+        if self.ranks.world_size == 1:
+            return self.of_this_rank(module, objective, micro_batches, once)
         try:
-            totals = self._of_this_rank(module, objective, micro_batches, once)
+            totals = self.of_this_rank(module, objective, micro_batches, once)
         except torch.OutOfMemoryError as error:
             self.join_without(objective, error)
             raise
-        return totals if self.ranks.world_size == 1 else self._of_all_ranks(totals, objective)
+        return self._of_all_ranks(totals, objective)
 
     def join_without(self, objective: Objective, error: torch.OutOfMemoryError) -> None:
         """Give the other ranks what they wait for, since this one will not get as far as to totals of its own."""
@@ -48,7 +50,7 @@ class Totals:
         if self.ranks.world_size > 1:
             self._of_all_ranks({}, objective)
 
-    def _of_this_rank(
+    def of_this_rank(
         self, module: nn.Module, objective: Objective, micro_batches: list[Batch], once: bool
     ) -> dict[str, Tensor]:
         if self._counts_items:  # nothing but the number of items: no need to ask the task

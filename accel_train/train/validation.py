@@ -27,8 +27,8 @@ def measure(
     with session.stepper.final_weights():
         limit = session.stepper.micro_batch_size
         evaluator = Evaluator(
-            session.task, session.models, session.accelerator, session.ranks, limit, session.output_dir
-        )  # fmt: skip
+            session.task, session.models, session.accelerator, session.ranks, limit, session.output_dir, session.parts
+        )
         return evaluator.evaluate(session.eval_loader, batches, busy)
 
 

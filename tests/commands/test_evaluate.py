@@ -249,6 +249,9 @@ def test_inspect_a_config(tmp_path: Path):
     count = sum(p.numel() for p in model.parameters())
     assert f"model        {count:,}" in text
     assert "steps        40," not in text and "steps        40\n" in look_at(str(path), ["--max_steps=40"])
+    priced = look_at(str(path), ["--reduction=fixed", "--reduction_parts=5"])
+    assert "reduction" not in text and "partial sums" not in text
+    assert "partial sums" in priced and "5 passes of 7 items, the same bits on 1 to 5 processes" in priced
     assert not (tmp_path / "never").exists()
     with pytest.raises(UserError):
         look_at(str(path), ["--max_stepz=5"])

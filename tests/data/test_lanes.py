@@ -134,7 +134,7 @@ class Stage:
     def release(self, path):
         self.gone.append(path)
 
-    def schedule(self, paths):
+    def schedule(self, paths, share=0, shares=1):
         self.planned = list(paths)
 
 

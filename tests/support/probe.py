@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from accel_train import Trainer
+from accel_train.data.loader import Loader, batches_of
 from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
@@ -40,7 +41,7 @@ def items_of(batch: dict[str, Any]) -> list[int]:
     """Numbers by which the items of a batch are known."""
     if "first" in batch:  # windows of shots
         return (batch["shot"] * 10_000 + batch["first"]).tolist()
-    known = ("event", "pair", "index", "item", "low", "input_ids")
+    known = ("event", "pair", "index", "item", "low", "steps", "input_ids")
     return next((batch[name].tolist() for name in known if name in batch), [])
 
 
@@ -67,6 +68,7 @@ class Watched(Loop):
         FAULTS.clear()
         FAULTS.update(job.get("faults", {}), this_rank=rank, this_step=0)
         if "prefetch" in job:
+            assert isinstance(self.session.loader, Loader)
             self.session.loader.prefetch = job["prefetch"]
         if "loss_scale" in job:
             for group in stepper.groups.values():
@@ -104,8 +106,10 @@ class Watched(Loop):
         def watched(objective, batch, abandon=False):
             step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
-            if batch is not None:
-                self.samples[step + 1] = items_of(batch)
+            seen: dict[int, list[int]] = {}
+            for each in batches_of(batch):
+                seen.setdefault(step + 1, []).extend(items_of(each))
+            self.samples |= seen
             before = _collectives()
             made = real(objective, batch, abandon)
             self.collectives[step + 1] = _collectives() - before

@@ -25,19 +25,22 @@ class EitherPrecision:
         return {name: model.double() for name, model in models.items()} if isinstance(models, dict) else models.double()
 
 
-class Collatz(CollatzTask):
-    """The task itself, small."""
-
-    def __init__(self, **options: Any) -> None:
-        small: dict[str, Any] = dict(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, max_len=96, prefix=32)
-        super().__init__(**small | options)
-
-
 class Muon(EitherPrecision, MuonTask):
     """The task itself, small, in either precision."""
 
     def __init__(self, float64: bool = False, **options: Any) -> None:
         small: dict[str, Any] = dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4)
+        super().__init__(**small | options)
+        self.float64 = float64
+
+
+class Collatz(EitherPrecision, CollatzTask):
+    """The task itself, small, in either precision."""
+
+    def __init__(self, float64: bool = False, **options: Any) -> None:
+        small: dict[str, Any] = dict(
+            d_model=8, num_layers=1, nhead=2, dim_feedforward=8, max_len=48, prefix=16, eval_rows=16
+        )
         super().__init__(**small | options)
         self.float64 = float64
 

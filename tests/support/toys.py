@@ -314,6 +314,33 @@ class Statistics(Ragged):
         return super()._error(models, batch | {"y": batch["y"] - mean}, power)
 
 
+class Normed(Ragged):
+    """With BatchNorm, whose running statistics are those of what went through."""
+
+    def build_model(self):
+        model = super().build_model()
+        model[1] = nn.Sequential(nn.Flatten(0, -2), nn.BatchNorm1d(self.width), nn.Tanh())
+        return model
+
+    def _error(self, models, batch, power: int = 2):
+        made = models["model"](batch["x"]).view_as(batch["y"])
+        return ((made - batch["y"]).abs() ** power * batch["mask"]).sum()
+
+
+class Sore(Toy):
+    """Items whose share is not finite, and reaches no parameter if ``detached``; wherever they are computed."""
+
+    def __init__(self, detached: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.detached = detached
+
+    def loss_step(self, models, batch, totals, objective):
+        value, terms = super().loss_step(models, batch, totals, objective)
+        if (batch["index"] % 17 == 5).any():
+            value = (value.detach() if self.detached else value) * float("nan")
+        return Loss(value, terms)
+
+
 class Grouped(Toy):
     """The first layer learns at ``factor`` of the rate, biases have an option of their own."""
 

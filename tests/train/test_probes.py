@@ -129,7 +129,7 @@ def test_a_look_comes_once_a_step_and_needs_no_share():
     )  # fmt: skip
     look = Probes(session)  # type: ignore[arg-type]
     for step in (1, 3, 3, 6, 6):
-        look.run(step, None)  # type: ignore[arg-type]
+        look.run(step, [])
     assert calls == [("on_histograms", 3, {}), ("on_histograms", 6, {})]
     assert look.next_steps(6) == [8, 9] and look.next_steps(0) == [2, 3]
     look.config.monitor_steps = look.config.histogram_steps = 0

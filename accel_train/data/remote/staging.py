@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -71,7 +72,8 @@ class Staging:
         self._stop = threading.Event()
         self._copies = StagingFolder(self.folder, max_bytes, access, self._stop, self._count)
         self._threads: list[threading.Thread] = []
-        self._queue: list[str] = []
+        self._queues: dict[int, list[str]] = {}  # by the share that will need them
+        self._shares = 1
         self._chosen: set[str] = set()
         self._files: dict[str, _File] = {}
         self._waiting: Counter[str] = Counter()
@@ -83,11 +85,14 @@ class Staging:
 
     # -- what the reader calls ---------------------------------------------------------------------------------------
 
-    def schedule(self, paths: Sequence[str]) -> None:
-        """From now on these files will be needed, in this order. Local paths are passed over."""
+    def schedule(self, paths: Sequence[str], share: int = 0, shares: int = 1) -> None:
+        """From now on these files will be needed, in this order, by one of so many shares of the data, of which this
+        process may read several at once. Local paths are passed over."""
         with self._changed:
-            self._queue = [path for path in paths if self._stages(path)]
-            wanted = set(self._queue)
+            if shares != self._shares:  # the data are cut in another way now
+                self._queues, self._shares = {}, shares
+            self._queues[share] = [path for path in paths if self._stages(path)]
+            wanted = set(self._needed())
             for url, file in list(self._files.items()):
                 if url not in wanted and file.users == 0 and (file.handle >= 0 or file.error):
                     self._let_go(url)
@@ -103,8 +108,9 @@ class Staging:
         began = time.monotonic()
         with self._changed:
             self._start()
-            if path in self._queue:
-                self._queue.remove(path)
+            queue = next((queue for queue in self._queues.values() if path in queue), None)
+            if queue is not None:
+                queue.remove(path)
             self._waiting[path] += 1
             try:
                 while True:
@@ -137,7 +143,7 @@ class Staging:
             if file.users == 0:
                 if self._sampling:
                     self._kept.add(path)
-                needed = self._sampling or path in self._queue
+                needed = self._sampling or path in self._needed()
                 self._let_go(path, delete=self.delete_after_use and not needed)
             self._changed.notify_all()
 
@@ -210,10 +216,15 @@ class Staging:
                 handle, error = -1, failure
             with self._changed:
                 file.handle, file.error = handle, error
-                unwanted = url not in self._queue and not self._waiting[url]
+                unwanted = url not in self._needed() and not self._waiting[url]
                 if unwanted or isinstance(error, _PostponedError):
                     self._let_go(url)
                 self._changed.notify_all()
+
+    def _needed(self) -> list[str]:
+        """In the order in which they will be, all shares being read equally fast."""
+        turns = itertools.zip_longest(*self._queues.values())
+        return [path for turn in turns for path in turn if path is not None]
 
     def _next(self) -> str | None:
         """What to bring now: what is waited for, then what will be needed first."""
@@ -221,7 +232,7 @@ class Staging:
             if url not in self._files:
                 return url
         ahead = 0
-        for url in self._queue:
+        for url in self._needed():
             if ahead >= self.ahead:
                 return None
             if url not in self._files:

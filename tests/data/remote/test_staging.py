@@ -78,6 +78,20 @@ def test_files_are_there_in_the_order_they_are_needed(tmp_path, federation, urls
     assert federation.count("cache", "GET") == 12
 
 
+def test_shares_that_one_process_reads_at_once_keep_their_own_order(tmp_path, federation, urls):
+    with open_staging(tmp_path, ahead=2, delete_after_use=True) as stage:
+        stage.schedule(urls)  # a sample, as a whole
+        for share in range(2):
+            stage.schedule(urls[6 * share : 6 * share + 6], share, 2)
+        assert stage._needed() == [url for pair in zip(urls[:6], urls[6:], strict=True) for url in pair]
+        for url in (urls[0], urls[6]):
+            stage.acquire(url)
+        stage.schedule(urls[8:], 1, 2)
+        assert stage._needed() == [urls[1], urls[8], urls[2], urls[9], urls[3], urls[10], urls[4], urls[11], urls[5]]
+        for url in (urls[0], urls[6]):
+            stage.release(url)
+
+
 def test_what_is_there_is_trusted_by_its_size(tmp_path, federation, urls):
     with open_staging(tmp_path) as stage:
         paths = [Path(stage.acquire(url)) for url in urls[:3]]
