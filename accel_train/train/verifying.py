@@ -128,6 +128,10 @@ class Recorded:
         with imports_for(folder, self.trust):
             return load(folder, self.given)
 
+    def config_at(self, step: int) -> tuple[Task, TrainConfig]:
+        """Task and config of the session that made this step: those of the next checkpoint, else of the run."""
+        return self.config_of(min((each for each in self.steps if each >= step), default=None))
+
     def progress(self, interval: Interval) -> dict[str, Any]:
         """Of the checkpoint at the end; without one there, of the one at the beginning; else nothing is known."""
         step = interval.end if interval.saved else interval.start
