@@ -155,7 +155,7 @@ class TrainConfig(Checked):
         False, "log lines also have the values of the last step of their interval, as last/NAME."
     )
     digest_steps: int = setting(
-        50,
+        100,
         "64 bits each of gradients and weights every so many steps, in digests.jsonl (80 bytes a line for one model), "
         "by which accel-train diff finds where two runs part; 0 for none. Not under FSDP.",
         Range(0),
