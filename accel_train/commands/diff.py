@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from accel_train.train.world import accelerate_as_it_was
 
     a, b = (Recorded(folder, options.others, options.trust) for folder in (options.run_a, options.run_b))
-    lines, known = list(about(a.folder, b.folder)), stretch(a, b)
+    lines, known = list(about(a, b)), stretch(a, b)
     found = None
     if not options.json:
         _say([f"A is {a.folder}, B is {b.folder}", *lines, _written(known)])
@@ -57,7 +57,10 @@ def _written(known: Stretch) -> str:
     if known.apart is None:
         return f"equal to step {known.until:,} ({known.compared})"
     equal = f"the weights of step {known.equal:,} are equal" if known.equal else "no step is known to be equal"
-    return f"{equal}; at step {known.apart:,} {known.shown_by} differ ({known.compared})"
+    begin = f"the checkpoint of step {known.begin:,}" if known.begin else "the seed"
+    return (
+        f"{equal}; at step {known.apart:,} {known.shown_by} differ ({known.compared}); both are replayed from {begin}"
+    )
 
 
 def _replayed(found: Found) -> list[str]:

@@ -17,12 +17,12 @@ from accel_train.config.yaml_text import load_mapping
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError
 from accel_train.run import compare
-from accel_train.run.checkpoint import read_progress
+from accel_train.run.checkpoint import PROGRESS
 from accel_train.run.folder import machine
 from accel_train.task import Task
 from accel_train.train.loop import Loop
 from accel_train.train.replay import replayed
-from accel_train.train.verifying import Recorded
+from accel_train.train.verifying import Recorded, counted
 from accel_train.train.witness import Parting, StepSeen, first_difference, witness
 from accel_train.train.world import Ranks, start_accelerate
 
@@ -31,6 +31,8 @@ WHERE = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_
 ENVIRONMENT = ("versions", "python", "platform", "world_size", "device", "gpus", "cuda", "threads", "git")
 MADE_ON = ("ranks", "device")
 """What a replay must have in common with the run."""
+
+OF_CHECKPOINTS = "weights in the checkpoints"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Stretch:
         equal: the last step, before they part, of which it is known that the weights are equal to the bit; 0: none is.
         apart: the first step of which it is known that they differ; None: nothing differs.
         shown_by: what shows that.
+        begin: the newest checkpoint of both at or before ``equal``; 0: the seed.
         until: the last step that both have reached.
         compared: how much was.
     """
@@ -48,40 +51,39 @@ class Stretch:
     equal: int
     apart: int | None
     shown_by: str
+    begin: int
     until: int
     compared: str
 
 
-def about(a: Path, b: Path) -> Iterator[str]:
+def about(a: Recorded, b: Recorded) -> Iterator[str]:
     """In which settings, data, versions and machines two runs differ; no task is imported."""
-    configs = [load_mapping(run / "config.yaml", "diff") for run in (a, b)]
+    configs = [load_mapping(each.folder / "config.yaml", "diff") for each in (a, b)]
     may, identity = differences(configs[0], configs[1])
     yield from (f"config: {line}" for line in [*identity, *may] if not line.startswith(WHERE))
-    saved = [_newest(run) for run in (a, b)]
+    saved = [_said(each, max(each.steps, default=0)) for each in (a, b)]
     data, code = ([found.get(name) or {} for found in saved] for name in ("data", "code"))
     if what := changed(data[0], data[1]):
         yield f"data: {what} (was: A, now: B)"
     if all(code) and code[0] != code[1]:
         yield "code: the source of the task"
-    old, new = (flatten({name: found.get(name) for name in ENVIRONMENT}) for found in map(_environment, (a, b)))
+    machines = [_read(each.folder / "environment.json") for each in (a, b)]
+    old, new = (flatten({name: found.get(name) for name in ENVIRONMENT}) for found in machines)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"environment: {name}: {old.get(name)} -> {new.get(name)}"
 
 
-def _newest(run: Path) -> dict[str, Any]:
-    """What the newest checkpoint says of the data, and of the code where it does."""
-    found = sorted((run / "checkpoints").glob("step-*"))
-    if not found:
-        return {}
-    with contextlib.suppress(OSError, ValueError):
-        return read_progress(found[-1]) | json.loads((found[-1] / "identity.json").read_text())
-    return read_progress(found[-1])
+def _said(recorded: Recorded, step: int) -> dict[str, Any]:
+    """What a checkpoint says of its data, its machine and, where it does, its code."""
+    folder = recorded.checkpoints.path(step)
+    return _read(folder / "identity.json") | _read(folder / PROGRESS)
 
 
-def _environment(run: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
+    """Nothing where it is not there or cannot be read; what rests on it is checked once more before a replay."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((run / "environment.json").read_text())
+        return dict(json.loads(file.read_text()))
     return {}
 
 
@@ -94,20 +96,37 @@ def stretch(a: Recorded, b: Recorded) -> Stretch:
     ours, theirs = (compare.digests(each.folder, until) for each in (a, b))
     # step, are the weights equal, by what
     found = [(step, ours[step] == theirs[step], "digests") for step in sorted(ours.keys() & theirs.keys())]
-    logs = [[r for r in compare.records(each.folder, -1, until) if r.get("kind") != "own"] for each in (a, b)]
-    by_place = [{(r.get("step", 0), r.get("kind")): r for r in log} for log in logs]
-    both = sorted(by_place[0].keys() & by_place[1].keys(), key=str)
-    unequal = [place for place in both if list(compare.in_records([by_place[0][place]], [by_place[1][place]]))]
-    found += [(int(step), False, f"{kind} values in metrics.jsonl") for step, kind in unequal]
+    logs = [_means(each.folder, until) for each in (a, b)]
+    both = sorted(logs[0].keys() & logs[1].keys())
+    found += [(end, False, "values in metrics.jsonl") for begin, end in both
+              if _unequal(logs[0][begin, end], logs[1][begin, end])]  # fmt: skip
     saved = [step for step in a.steps if step in b.steps]
-    found += [(step, _same_weights(a.checkpoints.path(step), b.checkpoints.path(step)), "weights of the checkpoints")
+    found += [(step, _same_weights(a.checkpoints.path(step), b.checkpoints.path(step)), OF_CHECKPOINTS)
               for step in saved]  # fmt: skip
     if not found and not both:
         raise UserError(f"{a.folder} and {b.folder} have no step in common with a digest, a log line or a checkpoint")
     apart, shown_by = min(((step, by) for step, equal, by in found if not equal), default=(None, ""))
     equal = max((step for step, same, _ in found if same and (apart is None or step < apart)), default=0)
-    count = f"{len(ours.keys() & theirs.keys()):,} digests, {len(both):,} log records, {len(saved):,} checkpoints"
-    return Stretch(equal, apart, shown_by, until, count)
+    begin = max((step for step in saved if step <= equal), default=0)
+    there = {"digest": ours.keys() & theirs.keys(), "log record": both, "checkpoint": saved}
+    return Stretch(
+        equal, apart, shown_by, begin, until, ", ".join(counted(len(each), name) for name, each in there.items())
+    )
+
+
+def _means(run: Path, until: int) -> dict[tuple[int, int], dict[str, Any]]:
+    """Train records, by the steps that they are the means of."""
+    found, before = {}, 0
+    for record in compare.records(run, 0, until):
+        if record.get("kind") == "train":
+            found[before, record["step"]] = record
+            before = record["step"]
+    return found
+
+
+def _unequal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    names = one.keys() & other.keys()
+    return any(True for _ in compare.in_records([{n: one[n] for n in names}], [{n: other[n] for n in names}]))
 
 
 def _same_weights(ours: Path, theirs: Path) -> bool:
@@ -136,12 +155,13 @@ def found_by_replay(a: Recorded, b: Recorded, known: Stretch) -> Found:
     if why := _cannot(a, b):
         return Found(None, Parting("environment", why))
     sides = (a, b)
-    begin = max((step for step in a.steps if step in b.steps and step <= known.equal), default=0)
-    logs = [_digests(each, begin, known.apart) for each in sides]
+    # a checkpoint may have been altered later: then it is the step after it that differs
+    begin, end = known.begin, min(known.apart + (known.shown_by == OF_CHECKPOINTS), known.until)
+    logs = [_digests(each, begin, end) for each in sides]
     notes = tuple(
         note for name, each, log in zip("AB", sides, logs, strict=True) for note in _unrepeated(name, each, log)
     )
-    step = next((step for step in range(begin + 1, known.apart + 1) if logs[0].get(step) != logs[1].get(step)), None)
+    step = next((step for step in range(begin + 1, end + 1) if logs[0].get(step) != logs[1].get(step)), None)
     if step is None:
         text = "replayed here, with the code and the libraries of here, both sides are equal"
         return Found(None, Parting("unrepeated", text), notes or ("a log or a checkpoint was altered, or the code, the "
@@ -168,12 +188,11 @@ def _cannot(a: Recorded, b: Recorded) -> str:
 def _made_on(recorded: Recorded, step: int | None = None) -> dict[str, Any]:
     """Ranks, device and threads, as the next checkpoint says, else the newest one, else environment.json."""
     later = min((each for each in recorded.steps if step is not None and each >= step), default=None)
-    chosen = later if later is not None else max(recorded.steps, default=None)
-    if chosen is None:
-        about = _environment(recorded.folder)
-        return {"ranks": about["world_size"], "threads": about["threads"]} if about else {}
-    progress = read_progress(recorded.checkpoints.path(chosen))
-    return {"ranks": progress["world_size"], **progress.get("made_on", {})}
+    progress = _said(recorded, later if later is not None else max(recorded.steps, default=0))
+    if progress:
+        return {"ranks": progress["world_size"], **progress.get("made_on", {})}
+    about = _read(recorded.folder / "environment.json")
+    return {"ranks": about["world_size"], "threads": about["threads"]} if about else {}
 
 
 @contextlib.contextmanager
