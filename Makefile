@@ -15,7 +15,7 @@ CONFIG ?= examples/$(TASK)_small.yaml
 # further arguments, for train (--seed=1 --task.init_args.d_model=256), test (-k collatz) and bench
 ARGS   ?=
 # tests side by side
-JOBS   ?= 3
+JOBS   ?= 4
 # threads per process, which accelerate would otherwise guess, with a warning
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # asked when `train` runs, since only then is torch there to answer
@@ -27,7 +27,7 @@ STAMP := $(VENV)/.accel_train-installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-gpu test-lowest lint types format bench clean
+.PHONY: help install train test test-slow test-gpu test-lowest lint types format docs bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,10 +61,10 @@ train: $(STAMP) ## train: TASK=, CONFIG=, LAUNCH=, ARGS=
 
 # Most tests wait more than they compute: for other processes, for time-outs. A file's tests stay together.
 test: $(STAMP) ## run the test suite (minutes); ARGS= goes to pytest
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests too
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)
@@ -86,6 +86,9 @@ types: $(STAMP) ## check types
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## build the documentation as a site: build/docs/index.html
+	$(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
 
 bench: $(STAMP) ## measure what the documentation claims
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script $(ARGS); done

@@ -56,6 +56,16 @@ def same_class(one: str, other: str) -> bool:
     return name == other_name and alike
 
 
+def same_optimizer(one: str, other: str) -> bool:
+    """Whether two paths mean the same optimiser: those of torch need no module, and go by any case."""
+    return _in_torch(one) == _in_torch(other)
+
+
+def _in_torch(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    return name.lower() if module in ("", "torch.optim") else path
+
+
 def module_of(where: str) -> ModuleType:
     """A module by its name, or by its file: as in running that, its folder comes first among those for imports.
 

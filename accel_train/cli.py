@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import json
 import os
 import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 from accel_train.command import find_command, listed
 from accel_train.commands import COMMANDS
@@ -54,6 +57,7 @@ def _exit_code(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except UserError as error:
         _say_once(f"error: {error}")
+        _tell_launcher(str(error))
         return 2
     except (LockLostError, NonFiniteError) as error:
         _say_once(f"training failed: {error}")
@@ -89,6 +93,13 @@ def _say_once(text: str) -> None:
         print(f"accel-train: {scrub(text)}", file=sys.stderr, flush=True)
 
 
+def _tell_launcher(text: str) -> None:
+    """torchrun and accelerate end with forty lines of their own, the last of which are what this file has."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": scrub(text), "timestamp": str(int(time.time()))}))
+
+
 def _end_without_those_who_wait(code: int) -> None:
     """A thread that still reads what may never come would keep the interpreter from ending."""
     ends = time.monotonic() + 1.0
@@ -100,7 +111,7 @@ def _end_without_those_who_wait(code: int) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
     if arguments[0] == "--version":

@@ -93,6 +93,10 @@ def find_command(commands: Mapping[str, Command], name: str, task: str = "", oth
     if name in commands:
         return commands[name]
     known, of = [*commands, *others], f"{task}: " if task else ""
+    if not task and (name.startswith("--") or name.endswith((".yaml", ".yml"))):
+        raise UserError(
+            f"{name} comes after a command: accel-train train {name if name[0] == '-' else f'--config {name}'}"
+        )
     raise UserError(f"{of}unknown command {name!r}{suggest(name, known)}; there are {', '.join(known)}")
 
 

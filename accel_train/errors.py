@@ -4,6 +4,7 @@ it as one line and exits with code 2."""
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,6 +61,11 @@ def what_is_kept(last_saved: int | None) -> str:
 
 class LockLostError(RuntimeError):
     """The run folder is another run's by now; nothing more may be written into it."""
+
+
+def relative_to(path: Any) -> str:
+    """`` (relative to FOLDER)`` for a path that the working directory gives its meaning, else nothing."""
+    return "" if os.path.isabs(path) else f" (relative to {os.getcwd()})"
 
 
 def suggest(word: str, names: Iterable[Any]) -> str:

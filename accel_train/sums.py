@@ -47,10 +47,10 @@ class Moments:
 
     @staticmethod
     def sums(x: Tensor, by: By = None) -> Tensor:
-        """float64 [*columns, 3], by group [groups, *columns, 3]: sums over the items of 1, x, x^2.
+        """float64 ``[*columns, 3]``, by group ``[groups, *columns, 3]``: sums over the items of 1, x, x^2.
 
         Args:
-            x: [items, *columns], any real dtype.
+            x: ``[items, *columns]``, any real dtype.
         """
         x = x.double()
         return _add((torch.ones_like(x), x, x * x), by)
@@ -88,10 +88,10 @@ class Correlation:
 
     @staticmethod
     def sums(x: Tensor, y: Tensor, by: By = None) -> Tensor:
-        """float64 [*columns, 6], by group [groups, *columns, 6]: sums over the items of 1, x, y, x^2, y^2, x y.
+        """float64 ``[*columns, 6]``, by group ``[groups, *columns, 6]``: sums over the items of 1, x, y, x^2, y^2, x y.
 
         Args:
-            x, y: [items, *columns], any real dtype.
+            x, y: ``[items, *columns]``, any real dtype.
 
         Raises:
             UserError: shapes that differ.

@@ -54,9 +54,10 @@ class Objective:
 class Loss(NamedTuple):
     """What a loss step returns: this micro-batch's *share* of the global loss.
 
-    value: scalar tensor, differentiated.
-    terms: scalar tensors for the log. They are shares too: summed over micro-batches and ranks they give the value for
-        the whole global batch.
+    Args:
+        value: scalar tensor, differentiated.
+        terms: scalar tensors for the log. They are shares too: summed over micro-batches and ranks they give the value
+            for the whole global batch.
     """
 
     value: Tensor
@@ -237,7 +238,8 @@ class Task:
         return ""
 
     def figures(self, metrics: dict[str, float], sums: dict[str, Tensor]) -> dict[str, Any]:
-        """matplotlib figures by name, made after the last evaluation and by ``accel-train evaluate``."""
+        """matplotlib figures by name, made by ``accel-train evaluate``, after the last evaluation of a run, and after
+        those before it as long as that takes a fiftieth of the time at most."""
         return {}
 
     @classmethod

@@ -1,9 +1,9 @@
 """What reading pairs of frames costs: pairs per second, beside torch_geometric's Data and DataLoader and a memory copy.
 
-    python benchmarks/frame_pairs.py [--frames 2000] [--rounds 7]
+    python benchmarks/frame_pairs.py [--frames 12000] [--rounds 7]
 
-The data: 2,000 frames of 200 atoms with 20 neighbours each, mapped from files in the page cache; 32 pairs per batch, in
-random order. Rounds are interleaved, and a ratio is taken within a round. The memory copy moves the bytes of a batch
+The data: 12,000 frames of 200 atoms with 20 neighbours each, mapped from files in the page cache; 32 pairs per batch,
+in random order. Rounds are interleaved, and a ratio is taken within a round. The memory copy moves the bytes of a batch
 from one place to another. "first time" is the first epoch, when every frame is also checked. torch_geometric gets
 either edges with their distance, or with the 50 Gaussians that the model makes of it, and a worker process where the
 loader has a thread. It need not be installed: pip install torch-geometric, or its rows are left out.
@@ -22,6 +22,7 @@ import torch
 
 from accel_train.data.loader import Loader
 from accel_train.plan import Position
+from accel_train.system.memory import keep_freed
 from accel_train.tasks.gdynet.data import FramePairs, FrameSource, load
 
 ATOMS, NEIGHBOURS, PAIRS, TAU = 200, 20, 32, 10
@@ -137,9 +138,10 @@ def show_ratio(found: dict[str, list[float]], a: str, b: str, bar: str = "") -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--frames", type=int, default=12_000)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    keep_freed()  # as a run does
     torch.set_num_threads(1)  # on few cores the Gaussians of small items are far slower with more
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

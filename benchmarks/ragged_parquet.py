@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.system.memory import keep_freed
+
 BATCH, FILES, ROW_GROUP = 8192, 16, 10_000
 COLUMNS = ["primary", "muons"]
 USUAL_EVENTS = 5 * BATCH  # of the slow form
@@ -149,6 +151,8 @@ def hf_torch(made: Any) -> Batches:
 def reader(row: str, folder: Path) -> Batches:
     files, huge = [str(path) for path in sorted((folder / "files").glob("*.parquet"))], [str(folder / "huge.parquet")]
     events = int(next(folder.glob("*.events")).stem)
+    if not row.startswith(("hf", "raw")):
+        keep_freed()  # as a run does
     if row.startswith("hf"):
         made = streamed(folder, files, "torch" if row == "hf torch" else "arrow")
         if row == "hf arrow, skip to half":

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import toys
+from support.probe import TASKS
 from support.processes import program, run
 from support.runs import config
+from support.toys import Toy
 
 from accel_train import Task, load_exported
 from accel_train.classes import path_of, same_class, unfindable
@@ -187,7 +188,7 @@ def test_the_same_class(one, other, same):
 
 
 def test_a_notebook_is_told_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(toys, "Cell", type("Cell", (toys.Toy,), {"__module__": "__main__"}), raising=False)
+    monkeypatch.setitem(TASKS, "Cell", type("Cell", (Toy,), {"__module__": "__main__"}))
     (result,) = run({"task": "Cell", "config": config(tmp_path, max_steps=1)})
     assert result["error"] is None
     told = [title for kind, title in result["events"] if kind == "note" and "notebook" in title]

@@ -101,7 +101,7 @@ TYPOS = [
     ("zzz", 8, "zzz: no such option"),
     ("lr", 0.1, "lr: no such option; it is --learning_rate=..."),
     ("max_epochs", 3, "max_epochs: no such option (did you mean num_train_epochs?)"),
-    ("num_processes", 2, "num_processes: no such option (did you mean accelerate launch --num_processes?)"),
+    ("num_processes", 2, "num_processes: no such option; the launcher starts processes: accelerate launch --num"),
     ("optimizer.clas_path", "SGD", "optimizer.clas_path: no such option (did you mean optimizer.class_path?)"),
     ("optimizer.lr", 0.1, "optimizer.lr: no such option"),
     ("webhook.kind", ["stop"], "webhook.kind: no such option (did you mean webhook.kinds?)"),
@@ -251,7 +251,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["tasks", "--all"], "tasks: unrecognized arguments: --all"),
         (["status"], "status: the following arguments are required: run"),
         (["status", "nowhere"], "status: nowhere/status.json does not exist; is nowhere a run folder?"),
-        (["stop", "nowhere"], "stop: nowhere is not a run folder"),
+        (["stop", "nowhere"], "stop: nowhere: no such folder (relative to"),
         (["synth", "collatz"], "synth: the following arguments are required: --out"),
         (["synth", "tcn", "--out=x", "--kind", "herd"], "kind: expected easy or hard, got 'herd' (did you mean hard?)"),
         (["synth", "tcn", "--out=x", "--kind"], "--kind: expected a value, as in --kind=VALUE"),
@@ -259,7 +259,7 @@ def test_refused_in_the_same_words_from_yaml(here, capsys, key, value, says):
         (["synth", "own_toy.ToyTask", "--out=x"], "synth: this task makes its data as it goes and needs none"),
         (["evaluate", "nowhere"], "nowhere: "),
         (["export", "nowhere", "--out=x"], "nowhere: "),
-        (["inspect", "nowhere"], "task: unknown 'nowhere'"),
+        (["inspect", "nowhere"], "inspect: 'nowhere': there is no such file or folder"),
         (["runs"], "runs: the following arguments are required: ACTION"),
         (["runs", "merge", "--dst=x"], "runs merge: the following arguments are required: --src-root"),
         (["runs", "merge", "--dst=x", "--src-root=nowhere"], "nowhere: no such folder"),
@@ -385,7 +385,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize("what", ["a b.parquet", "data/*.parquet", "pelican://federation.org/x/*.parquet"])
 def test_files_and_patterns_reach_inspect_as_they_are(capsys, monkeypatch, what):
     asked = []
-    monkeypatch.setattr("accel_train.commands.inspect.inspect", lambda *given, trust: asked.append(given) or "shown")
+    monkeypatch.setattr("accel_train.commands.inspect.look_at", lambda *given, trust: asked.append(given) or "shown")
     assert main(["inspect", what, "other.parquet", "--rows=3"]) == 0
     assert asked == [(what, ["other.parquet", "--rows=3"])] and capsys.readouterr().out == "shown\n"
 

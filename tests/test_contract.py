@@ -5,7 +5,8 @@ import pytest
 import torch
 from support.processes import run
 from support.runs import config
-from support.toys import Gan, Toy
+from support.toy_gans import Gan
+from support.toys import Toy
 from torch import nn
 
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer, contract

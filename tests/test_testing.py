@@ -35,7 +35,7 @@ def test_what_keeps_the_laws():
 
 
 @pytest.mark.parametrize(("task", "says"), [
-    (Forgetful, "trained again, it is not the same: REFUTED, steps 2 to 4: metrics.jsonl: train at step 3"),
+    (Forgetful, "trained again, it is not the same: REFUTED, steps 2 to 3: metrics.jsonl: train at step 3"),
     (Noisy, "in micro-batches it is not the same .*: REFUTED, .*: beyond rounding: weights differ by"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")

@@ -131,7 +131,7 @@ def _gpus() -> list[Line]:
 
     if not torch.cuda.is_available():
         if torch.backends.mps.is_available():
-            return [Line(OK, "gpu", "Apple GPU (mps); one process only, no bf16 autocast before macOS 14")]
+            return [Line(NOTE, "gpu", "Apple GPU (mps): not used, since it has no float64; training is on the CPU")]
         nvidia = shutil.which("nvidia-smi") is not None
         if torch.version.cuda is None and torch.version.hip is None:
             if nvidia:

@@ -9,7 +9,7 @@ from accel_train.command import Parser, add_weights
 from accel_train.config.plain import to_dict
 from accel_train.run.reports import Reports, warn
 from accel_train.run.saved import find_saved
-from accel_train.system.writing import refuse_filled, refuse_unwritable, writing
+from accel_train.system.writing import files_in, refuse_filled, refuse_unwritable, writing
 from accel_train.task import Exports, hook
 
 
@@ -19,7 +19,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    print(f"exported to {export_run(options.run, options.checkpoint, options.out, options.trust)}")
+    out = export_run(options.run, options.checkpoint, options.out, options.trust)
+    print(f"exported to {out}: {', '.join(str(file.relative_to(out)) for file in files_in(out))}")
+    trust = ", trust=True" if options.trust else ""
+    print(f"  load  task, models, about = accel_train.load_exported({str(out)!r}{trust})")
     return 0
 
 

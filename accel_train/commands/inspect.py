@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.command import Parser, add_trust
 from accel_train.config.plain import to_dict
-from accel_train.config.read import parse
+from accel_train.config.read import parse, settings_for
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
-from accel_train.errors import DataError, FoundError, UserError, exit_code_of
+from accel_train.errors import DataError, FoundError, UserError, exit_code_of, relative_to, suggest
 from accel_train.registry import find
 from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
-from accel_train.run.saved import NEITHER, kind_of_folder
+from accel_train.run.saved import kind_of_folder, what_it_is_not
 from accel_train.run.weights import read_described
 from accel_train.system.secrets import scrub_tree
 from accel_train.system.writing import files_in
@@ -30,6 +31,7 @@ from accel_train.tracking.records import number, plain, show_terms
 if TYPE_CHECKING:
     from accel_train.task import Batch
 
+_AS_DATA = "accel-train inspect TASK --task.init_args.NAME=... shows the data of a task"
 UNITS = {"st": "steps", "ep": "epochs"}
 
 
@@ -43,39 +45,59 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        print(inspect(os.path.expanduser(options.what), options.others, trust=options.trust))
+        print(look_at(os.path.expanduser(options.what), options.others, trust=options.trust))
     except FoundError as report:
         print(report)
         return exit_code_of(report)
     return 0
 
 
-def inspect(what: str, others: list[str], trust: bool = False) -> str:
-    """What is in a run folder, a checkpoint, an exported model, a config file or a task's data, for a person to read.
+def inspect(what: str | Path | Task, *, trust: bool = False, **settings: Any) -> str:
+    """What ``accel-train inspect`` prints, for a person to read.
 
     Args:
-        others: further options as for ``train``, where ``what`` is a config file or a task.
+        what: a run folder, a checkpoint, an exported model, a config file, a file of data, a task's name, or a task,
+            of which this is the first batch.
         trust: also import what a config file names and no installed package has.
+        settings: as for ``Trainer``, where ``what`` is a config file or a task.
+
+    Raises:
+        UserError: there is no such thing, or something in it is wrong, in one line.
     """
+    if isinstance(what, Task):
+        return _show_data(what, settings_for(type(what), settings))
+    return look_at(str(what), [f"--{name}={json.dumps(value)}" for name, value in settings.items()], trust)
+
+
+def look_at(what: str, others: list[str], trust: bool = False) -> str:
+    """The same, with further options as for ``train``."""
     from accel_train.registry import TASKS
 
     path = Path(what)
     if what not in TASKS and path.is_dir():
         kind = kind_of_folder(path)
         if others and kind:
-            raise UserError(f"inspect: {others[0]} has no meaning for a {kind}")
+            hint = "; accel-train runs table FOLDER compares runs" if kind == "run" else ""
+            raise UserError(f"inspect: {others[0]} has no meaning for a {kind}{hint}")
         if kind == "" and (described := _describe_files(what, others)) is not None:
             return described
         if kind == "":
-            raise UserError(f"{path}: {NEITHER}")
+            raise UserError(f"{path}: {what_it_is_not(path)}, and no data that a task knows by name; {_AS_DATA}")
         return {"run": _show_run, "checkpoint": _show_checkpoint, "model": _show_model}[kind](path)
     if what not in TASKS and (described := _describe_files(what, others)) is not None:
         return described
     if what not in TASKS and path.is_file():
+        if path.suffix not in ("", ".yaml", ".yml", ".json"):
+            raise UserError(f"{what}: neither a config (.yaml) nor a file that a task knows by its ending; {_AS_DATA}")
         with imports_for(path, trust):
             return _show_plan(*parse(["--config", what, *others]))
     if path.suffix in (".yaml", ".yml") or "/" in what:
-        raise UserError(f"{what}: no such file or folder")
+        raise UserError(f"{what}: no such file or folder{relative_to(path)}")
+    if what not in TASKS and "." not in what:
+        raise UserError(
+            f"inspect: {what!r}: there is no such file or folder{relative_to(path)}, and no task is called so"
+            f"{suggest(what, TASKS)}; there are {', '.join(TASKS)}"
+        )
     return _show_data(*parse(["--task", what, *others]))
 
 
@@ -99,8 +121,7 @@ def _describe_files(what: str, others: list[str]) -> str | None:
     try:
         return describe(files, **further_options([o for o in others if o.startswith("--")], describe))
     except DataError as error:
-        raise UserError(f"{error} (read as data of {name}; accel-train inspect TASK --task.init_args.NAME=... shows "
-                        "those of another task)") from None  # fmt: skip
+        raise UserError(f"{error} (read as data of {name}; {_AS_DATA})") from None
 
 
 def _holds(folder: Path, names: Iterable[str]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accel_train.command import Parser
 from accel_train.errors import UserError
+from accel_train.run.saved import what_it_is_not
 from accel_train.system.writing import writing
 from accel_train.tracking.status import why_over
 from accel_train.train.control import request
@@ -19,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     command = options.command
     if not (options.run / "config.yaml").is_file():
-        raise UserError(f"{command}: {options.run} is not a run folder (no config.yaml)")
+        raise UserError(f"{command}: {options.run}: {what_it_is_not(options.run)}")
     if why := why_over(options.run):
         print(f"{options.run} is not running ({why}): nothing to {command}")
         return 0

@@ -45,7 +45,8 @@ def lines(moment: Moment, top: int) -> list[str]:
     """What a person reads of a step."""
     begin = f"the checkpoint of step {moment.checkpoint:,}" if moment.checkpoint else "the seed"
     head = f"step {moment.step:,}, epoch {moment.epoch}, replayed from {begin}"
-    return [line for update in moment.updates for line in [head, *_of_update(update, top), ""]][:-1]
+    updates = [line for update in moment.updates for line in ["", *_of_update(update, top)]]
+    return [head, *(f"  unusual: {line}" for line in moment.unusual[:top]), *updates]
 
 
 def _of_update(update: Update, top: int) -> list[str]:
@@ -56,9 +57,13 @@ def _of_update(update: Update, top: int) -> list[str]:
         found.append("  (they differ where an item alone draws otherwise: drop-out, BatchNorm; or what is not finite)")
     if update.first_non_finite:
         found.append(f"  first output that is not finite: {update.first_non_finite}")
-    found.append(f"  {'share':>14}  item")
+    found.append(f"  {'share':>14}  item; what is furthest from the median comes first")
     found += [f"  {each.loss:>14.6g}  {each.name}" + ("" if each.finite else "  NOT FINITE")
-              for each in update.largest(top)]  # fmt: skip
+              for each in update.outstanding(top)]  # fmt: skip
+    for term in update.shares[0].terms if len(update.shares) > 1 else ():
+        (first,) = update.outstanding(1, term)
+        if first.name not in {each.name for each in update.outstanding(1)}:
+            found.append(f"  {first.terms[term]:>14.6g}  {first.name}, of {term}")
     found.append(f"  {'gradient':>14}  module (all: {update.norm:.6g})")
     largest = sorted(update.norms.items(), key=lambda each: (math.isfinite(each[1]), -each[1]))
     return found + [f"  {norm:>14.6g}  {name}" for name, norm in largest[:top]]

@@ -65,15 +65,18 @@ def _meant(hint: Any, value: Any, key: str) -> str:
         return suggest(str(value), get_args(hint))
     if dataclasses.is_dataclass(hint) and isinstance(value, str) and "class_path" in hints_of(hint):  # type: ignore[arg-type]
         return f" (did you mean {key}.class_path={value}?)"
+    if get_origin(hint) in (list, tuple) and isinstance(value, str) and "," in value and value[0] not in "[{":
+        return f" (write '[{value}]')"
     return ""
 
 
-def construct(cls: type, given: Any, prefix: str) -> Any:
+def construct(cls: type, given: Any, prefix: str, where_from: str = "") -> Any:
     """An instance of a class.
 
     Args:
         given: arguments of its constructor by name, as a config has them.
         prefix: of their names, in messages.
+        where_from: what to say if one is missing.
 
     Raises:
         UserError: an argument is unknown, missing or wrong.
@@ -85,7 +88,7 @@ def construct(cls: type, given: Any, prefix: str) -> Any:
         refuse_unknown(given, known, prefix)
     for name, argument in known.items():
         if argument.default is inspect.Parameter.empty and name not in given:
-            raise UserError(f"{prefix}{name}: missing; {cls.__name__} needs it")
+            raise UserError(f"{prefix}{name}: missing; {cls.__name__} needs it{where_from}")
     hints = {name: argument.annotation for name, argument in known.items()}
     return cls(**{name: build(hints.get(name, Any), value, f"{prefix}{name}") for name, value in given.items()})
 
@@ -111,18 +114,21 @@ def refuse_unknown(
             raise UserError(f"{prefix}{name}: no such option{hint}")
 
 
-def pairs(arguments: Iterable[str], hint: str = "") -> Iterator[tuple[str, str]]:
-    """(key, value) of each ``--KEY=VALUE`` or ``--KEY VALUE``; ``hint``: what else may be meant, for the message."""
-    rest = iter(arguments)
+def pairs(arguments: Iterable[str], valueless: Callable[[str], str] | None = None) -> Iterator[tuple[str, str]]:
+    """(key, value) of each ``--KEY=VALUE`` or ``--KEY VALUE``; ``valueless``: what to say of a key without a value."""
+    rest, hint = iter(arguments), " (a YAML file is given as --config FILE)" if valueless else ""
+    before = ""
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key.startswith("--"):
-            raise UserError(f"{argument}: expected --KEY=VALUE{hint}")
+            quoted = f" (if it belongs to {before} {argument}', put that in quotes; a list is '[A, B]')"
+            raise UserError(f"{argument}: expected --KEY=VALUE{quoted if before and '.y' not in argument else hint}")
         if not equals:
             following = next(rest, "--")
             if following.startswith("--"):
-                raise UserError(f"{key}: expected a value, as in {key}=VALUE")
+                raise UserError(valueless(key[2:]) if valueless else f"{key}: expected a value, as in {key}=VALUE")
             value = following
+        before = f"{key}='{value}"
         yield key[2:], value
 
 

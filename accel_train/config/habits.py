@@ -6,11 +6,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from accel_train.errors import UserError
+from accel_train.errors import UserError, suggest
 
 _EPOCHS = "the length of a run is --num_train_epochs=... or --max_steps=..."
 _BATCH = "--global_batch_size=... is that of all processes, --per_device_batch_size=... of each"
 _MEMORY = f"{_BATCH}; what does not fit is cut by --micro_batch_size=..., and the gradients are the same"
+_LAUNCH = "accelerate launch --num_processes 2 -m accel_train train ..."
+_DEVICE = "a GPU is used where there is one; CUDA_VISIBLE_DEVICES=0 says which, ACCELERATE_USE_CPU=true none, and " + (
+    f"several take {_LAUNCH}"
+)
+_PRECISION = "it is --mixed_precision=bf16 (or fp16, no)"
 HABITS = {
     "resume": "the same command goes on where its run stopped; --resume_from_checkpoint=PATH goes on from another "
     "checkpoint, --init_from=PATH begins with its weights alone",
@@ -21,15 +26,24 @@ HABITS = {
     "batch_size": _BATCH,
     "gradient_accumulation_steps": _MEMORY,
     "grad_accum_steps": _MEMORY,
+    "device": _DEVICE,
+    "gpus": _DEVICE,
+    "no_cuda": _DEVICE,
+    "use_cpu": _DEVICE,
+    "num_processes": f"the launcher starts processes: {_LAUNCH}",
+    "fp16": _PRECISION,
+    "bf16": _PRECISION,
+    "warmup_ratio": '--warmup_steps=... counts steps, or epochs ("5ep")',
+    "logging_dir": "--output_dir=... is the run folder; TensorBoard's files are in RUN/tensorboard",
+    "dry_run": "it is the switch --dry_run, without a value, on the command line",
+    "print_config": "it is the switch --print_config, without a value, on the command line",
 }
 """Name -> what is meant by it here."""
 
 OTHER_NAMES = {
     "weight_decay": "optimizer.init_args.weight_decay", "precision": "mixed_precision",
     "per_device_train_batch_size": "per_device_batch_size", "max_epochs": "num_train_epochs", "steps": "max_steps",
-    "device": "CUDA_VISIBLE_DEVICES in the environment", "num_processes": "accelerate launch --num_processes",
-    "gpus": "accelerate launch --num_processes", "scheduler": "lr_scheduler_type", "log_steps": "logging_steps",
-    "patience": "early_stopping_patience",
+    "scheduler": "lr_scheduler_type", "log_steps": "logging_steps", "patience": "early_stopping_patience",
 }  # fmt: skip
 """Name -> the same thing here."""
 
@@ -43,6 +57,15 @@ def refuse_habits(given: Collection[Any], of_task: Collection[str]) -> None:
     for name in given:
         if name in HABITS and (name not in of_task or name == "mode"):
             raise UserError(f"{name}: no such option; {HABITS[name]}")
+
+
+def without_value(name: str, known: Collection[str]) -> str:
+    """What to say of an option that is given without a value: it may be no option at all."""
+    if name in HABITS:
+        return f"{name}: no such option; {HABITS[name]}"
+    if name.partition(".")[0] not in known:
+        return f"{name}: no such option{suggest(name, [*known, *HABITS])}"
+    return f"--{name}: expected a value, as in --{name}=VALUE"
 
 
 def refuse_old_config(tree: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from accel_train.classes import path_of, same_class
+from accel_train.classes import path_of, same_class, same_optimizer
 from accel_train.config.schema import TrainConfig
 from accel_train.system.expansion import Expanded, expand, refuse_incomplete
 from accel_train.system.secrets import scrub_tree
@@ -61,7 +61,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], movable: tuple[str, ..
     before, after = flatten(old), flatten(new)
     free, identity = [], []
     for name in sorted(before.keys() | after.keys()):
-        if name == "task.class_path" and same_class(str(before.get(name)), str(after.get(name))):
+        of_optimizer = name.startswith("optimizer") and name.endswith(".class_path")
+        same = same_optimizer if of_optimizer else same_class
+        if (of_optimizer or name == "task.class_path") and same(str(before.get(name)), str(after.get(name))):
             continue
         if expand(before.get(name)) != expand(after.get(name)):
             line = f"{name}: {before.get(name)} -> {after.get(name)}"

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from accel_train.arguments import arguments_of
-from accel_train.classes import same_class
+from accel_train.classes import same_class, same_optimizer
 from accel_train.config.convert import Typed, build, construct, pairs, refuse_unknown
-from accel_train.config.habits import OTHER_NAMES, refuse_habits, refuse_old_config
+from accel_train.config.habits import OTHER_NAMES, refuse_habits, refuse_old_config, without_value
 from accel_train.config.schema import TrainConfig
 from accel_train.config.yaml_text import load_mapping, loads_or_text
 from accel_train.errors import UserError
 from accel_train.registry import TASKS, find
 from accel_train.system.expansion import expand, refuse_incomplete
+from accel_train.task import DataTools, hook
 
 
 def parse(arguments: list[str]) -> tuple[Any, TrainConfig]:
@@ -30,9 +31,6 @@ def _made_of(tree: dict[str, Any]) -> tuple[Any, TrainConfig]:
     node = tree.pop("task", None)
     if node is None:
         raise UserError("task: missing; give --task=NAME or a YAML file that names it (accel-train tasks lists them)")
-    refuse_habits(tree, arguments_of(task_class(node))[0])
-    elsewhere = {name: f"task.init_args.{name}" for name in arguments_of(task_class(node))[0]}
-    refuse_unknown(tree, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=OTHER_NAMES | elsewhere)
     config = settings_for(task_class(node), tree)
     return build_task(node), config
 
@@ -44,8 +42,12 @@ def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
     of Adam), so it is not taken over in silence.
 
     Raises:
-        UserError: as for ``build``, or another optimiser without a learning rate.
+        UserError: as for ``build``, a name that is none, or another optimiser without a learning rate.
     """
+    of_task = arguments_of(task)[0]
+    refuse_habits(given, of_task)
+    elsewhere = {name: f"task.init_args.{name}" for name in of_task}
+    refuse_unknown(given, [f.name for f in dataclasses.fields(TrainConfig)], elsewhere=OTHER_NAMES | elsewhere)
     recommended, schedule = dict(task.recommended), "lr_scheduler_type"
     if given.get(schedule) not in (None, recommended.get(schedule)):
         recommended.pop("lr_scheduler_kwargs", None)
@@ -53,7 +55,7 @@ def settings_for(task: type, given: dict[str, Any]) -> TrainConfig:
     rate = task.recommended.get("learning_rate")
     if rate is not None and "learning_rate" not in given and config.optimizer.learning_rate is None:
         meant, found = build(TrainConfig, task.recommended).optimizer.class_path, config.optimizer.class_path
-        if meant.rpartition(".")[2].lower() != found.rpartition(".")[2].lower():
+        if not same_optimizer(meant, found):
             raise UserError(f"learning_rate: {rate:g} is what {task.task_name()} recommends for {meant}; with {found}, "
                             "give one (--learning_rate=...)")  # fmt: skip
     return config
@@ -72,7 +74,8 @@ def read(arguments: list[str]) -> dict[str, Any]:
 
     Another class drops the ``init_args`` of the one before it, wherever on the command line it stands.
     """
-    given = list(pairs(arguments, " (a YAML file is given as --config FILE)"))
+    known = ["config", "task", *(field.name for field in dataclasses.fields(TrainConfig))]
+    given = list(pairs(arguments, lambda name: without_value(name, known)))
     tree: dict[str, Any] = {}
     for key, path in given:
         if key == "config":
@@ -134,7 +137,10 @@ def _drop_stale(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def build_task(node: dict[str, Any]) -> Any:
     """A task from its ``class_path`` and ``init_args``."""
-    return construct(task_class(node), expand(node.get("init_args") or {}), "task.init_args.")
+    cls, name = task_class(node), str(node["class_path"])
+    can_be_made = name in TASKS and hook(cls, DataTools, "synth") is not DataTools.synth
+    how = f" (accel-train synth {name} --out FOLDER makes data to try)" if can_be_made else ""
+    return construct(cls, expand(node.get("init_args") or {}), "task.init_args.", how)
 
 
 def task_class(node: Any) -> type:

@@ -234,6 +234,9 @@ class TrainConfig(Checked):
         super().__post_init__()
         if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
             raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
+        for name in ("output_dir", "resume_from_checkpoint", "init_from"):
+            if "://" in (value := getattr(self, name) or ""):
+                raise UserError(f"{name}: {value} is a URL; this must be a folder of this machine")
         if self.ema_decay == 1:
             raise UserError("ema_decay: 1 would never forget; a plain mean is swa_start")
         if self.ema_decay is not None and self.swa_start is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def from_iterable(
     give the same items to every rank and in every reading of an epoch. One stream is read by all ranks, which keep
     their share of every batch. Of several, a batch takes equally many items from each until that has ended, and a rank
     reads only those that hold its share: with twice as many streams as ranks each reads two. A resumed run reads over
-    what it has had. Batches are put together in the loop, not ahead.
+    what it has had. One thread reads ahead, to the end of an epoch.
 
     Args:
         streams: one, or a list: ``[dataset.shard(8, i) for i in range(8)]``. Their number must not follow from that of
@@ -92,6 +92,85 @@ def from_iterable(
     for stream in listed:
         _refuse_what_is_no_stream(stream)
     return _Streams(listed, batch_size, _Assembly(seed, collate_fn, augment, tuple(names)))
+
+
+def from_load_dataset(
+    arguments: Mapping[str, Any],
+    split: str,
+    batch_size: int,
+    seed: int = 0,
+    *,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    augment: Augment | None = None,
+    streams: int = 8,
+    shuffle_buffer: int = 1000,
+) -> BatchSource | None:
+    """A source of what ``datasets.load_dataset`` finds, by arguments that a config can hold.
+
+    They are read as a stream, as ``from_iterable`` has it, unless ``streaming: false`` is among them: then a copy is
+    made in the cache of the library, and ``from_dataset`` shuffles it as a whole.
+
+    Args:
+        arguments: such as ``{path: parquet, data_files: {train: "a/*.parquet", validation: b.parquet}}`` or ``{path:
+            allenai/c4, name: en}``.
+        split, batch_size, seed: those that ``build_data`` is given; the split "train" is shuffled.
+        collate_fn, augment: as for ``from_dataset``. Without a ``collate_fn`` the numbers and lists of a row are
+            tensors, with one they are what the library gives.
+        streams: so many, or as many as there are files (shards), if these are fewer.
+        shuffle_buffer: at least 1; rows of each stream among which the next one is drawn. A rank keeps those of the
+            streams that it reads in memory.
+
+    Returns:
+        None if there is no such split, but for "train".
+
+    Raises:
+        DataError: the library cannot load it; with the first line of its reason.
+        UserError: there is no split "train", or ``split`` is among the arguments.
+    """
+    from datasets import config, load_dataset
+    from datasets.exceptions import DatasetsError
+
+    if "split" in arguments:
+        raise UserError("from_load_dataset: which split is read is the run's to say; name the files of each instead: "
+                        "data_files: {train: ..., validation: ...}")  # fmt: skip
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise opening a local file asks the network first
+    given: dict[str, Any] = {"streaming": True, **arguments}
+    try:
+        loaded: Any = load_dataset(**given)
+    except (OSError, ValueError, TypeError, DatasetsError) as error:
+        raise DataError(f"load_dataset cannot load {dict(arguments)}: {brief(error)}") from None
+    if split not in loaded:
+        if split == "train":
+            raise UserError(f"load_dataset({dict(arguments)}) has no split 'train', but {', '.join(loaded)}")
+        return None
+    dataset = loaded[split] if collate_fn is not None else loaded[split].with_format("torch")
+    if not given["streaming"]:
+        return from_dataset(dataset, batch_size, seed, split == "train", collate_fn=collate_fn, augment=augment)
+    count = min(streams, dataset.num_shards, batch_size)
+    if split != "train":
+        return from_iterable([dataset.shard(count, i) for i in range(count)], batch_size, seed, collate_fn=collate_fn,
+                             augment=augment)  # fmt: skip
+    files = [dataset.shard(dataset.num_shards, i) for i in range(dataset.num_shards)]
+    mixed = [_mixed(files[i::count], keyed.key(seed, "shuffle", i), shuffle_buffer) for i in range(count)]
+    return from_iterable(mixed, batch_size, seed, collate_fn=collate_fn, augment=augment)
+
+
+def _mixed(files: list[Any], key: int, size: int) -> Callable[[int], Iterator[Any]]:
+    """A stream of their rows, files and rows in an order drawn from (key, epoch) alone. That of ``datasets.shuffle``
+    depends on its version."""
+
+    def stream(epoch: int) -> Iterator[Any]:
+        draw, waiting = np.random.default_rng((key, epoch)), list[Any]()
+        for row in chain.from_iterable(files[i] for i in draw.permutation(len(files))):
+            if len(waiting) < size:
+                waiting.append(row)
+                continue
+            at = int(draw.integers(size))
+            yield waiting[at]
+            waiting[at] = row
+        yield from (waiting[i] for i in draw.permutation(len(waiting)))
+
+    return stream
 
 
 class _Dataset(IndexedSource):

@@ -70,13 +70,12 @@ class Loader:
 
     def batches(self, start: Position, last_epoch: int | None = None) -> Iterator[tuple[int, int, Batch | None]]:
         """(epoch, batch number, share) from ``start`` on; without end unless ``last_epoch`` (exclusive) is given."""
-        ahead = max(self.num_workers, 1) * self.prefetch
         pending: deque[tuple[int, int, Callable[[], Batch | None]]] = deque()
         workers = self._workers()
         try:
             for epoch, number, get, in_loop in self._jobs(workers, start.epoch, start.batch, last_epoch):
                 pending.append((epoch, number, get))
-                if in_loop or len(pending) > ahead:
+                if in_loop or len(pending) > self._most_ahead:
                     yield self._finish(*pending.popleft())
             while pending:
                 yield self._finish(*pending.popleft())
@@ -87,6 +86,10 @@ class Loader:
     def events(self) -> list[Event]:
         """What reading found, since the last call, that whoever watches the run should hear of."""
         return self.source.events() + self._draws.events()
+
+    @property
+    def _most_ahead(self) -> int:
+        return max(self.num_workers, 1) * self.prefetch
 
     def _workers(self) -> Workers:
         if self.num_workers == 0:
@@ -171,17 +174,23 @@ class Loader:
             again = self._open(epoch, number)
             assert again is not None
             scan = again
-        for get in self._scan_in_loop(scan, epoch, number, steps):
+        for get in self._scan_in_turn(scan, epoch, number, steps):
             yield get, True
 
-    def _scan_in_loop(
+    def _scan_in_turn(
         self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None
     ) -> Iterator[Callable[[], Batch | None]]:
+        """The shares from ``number`` on, in the loop. What does not know its length, and is slow, a thread reads ahead
+        until it finds the end; the next epoch begins when the shares of this one have been used."""
         share, first = None, number
+        fetcher, jobs = Threads(1, "scan"), deque[Future[Batch | None]]()
         try:
             while steps is None or number < steps:
                 if share is not _END:  # a rank whose data have ended has empty shares until all have
-                    share = self._take_in_loop(scan, epoch, number, steps)
+                    while self._reads_ahead(steps) and len(jobs) <= self._most_ahead:
+                        jobs.append(fetcher.submit(partial(self._fetched, scan)))
+                        self._pace.hand_over()
+                    share = self._take_in_turn(scan, epoch, number, steps, jobs)
                 if number == first > 0 and self._draws.found:
                     self._draws.resumed(epoch)
                 if steps is None and self._agreed(share is _END):
@@ -189,14 +198,31 @@ class Loader:
                 yield partial(to_tensors, None if share is _END else share)
                 number += 1
         finally:
-            _close(scan)
+            if fetcher.close():
+                _close(scan)
+
+    def _fetched(self, scan: Iterator[Batch | None]) -> Batch | None:
+        share = next(scan, _END)
+        return share if share is _END else self._pin(to_tensors(share))
+
+    def _reads_ahead(self, steps: int | None) -> bool:
+        return steps is None and self.num_workers > 0 and self._pace.ahead and not self._draws.found
 
     def _agreed(self, ended: bool) -> bool:
         return ended if self.all_agree is None else self.all_agree(ended)
 
-    def _take_in_loop(self, scan: Iterator[Batch | None], epoch: int, number: int, steps: int | None) -> Batch | None:
-        take = partial(self._take, scan, number, steps)
+    def _take_in_turn(
+        self,
+        scan: Iterator[Batch | None],
+        epoch: int,
+        number: int,
+        steps: int | None,
+        jobs: deque[Future[Batch | None]],
+    ) -> Batch | None:
         try:
+            if jobs:  # what was read ahead comes first, also where nothing more is
+                return self._wait(jobs.popleft())
+            take = partial(self._take, scan, number, steps)
             return waiting.interruptibly(self._draws.read, epoch, number, take)
         except Exception as error:
             if steps is None:
@@ -237,7 +263,9 @@ class Loader:
         Raises:
             DataError: it is not as long as announced.
         """
+        started = time.perf_counter()
         share = next(scan, _END)
+        self._pace.took(time.perf_counter() - started)
         if steps is not None:
             where = f" on rank {self.rank}" if self.world_size > 1 else ""
             if share is _END:

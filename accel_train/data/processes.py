@@ -16,7 +16,7 @@ import torch
 from accel_train.data.draws import place_key, seed_generators
 from accel_train.data.source import described
 from accel_train.errors import DataError, UserError, brief
-from accel_train.system import waiting
+from accel_train.system import memory, waiting
 from accel_train.system.process import end_with_parent
 from accel_train.system.signals import SIGNALS
 from accel_train.task import Batch, BatchSource
@@ -113,6 +113,7 @@ def _start(source: BatchSource, seed: int) -> None:
     for number in SIGNALS:  # they are for the loop: a worker must not die of them
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+    memory.keep_freed()
 
 
 def _read(epoch: int, number: int, rank: int, world_size: int) -> Batch | None:

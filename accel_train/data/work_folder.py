@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from accel_train.errors import DataError, UserError
+from accel_train.errors import DataError, UserError, relative_to
 from accel_train.system import process
 from accel_train.system.writing import write_atomic
 
@@ -329,7 +329,8 @@ def opened(folder: Path, version: int, command: str, what: str) -> Generator[dic
             raise ValueError(f"made by version {manifest['version']} of preprocess, this reads {version}")
         yield manifest
     except FileNotFoundError as error:
-        more = f"make it with accel-train {command}"
+        more = f"make it with accel-train {command}, from files of accel-train synth {command.split()[0]} to try"
+        more += relative_to(folder)
         raise DataError(f"{folder}: no preprocessed {what} (no {Path(error.filename).name}); {more}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a folder of preprocessed {what}: {error}") from None

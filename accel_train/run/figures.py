@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_train.run.reports import warn
 from accel_train.system.writing import replacing
 from accel_train.task import Event
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FOOTER_INCH = 0.16
+SHOWN_DPI = 72
+"""Dots per inch in a notebook, which keeps them."""
+
+
+class Picture:
+    """A picture in a file, which Jupyter shows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Picture({self.path.name!r})"
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def pictures(folder: Path) -> dict[str, Picture]:
+    """The figures that were saved as PNG in a folder, by name; none where there is no folder."""
+    return {path.stem: Picture(path) for path in sorted(folder.glob("*.png"))}
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """A matplotlib figure of so many inches, which Jupyter shows also where nobody has asked for ``%matplotlib
+    inline``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", **options)
+
+    def png() -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=SHOWN_DPI)
+        return buffer.getvalue()
+
+    figure._repr_png_ = png  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
+
+
+def pixels(figure: Any) -> Any:
+    """A drawn figure as an array uint8 [height, width, 4]."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
 
 
 def save_figures(

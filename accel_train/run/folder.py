@@ -18,8 +18,10 @@ from accel_train.system.writing import write_atomic
 if TYPE_CHECKING:
     import torch
 
-_FILES = ["config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl",
-          "digests.jsonl"]  # fmt: skip
+_FILES = [
+    "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "digests.jsonl",
+    "tracker_id",
+]  # fmt: skip
 _FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases", "profile"]
 
 

@@ -11,7 +11,7 @@ from accel_train.config.plain import to_dict
 from accel_train.config.read import build_task, load, merged, read
 from accel_train.config.schema import TrainConfig
 from accel_train.config.trust import imports_for
-from accel_train.errors import UserError
+from accel_train.errors import UserError, relative_to
 from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, followed, read_progress, verified
 from accel_train.run.weights import read_described
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from accel_train.task import Task
-
-NEITHER = "neither a run folder, a checkpoint nor a model folder"
 
 
 @dataclass
@@ -52,7 +50,7 @@ def find_saved(run: Path, checkpoint: str | None = None, given: Sequence[str] = 
     run = followed(Path(run))
     kind = kind_of_folder(run)
     if kind == "":
-        raise UserError(f"{run}: {NEITHER if run.exists() else 'no such folder'}")
+        raise UserError(f"{run}: {what_it_is_not(run)}")
     if kind != "run":
         if checkpoint is not None:
             raise UserError(f"--checkpoint {checkpoint}: {run} is a {kind} itself; give the run folder to choose")
@@ -62,6 +60,8 @@ def find_saved(run: Path, checkpoint: str | None = None, given: Sequence[str] = 
     if checkpoint in (None, "best") and kind_of_folder(best) == "model":
         return find_saved(best, None, given, trust)
     if checkpoint is not None and not checkpoint.isdecimal() and checkpoint not in ("best", "latest"):
+        if not Path(checkpoint).exists():
+            raise UserError(f"--checkpoint {checkpoint}: no such folder; it is best, latest, a step, or a path")
         return find_saved(Path(checkpoint), None, given, trust)
     return find_saved(CheckpointFolder(run / "checkpoints").find(checkpoint or "latest"), None, given, trust)
 
@@ -73,6 +73,15 @@ def kind_of_folder(path: Path) -> str:
     if (path / "config.yaml").is_file():
         return "run"
     return "model" if (path / "config.json").is_file() else ""
+
+
+def what_it_is_not(path: Path) -> str:
+    """Of a path that is none of these, for messages; with the runs that are in it, one of which may be meant."""
+    if not path.exists():
+        return f"no such folder{relative_to(path)}"
+    runs = sorted(each.parent.name for each in path.glob("*/config.yaml"))
+    inside = f"; there are runs in it: {', '.join(runs[:5])}{', ...' * (len(runs) > 5)}" if runs else ""
+    return f"neither a run folder, a checkpoint nor a model folder{inside}"
 
 
 def _from_checkpoint(path: Path, given: Sequence[str]) -> Saved:

@@ -15,6 +15,9 @@ from accel_train.system.secrets import VARIABLE, remember, was_scrubbed
 
 _BEGINS = re.compile(r"^\$([A-Za-z_]\w*)(?=/)")
 
+_OTHER_LANGUAGES = re.compile(r"(?<!\$)\$\{\w*[.:][^}]*\}")
+"""OmegaConf's ${oc.env:NAME} and ${a.b}."""
+
 
 class Expanded(str):
     """Text in which ``~`` or ``${NAME}`` was replaced.
@@ -78,5 +81,8 @@ def refuse_incomplete(tree: Any, key: str = "") -> None:
         for name in [*VARIABLE.findall(tree), *_BEGINS.findall(tree)]:
             if name not in os.environ:
                 raise UserError(f"{key}: {tree!r} needs the environment variable {name}, which is not set")
+        if odd := _OTHER_LANGUAGES.search(tree):
+            raise UserError(f"{key}: {tree!r}: {odd[0]} is not understood; ${{NAME}} is an environment variable, and "
+                            "nothing else is replaced ($${ is the text itself)")  # fmt: skip
         if re.match(r"~[^/]*/", text := _expand_text(tree)):
             raise UserError(f"{key}: {tree!r}: there is no user {text.partition('/')[0][1:]!r}")

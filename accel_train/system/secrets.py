@@ -34,7 +34,8 @@ _PATTERNS = [
     re.compile(r"(\b\w[\w+.-]{0,20}:/)(?!/)(?![^\s/]*\$\{)[^\s/:@]+:[^\s/@]+(?=@)"),  # as pathlib makes of it
     re.compile(r"(https?://[^\s/?#]*hook[^\s/?#]*/)[^\s\"'<>]+", re.I),  # hooks.slack.com/...
     re.compile(r"(https?://\S*/(?:webhooks?|hooks)/)[^\s\"'<>]+", re.I),  # discord.com/api/webhooks/...
-    re.compile(r"(\b(?:hf|ghp|gho|ghs|github_pat|glpat|xox[abp]|sk)[_-])\w{10,}"),  # tokens that say what they are
+    # tokens that say what they are; hf_language_model is a name
+    re.compile(r"(\b(?:hf|ghp|gho|ghs|github_pat|glpat|xox[abp]|sk)[_-])(?=\w*[A-Z\d])\w{10,}"),
     re.compile(r"(\b(?:AKIA|ASIA|AIza|eyJ))[\w-]{12,}(?:\.[\w-]+)*"),
 ]
 _QUERY = re.compile(r"(\b(\w[\w+.-]{0,20}):/[^\s\"'<>?]*\?)([^\s\"'<>]+)")

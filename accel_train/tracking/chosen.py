@@ -28,7 +28,7 @@ def observers_of(config: TrainConfig, accelerator: Accelerator, emit: Callable[[
     if other_trackers(config):
         from accel_train.tracking.accelerate import AccelerateTrackers
 
-        observers.append(AccelerateTrackers(accelerator))
+        observers.append(AccelerateTrackers(accelerator, emit))
     if os.environ.get(config.webhook.url_env) or os.environ.get(ALERT_URL_ENV) or config.webhook.url_file:
         observers.append(Webhook(config.webhook))
     if config.tb_sync_to:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
 import time
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 import rich.console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from accel_train.task import Event
+from accel_train.tracking.bar import Bar, NotebookBar, TerminalBar, in_notebook
 from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, show_clock, show_terms
 
@@ -21,20 +20,22 @@ STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "c
 
 
 REDRAW_S = 0.1
+NOTEBOOK_WIDTH = 110
+"""Characters of a line in a cell's output, which does not say how wide it is."""
 
 IN_THE_BAR = ("items/s", "wait", "ETA")
 
 
 class Console(Observer):
-    """Log lines on standard output; on a terminal, a progress bar stays below them, and a line is as wide as that at
-    most: metrics.jsonl has everything.
+    """Log lines on standard output; on a terminal, a progress bar stays below them, in a notebook above. There a line
+    is as wide as the place at most: metrics.jsonl has everything.
 
     Args:
         file: where to write. Default: standard output as it is when the run starts.
         terminal: draw the bar and use colours. Default: if ``file`` is a terminal. Without, there are only plain lines.
     """
 
-    _bar: Progress | None = None
+    _bar: Bar | None = None
     _drawn = 0.0
 
     def __init__(self, file: TextIO | None = None, terminal: bool | None = None):
@@ -44,6 +45,7 @@ class Console(Observer):
     def on_start(self, run: Run) -> None:
         file = self._file = self.file or sys.stdout
         terminal = file.isatty() if self.terminal is None else self.terminal
+        self._in_notebook = self.file is None and not terminal and in_notebook()
         # Colour is our decision, not that of variables such as FORCE_COLOR: a log file must stay free of escapes.
         self._console = rich.console.Console(
             file=file,
@@ -51,12 +53,13 @@ class Console(Observer):
             force_jupyter=False,
             no_color=None if terminal else True,
             highlight=False,
+            width=NOTEBOOK_WIDTH if self._in_notebook else None,
         )
         self._run = run
         self._started = time.monotonic()
         self._widths = {(kind, "step"): len(number(run.total_steps or 0)) for kind in ("train", "eval")}
         self._print(_introduction(run))
-        self._bar = self._start_bar(run) if terminal else None
+        self._bar = self._start_bar(run) if terminal or self._in_notebook else None
 
     def on_tick(self, status: Record) -> None:
         if self._bar is None:
@@ -69,12 +72,12 @@ class Console(Observer):
         parts += [_cell(name, text) for name, text in wanted]
         phase = status.get("phase")
         label = f"phase {phase}" if isinstance(phase, int) else str(phase or "")
-        self._bar.update(self._bar.task_ids[0], completed=step, text="  ".join(parts), description=label, refresh=True)
+        self._bar.show("  ".join(parts), step, label)
 
     def on_busy(self, what: str) -> None:
         if self._bar is not None and time.monotonic() - self._drawn >= REDRAW_S:
             self._drawn = time.monotonic()
-            self._bar.update(self._bar.task_ids[0], text=what, refresh=True)
+            self._bar.show(what)
 
     def on_log(self, record: Record) -> None:
         self._print(self._line(record))
@@ -89,7 +92,6 @@ class Console(Observer):
     def on_end(self, outcome: str, status: Record) -> None:
         if self._bar is not None:
             self._bar.stop()
-            atexit.unregister(self._bar.stop)
         where = f" at step {number(status['step'])}" if "step" in status else ""
         reason = f" ({_one_line(status['reason'])})" if status.get("reason") else ""
         took = duration(time.monotonic() - self._started)
@@ -126,22 +128,10 @@ class Console(Observer):
         width = self._widths[kind, name] = max(self._widths.get((kind, name), 0), len(text))
         return width
 
-    def _start_bar(self, run: Run) -> Progress:
-        # Drawn on ticks only: a refreshing thread would compete with the training for the interpreter.
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=self.file is None,  # what others print goes above the bar too
-            redirect_stderr=self.file is None,
-        )
-        bar.add_task("", total=run.total_steps, completed=run.start_step, text="starting")
-        bar.start()
-        atexit.register(bar.stop)  # or the terminal would be left without its cursor
-        return bar
+    def _start_bar(self, run: Run) -> Bar:
+        if self._in_notebook:
+            return NotebookBar(run.total_steps, run.start_step)
+        return TerminalBar(self._console, run.total_steps, run.start_step, redirect=self.file is None)
 
 
 def _cell(name: str, text: str, width: int = 0) -> str:

@@ -50,8 +50,8 @@ class Run:
         Args:
             name: a slash makes groups in TensorBoard.
             value: a number (TensorBoard, trackers, ``metrics.jsonl``), a text (TensorBoard, ``metrics.jsonl``), an
-                image (TensorBoard: an array [height, width] or [height, width, 3 or 4], uint8, or floats from 0 to 1)
-                or a matplotlib figure (TensorBoard).
+                image (TensorBoard, W&B: an array [height, width] or [height, width, 3 or 4], uint8, or floats from 0
+                to 1) or a matplotlib figure (TensorBoard, W&B).
             step: steps done, such as ``record["step"]``.
 
         Raises:
@@ -117,7 +117,8 @@ class Observer:
     def on_save(self, step: int, path: Path) -> None: ...
 
     def on_figures(self, step: int, figures: dict[str, Any]) -> None:
-        """The task's figures by name, drawn when the last step is evaluated and saved."""
+        """The task's figures by name, drawn when an evaluation is saved: after the last step, and before as long as
+        drawing takes a fiftieth of the time at most."""
 
     def on_add(self, step: int, name: str, value: Any) -> None:
         """Something that an observer has added with ``run.add``: a float, a text, an array or a figure."""
@@ -150,7 +151,7 @@ class Observers:
         is_image = not isinstance(value, float | str)
         if is_image and not self._said_no_images and not any(observer.shows_images for observer in self.active):
             self._said_no_images = True
-            self.emit(Event("note", f"no log shows the image {name!r}: report_to has no tensorboard"))
+            self.emit(Event("note", f"no log shows the image {name!r}: report_to has neither tensorboard nor wandb"))
         self.call("on_add", step, name, value)
 
     def begin_events(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel_train.errors import UserError, suggest
+from accel_train.run.figures import new_figure
 from accel_train.tracking.records import is_bookkeeping, is_number
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ def plot_history(history: dict[str, list[Any]], names: tuple[str, ...] = ()) -> 
         names: what to show: anything that was logged (``"grad_norm"``) or evaluated (``"mae"``, or ``"eval_mae"``).
             Default: the loss and its terms.
     """
-    from matplotlib.figure import Figure
-
     chosen = [name.removeprefix("eval_") for name in names] or _losses(history)
     for name in chosen:
         if not any(key in history for key in (name, f"eval_{name}")):
@@ -34,7 +33,7 @@ def plot_history(history: dict[str, list[Any]], names: tuple[str, ...] = ()) -> 
             raise UserError(f"nothing called {name!r} was logged{suggest(name, known)}; there are {', '.join(known)}")
     columns = min(len(chosen), COLUMNS) or 1
     rows = math.ceil(len(chosen) / columns) or 1
-    figure = Figure(figsize=(max(4.0 * columns, 5.5), 2.9 * rows + 0.3), layout="constrained")
+    figure = new_figure(max(4.0 * columns, 5.5), 2.9 * rows + 0.3)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
     for name, axes in zip(chosen, panels, strict=False):
         _draw(axes, history, name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accel_train.errors import UserError
 from accel_train.task import Objective
 from accel_train.train.averages import Average
-from accel_train.train.optim import ParameterGroup
+from accel_train.train.optim import Built, ParameterGroup
 from accel_train.train.reduction import Reduction
 from accel_train.train.schedules import Schedule
 from accel_train.train.step_module import StepModule
@@ -28,7 +28,7 @@ class Group:
     local: StepModule  # the same without the wrapper that reduces gradients
     names: list[str]  # of what is trained
     params: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    built: Built
     parameter_groups: list[ParameterGroup]  # none where all parameters are alike
     schedule: Schedule
     reduction: Reduction | None  # of gradients over ranks, by DDP
@@ -38,6 +38,10 @@ class Group:
     average: Average | None = None
     reduces_after: bool = False  # not in the last backward, but by one that adds nothing
     lr: float = field(default=math.nan)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.built.optimizer
 
     def set_lr(self, lr: float) -> None:
         if lr != self.lr:

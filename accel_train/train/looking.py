@@ -10,6 +10,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from accel_train.train.loop import Loop
 from accel_train.train.replay import replayed
 from accel_train.train.session import Session
 from accel_train.train.verifying import Recorded
+
+FAR = 100.0
+"""Times the median: what is beyond that is unusual."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,12 @@ class Update:
     norms: dict[str, float]
     first_non_finite: str
 
-    def largest(self, count: int = 10) -> list[Share]:
-        """The items that matter most: what is not finite first, then by the size of the share."""
-        return sorted(self.shares, key=lambda each: (each.finite, -abs(each.loss)))[:count]
+    def outstanding(self, count: int = 10, term: str = "") -> list[Share]:
+        """The items that stand out most: what is not finite first, then by how far the share is from the median; of the
+        loss, or of a term in the log."""
+        size = {id(each): each.terms[term] if term else each.loss for each in self.shares}
+        usual = median([value for value in size.values() if math.isfinite(value)] or [0.0])
+        return sorted(self.shares, key=lambda each: (each.finite, -abs(size[id(each)] - usual)))[:count]
 
 
 @dataclass
@@ -82,6 +89,7 @@ class Moment:
         models: by name, on the device, with the weights before the step.
         batch: this rank's share of the global batch, on the device; None if that was empty.
         parts: the same as batches of one item each, with their ``names``.
+        unusual: items with a value far beyond those of the others, on any rank, which a loss need not notice.
         updates: what the step did, in order. ``totals`` and ``shares`` are those of the first one.
     """
 
@@ -93,6 +101,7 @@ class Moment:
     batch: Batch | None
     parts: list[Batch]
     names: list[str]
+    unusual: list[str] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
 
     @property
@@ -135,6 +144,7 @@ def _look(loop: Loop, begin: int) -> Moment:
     stepper, task = session.stepper, session.task
     epoch, batch, parts, names = next_batch(loop)
     moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, names)
+    moment.unusual = [line for of_rank in session.ranks.gather(_unusual(names, parts)) for line in of_rank]
     before = {name: _copied(model) for name, model in session.models.items()}
     for objective in next_updates(loop):
         moment.updates.append(_update(session, moment, stepper.groups[objective.name], objective))
@@ -184,20 +194,20 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _update(session: Session, moment: Moment, group: Group, objective: Objective) -> Update:
     """Shares by item with the weights as they are, then the update itself, watched."""
-    stepper, task, batch, step = session.stepper, session.task, moment.batch, objective.step
+    stepper, task, batch = session.stepper, session.task, moment.batch
     micro = [] if batch is None else task.split(batch, stepper.micro_batch_size or task.size(batch))
-    stepper.seed_generators(objective, step, objective.repeat)
+    stepper.seed_generators(objective)
     totals = stepper.totals.of(group.local, objective, micro, False)
     shares = []
     with untouched(session.models), eager(session.models):
         for name, part in zip(moment.names, moment.parts, strict=True):
-            stepper.seed_generators(objective, step, objective.repeat)
+            stepper.seed_generators(objective)
             shares.append(_share(session, group, objective, totals, part, name))
     norms: dict[str, float] = {}
     stepper.on_gradients = lambda reduced: norms.update(_norms(reduced))
     try:
         with _first_non_finite(session.models) as found:
-            values, norm = stepper.step(objective, batch, step, objective.repeat)
+            values, norm = stepper.step(objective, batch)
     finally:
         stepper.on_gradients = None
     ranks = session.ranks
@@ -259,6 +269,21 @@ def _first_non_finite(models: dict[str, nn.Module]) -> Generator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _unusual(names: list[str], parts: list[Batch]) -> list[str]:
+    """By the largest number of each field, beside that of the median item."""
+    found = []
+    fields = [name for name, value in parts[0].items() if isinstance(value, Tensor)] if parts else []
+    for field_ in (name for name in fields if parts[0][name].is_floating_point()):
+        sizes = [float(part[field_].abs().max()) if part[field_].numel() else 0.0 for part in parts]
+        usual = median([size for size in sizes if math.isfinite(size)] or [0.0])
+        found += [
+            f"{name}: {field_} reaches {size:.4g}, {size / usual:,.0f} times the median item"
+            for name, size in zip(names, sizes, strict=True)
+            if usual > 0 and FAR * usual < size < math.inf
+        ]
+    return found
 
 
 def _names(session: Session, parts: list[Batch], position: Position, number: int) -> list[str]:

@@ -177,11 +177,11 @@ class Loop:
         step = position.step
         self.digests.begin(step + 1)
         for objective in self.plan.phases[position.phase].objectives:
-            objective = replace(objective, step=step, epoch=position.epoch)
             group = stepper.groups[objective.name]
             group.set_lr(group.schedule(step, self.state.best_model.history))
             for repeat in range(objective.repeats):
-                values, norm = stepper.step(objective, share, step, repeat)
+                current = replace(objective, step=step, epoch=position.epoch, repeat=repeat)
+                values, norm = stepper.step(current, share)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
         stepper.end_step(step)
@@ -216,7 +216,7 @@ class Loop:
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]
             with contextlib.suppress(AbandonedError):
-                stepper.step(first, None, self.state.position.step, abandon=True)
+                stepper.step(replace(first, step=self.state.position.step), None, abandon=True)
         failure = None if stopped else error
         mine = (f"rank {self.ranks.rank}: {brief(failure)}", exit_code_of(failure)) if failure else None
         failures = [each for each in self.ranks.gather(mine) if each]
@@ -268,7 +268,7 @@ class Loop:
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
             self._save(improved, evaluated=sums is not None)
 
-        if sums is not None and state.done() and agenda.until is None:
+        if sums is not None and agenda.until is None:
             self.reporter.figures(sums)
         self.probes.run(position.step, self._share)
         agenda.plan_sync(position, votes.step_seconds)

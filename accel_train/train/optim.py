@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accel_train import keyed
 from accel_train.config.convert import imported
@@ -38,14 +38,12 @@ def optimizer_class(class_path: str) -> type[torch.optim.Optimizer]:
     return found
 
 
-def same_class(one: str, other: str) -> bool:
-    """Whether two class paths mean the same class, without importing anything."""
-    return _short(one) == _short(other)
+class Built(NamedTuple):
+    """An optimiser, and for each of its groups of parameters one with the same options and small parameters of every
+    kind that has made a step: what a step needs is known before there is one."""
 
-
-def _short(class_path: str) -> str:
-    module, _, name = class_path.rpartition(".")
-    return name.lower() if module in ("", "torch.optim") else class_path
+    optimizer: torch.optim.Optimizer
+    rehearsed: list[torch.optim.Optimizer]
 
 
 def build_optimizer(
@@ -54,7 +52,7 @@ def build_optimizer(
     learning_rate: float,
     init_args: dict[str, Any],
     groups: Sequence[ParameterGroup] = (),
-) -> torch.optim.Optimizer:
+) -> Built:
     """The fused kernels are chosen where they exist. On CUDA they can skip a non-finite update without a host sync; on
     a CPU they take a third of the time. Those of the CPU walk through memory whatever the strides say, so parameters
     must be contiguous there; autograd then gives gradients that are, too.
@@ -76,10 +74,11 @@ def build_optimizer(
     try:
         parts = [{"params": [named[n] for n in group.names], **group.settings} for group in groups]
         optimizer = cls(parts or params, **arguments)  # first, so that what it says of a parameter is of a real one
+        rehearsed: list[torch.optim.Optimizer] = []
         for options in [group.options for group in groups] or [{}]:
             given = arguments | options
-            _rehearse(cls, params, given)
-        return optimizer
+            rehearsed.append(_rehearse(cls, params, given))
+        return Built(optimizer, rehearsed)
     except Exception as error:  # whatever a class makes of arguments that it does not check
         checked = isinstance(error, (ValueError, TypeError))
         why = (str(error) if checked else f"{type(error).__name__}: {error}").splitlines()[0]
@@ -193,11 +192,12 @@ def renew_groups(optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGro
         saved.update(now)
 
 
-def renew_options(optimizer: torch.optim.Optimizer, names: set[str], groups: Sequence[ParameterGroup] = ()) -> None:
+def renew_options(built: Built, names: set[str], groups: Sequence[ParameterGroup] = ()) -> None:
     """Give these options the values that the optimiser was built with; torch restores them together with the state.
 
     Raises UserError if the restored state lacks what they need.
     """
+    optimizer = built.optimizer
     names = {n for n in names if n in optimizer.defaults and n not in ("fused", "foreach", "capturable")}
     if not names:
         return
@@ -205,38 +205,27 @@ def renew_options(optimizer: torch.optim.Optimizer, names: set[str], groups: Seq
     for group, own in zip(optimizer.param_groups, kept, strict=True):
         group.update({name: optimizer.defaults[name] for name in names if name not in own})
     cls = type(optimizer)
-    needed = {name for state in _small_copy(optimizer).state.values() for name in state}
+    needed = {name for small in built.rehearsed for state in small.state.values() for name in state}
     missing = needed - {name for state in optimizer.state.values() for name in state}
     if missing and optimizer.state and cls.__name__ != "SGD":  # which begins its momentum at any step
         raise UserError(f"optimizer.init_args: {', '.join(sorted(names))} of {cls.__name__} cannot change on resume: "
                         f"the checkpoint has no {', '.join(sorted(missing))}")  # fmt: skip
 
 
-def memory_of(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def memory_of(built: Built) -> dict[str, int]:
     """Bytes that this process needs for what an optimiser trains, before any step: ``weights``, ``gradients``, which
     are as many, and ``optimizer``, its state."""
-    small = _small_copy(optimizer)
-    state_of = {
-        (p.dtype, p.dim()): sum(s.element_size() for s in small.state[p].values() if getattr(s, "shape", 0) == p.shape)
-        for p in _params(small)
-    }
-    local = [p.to_local() if hasattr(p, "to_local") else p for p in _params(optimizer)]  # pyright: ignore
-    weights = sum(p.nbytes for p in local)
-    state = sum(p.numel() * state_of[p.dtype, p.dim()] for p in local)
+    weights = state = 0
+    for group, small in zip(built.optimizer.param_groups, built.rehearsed, strict=True):
+        state_of = {
+            (p.dtype, p.dim()): sum(s.element_size() for s in kept.values() if getattr(s, "shape", 0) == p.shape)
+            for p, kept in ((p, small.state[p]) for p in small.param_groups[0]["params"])
+        }
+        for param in group["params"]:
+            local = param.to_local() if hasattr(param, "to_local") else param
+            weights += local.nbytes
+            state += local.numel() * state_of[local.dtype, local.dim()]
     return {"weights": weights, "gradients": weights, "optimizer": state}
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _small_copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """One with the same options that has made a step with small parameters."""
-    cls = type(optimizer)
-    options = {
-        name: optimizer.defaults[name] for name in inspect.signature(cls).parameters if name in optimizer.defaults
-    }
-    return _rehearse(cls, _params(optimizer), options)
 
 
 def _rehearse(cls: Any, params: list[torch.nn.Parameter], arguments: dict[str, Any]) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +18,9 @@ from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
 
+REST = 50.0
+"""After figures are drawn, so many times as long without."""
+
 
 class Reporter:
     """Speaks to the observers, which live on rank 0. Every rank has one and makes the same calls."""
@@ -25,6 +30,8 @@ class Reporter:
         self.task, self.ranks = session.task, session.ranks
         self.observers, self.emit = session.observers, session.emit
         self._last: Record = {}  # log record
+        self._has_figures = True
+        self._rest_until = time.monotonic() + REST  # as if the first drawing took a second, matplotlib being imported
 
     def emit_once(self, found: list[Event]) -> None:
         """What the ranks found in their data; a file that all of them read is reported once."""
@@ -107,18 +114,24 @@ class Reporter:
         self.emit(Event("note", f"phase {position.phase + 1} of {len(phases)}: {phase.name}, {how_long}"))
 
     def figures(self, sums: dict[str, torch.Tensor]) -> None:
-        """The task's figures of the last evaluation, after everything is saved."""
-        if not self.ranks.is_main:
+        """The task's figures of the last evaluation, after everything is saved: when the run is done, and before as
+        long as drawing takes a fiftieth of the time at most."""
+        began = time.monotonic()
+        if not self.ranks.is_main or not self._has_figures or (began < self._rest_until and not self.state.done()):
             return
+        drawn: list[str] | None = None
         metrics = {name: value for name, value in self.state.best_model.last().items() if name != "step"}
         with self.session.reports("figures", self.emit):
-            save_figures(
+            drawn = save_figures(
                 self.session.output_dir / "figures",
                 draw=lambda: self.task.figures(metrics, sums),
                 emit=self.emit,
                 show=lambda figures: self.observers.call("on_figures", self.state.position.step, figures),
                 footer=f"{self.session.output_dir}, step {self.state.position.step:,}, validation",
             )
+        self._has_figures = drawn != []
+        ended = time.monotonic()
+        self._rest_until = ended + REST * (ended - began) if drawn else math.inf
 
     def tick(self) -> None:
         if self.ranks.is_main:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from accel_train.classes import same_optimizer
 from accel_train.config.plain import differences
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
@@ -16,7 +17,7 @@ from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
 from accel_train.train import averages
 from accel_train.train.groups import Group
-from accel_train.train.optim import renew_groups, renew_options, same_class
+from accel_train.train.optim import renew_groups, renew_options
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
@@ -141,7 +142,7 @@ def _compare_optimizers(session: Session, path: Path) -> None:
     """Refuse another class of optimiser: the old one's state would mean nothing to it, and might load nevertheless."""
     for group, old, new in _optimizer_settings(session, path):
         before, now = old.get("class_path", new["class_path"]), new["class_path"]
-        if not same_class(before, now):
+        if not same_optimizer(before, now):
             raise UserError(
                 f"{path} holds the optimizer state of {before} for {group.name}, with which {now} cannot go on: "
                 f"take {before} again, or only the weights (--init_from={path} and another --output_dir)"
@@ -160,4 +161,4 @@ def _renew_options(session: Session, path: Path) -> None:
         before, now = old.get("init_args", {}), new["init_args"]
         renew_groups(group.optimizer, group.parameter_groups)
         new_options = {n for n in before.keys() | now.keys() if before.get(n) != now.get(n)}
-        renew_options(group.optimizer, new_options, group.parameter_groups)
+        renew_options(group.built, new_options, group.parameter_groups)

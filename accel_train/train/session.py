@@ -19,6 +19,7 @@ from accel_train.data.loader import Loader
 from accel_train.errors import UserError, suggest
 from accel_train.plan import Duration, Phase, Plan
 from accel_train.run.reports import Reports
+from accel_train.system import memory
 from accel_train.task import BatchSource, Event, Objective, Task
 from accel_train.tracking.observer import Observers
 from accel_train.train import sharding
@@ -26,7 +27,7 @@ from accel_train.train.averages import Averaging
 from accel_train.train.groups import group_objectives
 from accel_train.train.schedules import Schedule
 from accel_train.train.step import Stepper
-from accel_train.train.world import Ranks, launched_for_gpus, start_accelerate
+from accel_train.train.world import Ranks, has_mps, launched_for_gpus, start_accelerate
 
 
 class Session:
@@ -37,6 +38,7 @@ class Session:
         self.observers = Observers()
         self.emit = self.observers.emit  # an event to whoever watches the run, now or once they are there
         refuse_unusable(task, config)
+        memory.keep_freed()
         self.output_dir = run_dir(task, config)
         if why := unfindable(type(task)):
             self.emit(Event("note", f"{type(task).__name__} {why}, where evaluate, export and load_exported of another "
@@ -48,6 +50,9 @@ class Session:
             why = "accelerate was launched for GPUs (use_cpu: false) and there is none here"
             how = "this trains on the CPU, and shards nothing; accelerate_configs/cpu.yaml is for that"
             self.emit(Event("warning", f"{why}: {how}"))
+        if has_mps():
+            why = "this trains on the CPU: the GPU of a Mac (mps) has no float64, which sums over ranks are in"
+            self.emit(Event("note", why))
         self.is_sharded = sharding.is_sharded(self.accelerator)
         self.reports = Reports(self.output_dir, self.ranks.rank)
         self.global_batch_size = config.global_batch_size

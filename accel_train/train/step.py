@@ -12,7 +12,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,7 +134,7 @@ class Stepper:
         options = {name: contract.parameter_options_of(self.task, name, p) for name, p in named.items()}
         groups = parameter_groups(options, optimizer["no_weight_decay"], optimizer["lr_factors"])
         built = build_optimizer(named, optimizer["class_path"], schedule.base, optimizer["init_args"], groups)
-        self.accelerator.prepare_optimizer(built)  # so that save_state knows it; stepped without the wrapper
+        self.accelerator.prepare_optimizer(built.optimizer)  # so that save_state knows it; stepped without the wrapper
         if self.ranks.world_size > 1 and communicate(self.models):
             self._equal_forwards = True
         if self._equal_forwards:  # nothing can be taken back on one rank alone
@@ -154,7 +153,7 @@ class Stepper:
             local=module,
             names=names,
             params=params,
-            optimizer=built,
+            built=built,
             parameter_groups=groups,
             schedule=schedule,
             reduction=Reduction(prepared) if isinstance(prepared, DistributedDataParallel) else None,
@@ -171,9 +170,10 @@ class Stepper:
     # -- the step ----------------------------------------------------------------------------------------------------
 
     def step(
-        self, objective: Objective, batch: Batch | None, step: int, repeat: int = 0, abandon: bool = False
+        self, objective: Objective, batch: Batch | None, abandon: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """One update of ``objective``'s models on this rank's share of global batch ``step``.
+        """One update of ``objective``'s models on this rank's share of a global batch; the objective says which step
+        of the run it is, and which repeat.
 
         Returns this rank's share of the loss and of its terms (``{"loss": ..., term: ...}``, unread device tensors)
         and the global gradient norm before clipping. A norm that is not finite means that no rank updated anything.
@@ -185,13 +185,11 @@ class Stepper:
             AbandonedError: a rank did so; the weights are those before. Only if ``can_abandon``.
         """
         group = self.groups[objective.name]
-        if repeat:
-            objective = replace(objective, repeat=repeat)
         first = objective.name not in self._seen
         if first and self.check_contract and not self._equal_forwards:  # nobody could wait for a forward more
             self._check_shares(objective, batch)
         while True:
-            self.seed_generators(objective, step, repeat)
+            self.seed_generators(objective)
             cause = None
             try:
                 with _frozen(group.read_only) if group.read_only else _NOTHING:
@@ -200,7 +198,7 @@ class Stepper:
                 values, cause = {}, self._complete(group, error)
             if first:
                 self._check_gradients(group)
-            if not self._all_came_through(group, cause, abandon, step):
+            if not self._all_came_through(group, cause, abandon):
                 continue
             if first and self.check_contract and all(p.grad is None for p in group.params):
                 raise UserError(
@@ -228,7 +226,7 @@ class Stepper:
             group.reduction.complete()
         return error
 
-    def _all_came_through(self, group: Group, cause: RuntimeError | None, abandon: bool, step: int) -> bool:
+    def _all_came_through(self, group: Group, cause: RuntimeError | None, abandon: bool) -> bool:
         """Whether this step can be taken; if not, what has to change before it is repeated has been changed.
 
         Raises:
@@ -241,7 +239,7 @@ class Stepper:
             return True
         self._forget_gradients()
         if abandoned:
-            raise AbandonedError(f"step {step + 1}")
+            raise AbandonedError
         if unforeseen:
             group.reduces_after = True
         if out_of_memory:
@@ -397,9 +395,10 @@ class Stepper:
         self.micro_batch_size = max(largest // 2, 1)
         self.memory_halvings += 1
 
-    def seed_generators(self, objective: Objective, step: int, repeat: int) -> None:
+    def seed_generators(self, objective: Objective) -> None:
         """Dropout and whatever else draws from torch's global generators depends on the step alone."""
-        seed = (self._seeds[objective.name] + step * 0x9E3779B97F4A7C15 + repeat * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+        place = objective.step * 0x9E3779B97F4A7C15 + objective.repeat * 0xBF58476D1CE4E5B9
+        seed = (self._seeds[objective.name] + place) & (2**63 - 1)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -431,7 +430,7 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""
-        found = [memory_of(each) for each in [group.optimizer for group in self.each_group()]]
+        found = [memory_of(group.built) for group in self.each_group()]
         kept = {"averages": sum(average.nbytes() for average in self.averages)} if self.averages else {}
         return {what: sum(each[what] for each in found) for what in found[0]} | kept
 

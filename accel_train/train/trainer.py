@@ -18,6 +18,7 @@ from accel_train.system.signals import caught
 from accel_train.system.writing import refuse_unwritable
 from accel_train.task import Task
 from accel_train.tracking.observer import Observer
+from accel_train.train.launching import fit_launched
 from accel_train.train.loop import Loop, Step
 from accel_train.train.result import Result
 from accel_train.train.session import Session, run_dir
@@ -75,8 +76,13 @@ class Trainer:
         else:
             self._asked_to_stop = self._asked_to_stop or reason
 
-    def fit(self) -> Result:
+    def fit(self, num_processes: int = 1) -> Result:
         """Train to the end, or until someone stops it. Resumes by itself; see ``resume_from_checkpoint``.
+
+        Args:
+            num_processes: more than one: train on so many processes of this machine, each a fresh interpreter with the
+                task's arguments and the config, and on a GPU of its own where there are any. That needs no
+                ``accelerate launch``, so it is for notebooks. ``models`` stays empty, and nothing is observed here.
 
         Raises:
             UserError: something must be mended first, in one line.
@@ -88,6 +94,8 @@ class Trainer:
         if file := being_imported():
             raise UserError(f"{file} trains as soon as it is imported, which is done here to find its task: what is to "
                             'happen only when it is run belongs under `if __name__ == "__main__":`')  # fmt: skip
+        if num_processes != 1:
+            return self._fit_launched(num_processes)
         with contextlib.ExitStack() as held:
             held.enter_context(forgiving())
             signals = held.enter_context(caught())
@@ -102,6 +110,17 @@ class Trainer:
                     self._asked_to_stop = None
                 held.enter_context(loop.saver.folder_to_itself(loop.is_stopping))
             return loop.run()
+
+    def _fit_launched(self, num_processes: int) -> Result:
+        if num_processes < 1:
+            raise UserError(f"num_processes: {num_processes} is out of range, must be at least 1")
+        if self._observers or self._on_step is not None:
+            raise UserError("num_processes: observers and on_step would hear nothing, since other processes train; "
+                            "leave them out, or train on one process")  # fmt: skip
+        try:
+            return fit_launched(self.task, self.config, num_processes, lambda: self._asked_to_stop)
+        finally:
+            self._asked_to_stop = None
 
     @staticmethod
     def at(run: Path | str, step: int, trust: bool = False) -> Moment:

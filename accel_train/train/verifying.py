@@ -22,6 +22,7 @@ from accel_train.run import compare
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder, read_progress, verify
 from accel_train.run.compare import Difference
 from accel_train.run.folder import machine
+from accel_train.system.waiting import StoppedError
 from accel_train.task import Task
 from accel_train.train.replay import replayed
 from accel_train.train.world import Ranks, start_accelerate
@@ -165,10 +166,12 @@ def check(recorded: Recorded, interval: Interval, topology: Topology = "same") -
         topology: "same" wants equal bits, and the ranks and the device of the run; "any" allows rounding.
 
     Raises:
-        UserError: it cannot be done here, and how it can.
+        UserError: it cannot be done here, and how it can; or somebody stopped it.
     """
     try:
         return _check(recorded, interval, topology)
+    except StoppedError as error:  # that is neither yes nor no
+        raise UserError(f"{interval}: {error}") from None
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is gone; a run that goes on keeps only its newest checkpoints") from None
 

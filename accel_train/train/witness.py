@@ -84,7 +84,7 @@ def witness(loop: Loop) -> StepSeen:
         )
         try:
             with _passing(session.models) as passed:
-                values, _ = stepper.step(objective, batch, step, objective.repeat)
+                values, _ = stepper.step(objective, batch)
         finally:
             stepper.on_gradients = None
         now.passed = [each for of_rank in ranks.gather(passed) for each in of_rank]

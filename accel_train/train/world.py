@@ -28,6 +28,11 @@ def launched_for_gpus() -> bool:
     return by_accelerate and not on_cpu and not os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
 
 
+def has_mps() -> bool:
+    """Whether this is a Mac whose GPU torch could use. Runs do not: it has no float64, which all exact sums are in."""
+    return torch.backends.mps.is_available() and not torch.cuda.is_available()
+
+
 def start_accelerate(config: TrainConfig) -> Accelerator:
     """The accelerator for this config, in this process; several runs may follow each other in one process."""
     from accelerate.state import AcceleratorState, GradientState
@@ -38,7 +43,7 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     # Launched as several processes without a GPU, accelerate joins them only where the CPU is asked for.
     several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
-        cpu=True if several_on_cpu else None,  # pyright: ignore[reportArgumentType]
+        cpu=True if several_on_cpu or has_mps() else None,  # pyright: ignore[reportArgumentType]
         mixed_precision=precision,
         log_with=other_trackers(config) or None,  # pyright: ignore[reportArgumentType]
         project_dir=config.output_dir or None,
@@ -51,6 +56,8 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: "
             "look at distributed_type and use_cpu in the launch config (accel-train init copies ones that work)"
         )
+    if accelerator.device.type == "mps":  # by ACCELERATE_TORCH_DEVICE
+        raise UserError("ACCELERATE_TORCH_DEVICE=mps: the GPU of a Mac has no float64, which runs need; take cpu")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision: fp16 does nothing on a CPU; use bf16 or no")
     if config.deterministic:

@@ -15,15 +15,16 @@ import torch
 
 from accel_train import Task, Trainer, load_exported
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
-from accel_train.commands.inspect import _preview, _shape, inspect
+from accel_train.commands.inspect import _preview, _shape, inspect, look_at
 from accel_train.config.schema import TrainConfig
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import verify
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tracking.plot import plot_history
+from accel_train.train.measuring import evaluate_run
+from accel_train.train.result import Result
 
 SIZES = {
     "d_model": 8, "num_layers": 1, "nhead": 2, "dim_feedforward": 16, "dropout": 0.1, "max_len": 40, "prefix": 16,
@@ -51,6 +52,12 @@ def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run", symlinks=True))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than all the rest of an evaluation."""
+    monkeypatch.setattr(CollatzTask, "figures", Task.figures)
+
+
 def logged(run: Path) -> dict[int, dict[str, float]]:
     """Metrics of each evaluation in training, by step."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -66,37 +73,49 @@ def best_step(run: Path) -> int:
 
 
 def test_latest_evaluates_to_the_metrics_that_training_logged(run: Path, capsys: pytest.CaptureFixture[str]):
-    assert evaluate_run(run, "latest", "validation", None, None) == logged(run)[12]
+    assert evaluate_run(run, checkpoint="latest").metrics == logged(run)[12]
     record = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert record["metrics"] == logged(run)[12] and record["step"] == 12 and record["split"] == "validation"
     assert (run / "evaluation" / "figures" / "evaluation.png").stat().st_size > 10_000
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_best_model_is_the_default(run: Path):
     expected = logged(run)[best_step(run)]
-    assert evaluate_run(run, None, "validation", None, None) == expected
-    assert evaluate_run(run, "best", "validation", None, None) == expected
-    assert evaluate_run(run / "best", None, "validation", None, run / "elsewhere") == expected
+    assert evaluate_run(run).metrics == expected
+    assert evaluate_run(run, checkpoint="best").metrics == expected
+    assert evaluate_run(run / "best", out=run / "elsewhere").metrics == expected
     assert (run / "elsewhere" / "evaluation.json").is_file()
     shutil.rmtree(run / "best")  # the link in checkpoints/ then names it
-    assert evaluate_run(run, "best", "validation", None, None) == expected
-    assert evaluate_run(run, None, "validation", None, None) == logged(run)[12]
+    assert evaluate_run(run, checkpoint="best").metrics == expected
+    assert evaluate_run(run).metrics == logged(run)[12]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_by_step_or_path_and_it_stays_whole(run: Path):
     checkpoint = run / "checkpoints" / "step-000000004"
-    assert evaluate_run(run, "4", "validation", None, None) == logged(run)[4]
-    assert evaluate_run(run, str(checkpoint), "validation", None, None) == logged(run)[4]
-    assert evaluate_run(checkpoint, None, "validation", None, None) == logged(run)[4]
+    assert evaluate_run(run, checkpoint="4").metrics == logged(run)[4]
+    assert evaluate_run(run, checkpoint=str(checkpoint)).metrics == logged(run)[4]
+    assert evaluate_run(checkpoint).metrics == logged(run)[4]
     assert verify(checkpoint) is None
     alone = Path(shutil.copytree(checkpoint, run.parent / "alone"))
-    assert evaluate_run(alone, None, "validation", None, None) == logged(run)[4]
+    assert evaluate_run(alone).metrics == logged(run)[4]
     assert verify(alone) is None and (run.parent / "alone.evaluated" / "evaluation").is_dir()
 
 
+def test_a_result_is_evaluated_with_its_figures(run: Path):
+    result = Result.of(run)
+    assert (result.outcome, result.step, result.metrics) == ("completed", 12, logged(run)[12])
+    found = result.evaluate(checkpoint="4", out=run / "here")
+    assert found.metrics == logged(run)[4] and found.folder == run / "here"
+    assert found.figures["evaluation"].path == run / "here" / "figures" / "evaluation.png"
+    assert set(result.figures) == {"evaluation"}
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_batch_size_changes_rounding_only(run: Path):
-    metrics = evaluate_run(run, "latest", "validation", 7, None)
+    metrics = evaluate_run(run, checkpoint="latest", batch_size=7).metrics
     assert metrics == pytest.approx(logged(run)[12], rel=1e-5)
 
 
@@ -132,12 +151,12 @@ def test_what_cannot_be_evaluated_is_said_in_a_line(run: Path, change: dict, sai
 
 def test_a_checkpoint_of_a_checkpoint_and_a_damaged_one(run: Path):
     with pytest.raises(UserError, match="is a model itself"):
-        evaluate_run(run / "best", "latest", "validation", None, None)
+        evaluate_run(run / "best", checkpoint="latest")
     newest = run / "checkpoints" / "step-000000012" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(UserError, match="model.safetensors has .* bytes"):
-        evaluate_run(run, "12", "validation", None, None)
-    assert evaluate_run(run, "latest", "validation", None, None) == logged(run)[8]  # the newest that is whole
+        evaluate_run(run, checkpoint="12")
+    assert evaluate_run(run, checkpoint="latest").metrics == logged(run)[8]  # the newest that is whole
 
 
 class WithoutTest(CollatzTask):
@@ -156,7 +175,7 @@ def test_a_task_without_that_split(run: Path):
 
     write_manifest(checkpoint, {"step": 12})
     with pytest.raises(UserError, match="there is no test data"):
-        evaluate_run(run, "12", "test", None, None)
+        evaluate_run(run, "test", checkpoint="12")
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -170,7 +189,7 @@ def test_export_gives_a_folder_that_needs_nothing_else(run: Path, tmp_path: Path
     with torch.no_grad():
         assert models["model"](torch.zeros(2, 20, dtype=torch.uint8))[1].shape == (2, 20, 2)
     shutil.rmtree(run)
-    found = evaluate_run(out, None, "validation", 16, None)
+    found = evaluate_run(out, batch_size=16).metrics
     assert {**found, "step": 4} == pytest.approx(described["metrics"], rel=1e-5)
     assert (out / "evaluation" / "evaluation.json").is_file()
 
@@ -189,7 +208,7 @@ def test_export_refuses_a_folder_with_something_in_it(run: Path, tmp_path: Path)
 
 def test_inspect_a_run(run: Path):
     (run / "checkpoints" / "step-000000004" / "progress.json").write_text("{}")
-    text = inspect(str(run), [])
+    text = look_at(str(run), [])
     assert "collatz: completed, step 12 of 12" in text and "last evaluation, step 12: loss" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("  step")}
     assert set(lines) == {"4", "8", "12"}
@@ -201,16 +220,16 @@ def test_inspect_a_run(run: Path):
 def test_inspect_a_run_that_never_began(run: Path):
     (run / "status.json").unlink()
     shutil.rmtree(run / "checkpoints")
-    text = inspect(str(run), [])
+    text = look_at(str(run), [])
     assert "no status.json" in text and "checkpoints" in text and ": none" in text
 
 
 def test_inspect_a_checkpoint_and_a_model(run: Path):
-    text = inspect(str(run / "checkpoints" / "latest"), [])
+    text = look_at(str(run / "checkpoints" / "latest"), [])
     assert "verified" in text and "step 12" in text and "optimizer.bin" in text and "1 process" in text
     (run / "checkpoints" / "latest" / "stray").write_text("")
-    assert "DAMAGED: stray is not in MANIFEST.json" in inspect(str(run / "checkpoints" / "latest"), [])
-    text = inspect(str(run / "best"), [])
+    assert "DAMAGED: stray is not in MANIFEST.json" in look_at(str(run / "checkpoints" / "latest"), [])
+    text = look_at(str(run / "best"), [])
     assert f"step {best_step(run)}" in text and "d_model = 8" in text and "model.safetensors" in text
 
 
@@ -222,21 +241,22 @@ def test_inspect_a_config(tmp_path: Path):
         "lr_scheduler_type: linear\nphases: [{objectives: [loss], length: 40}, {length: 60st}]\n"
         f"output_dir: {tmp_path}/never\n"
     )
-    text = inspect(str(path), [])
+    text = look_at(str(path), [])
     assert "steps        100" in text and "32 items a step" in text and "about 3,200 in all" in text
     assert "  40 steps     loss" in text and "  60 steps     loss" in text and "fp16" in text
     assert "0.5  0.375  0.25  0.125  0 " in text and "AdamW, linear" in text
     model = CollatzTask(d_model=8, nhead=2, num_layers=1, dim_feedforward=16).build_model(None)
     count = sum(p.numel() for p in model.parameters())
     assert f"model        {count:,}" in text
-    assert "steps        40," not in text and "steps        40\n" in inspect(str(path), ["--max_steps=40"])
+    assert "steps        40," not in text and "steps        40\n" in look_at(str(path), ["--max_steps=40"])
     assert not (tmp_path / "never").exists()
     with pytest.raises(UserError):
-        inspect(str(path), ["--max_stepz=5"])
+        look_at(str(path), ["--max_stepz=5"])
 
 
 def test_inspect_a_task_shows_its_first_batch():
-    text = inspect("collatz", ["--task.init_args.max_len=70", "--global_batch_size=8"])
+    text = look_at("collatz", ["--task.init_args.max_len=70", "--global_batch_size=8"])
+    assert inspect(CollatzTask(max_len=70), global_batch_size=8) == text
     assert "uint8 [8, 70]  0 to 2" in text and "int32 [8]" in text and "without an end" in text
 
 
@@ -259,7 +279,7 @@ class Previewed(Task):
 
 def test_a_task_may_say_itself_how_a_batch_looks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "previewed_task", sys.modules[__name__])
-    text = inspect("previewed_task.Previewed", ["--global_batch_size=4"])
+    text = look_at("previewed_task.Previewed", ["--global_batch_size=4"])
     assert text.endswith("numbers up to 3") and "2 batches in the first epoch" in text
     assert "float32 [4]  0 to 3" in text and "list" in text
 
@@ -273,7 +293,7 @@ def test_shapes_and_previews_of_odd_tensors():
 @pytest.mark.parametrize("what", ["colatz", "nowhere.yaml", "no/such/run"])
 def test_inspect_says_what_it_does_not_know(what: str):
     with pytest.raises(UserError):
-        inspect(what, [])
+        look_at(what, [])
 
 
 def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -281,6 +301,8 @@ def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "what the model gains on trivial ones" in capsys.readouterr().out
     assert json.loads((run / "evaluation/evaluation.json").read_text())["metrics"] == logged(run)[12]
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "out: config.json, model.safetensors\n" in said and f"load_exported('{tmp_path / 'out'}')" in said
     assert main(["inspect", str(run)]) == 0
     assert main(["inspect", str(run), "--max_steps=3"]) == 2
     assert main(["inspect", str(tmp_path)]) == 2

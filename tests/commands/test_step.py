@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.small_tasks import Brains, Disruptions, GDyNet, Muon
 from support.stimuli import FilmItems
-from support.toys import Brains, Disruptions, Gan, GDyNet, Muon, Numbers, Toy
+from support.toy_gans import Gan
+from support.toys import Numbers, Toy
 
 from accel_train import Task, Trainer
 from accel_train.cli import main
@@ -78,7 +80,7 @@ def test_a_step_that_nobody_watched(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["step", str(folder), "9", "--top", "2"]) == 0
     said = capsys.readouterr().out
     assert "step 9, epoch 1, replayed from the checkpoint of step 5" in said
-    assert f"{at.updates[0].largest(1)[0].name}\n" in said
+    assert f"{at.updates[0].outstanding(1)[0].name}\n" in said
     for number in ("0", "14"):
         assert main(["step", str(folder), number]) == 2
         assert "has steps 1 to 12" in capsys.readouterr().err
@@ -91,7 +93,7 @@ def test_every_update_of_several_objectives(tmp_path: Path):
     names = [(update.objective.name, update.objective.repeat) for update in at.updates]
     assert names == [(o.name, r) for o in Gan().objectives() for r in range(o.repeats)]
     for update in at.updates:
-        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-5, abs=1e-6)
+        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)
     again = at.task.loss_step(at.models, at.batch, at.totals, at.updates[0].objective)
     assert float(again.value.detach()) == pytest.approx(at.updates[0].loss, rel=1e-6)
 
@@ -100,7 +102,7 @@ def test_where_a_nan_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     planted(monkeypatch, Numbers, 3, scaled("x", math.nan))
     at = Trainer.at(trained(Toy(items=8), tmp_path), step=2)
     (update,) = at.updates
-    assert update.largest(1)[0].name == "item 3" and [share.finite for share in at.shares].count(False) == 1
+    assert update.outstanding(1)[0].name == "item 3" and [share.finite for share in at.shares].count(False) == 1
     assert update.first_non_finite == "model.0 (Linear), which it was given" and not math.isfinite(update.norm)
 
 
@@ -117,7 +119,7 @@ def collatz(folder: Path) -> Task:
 
 
 def muons(folder: Path) -> Task:
-    bundles.write(folder / "data", seed=3, primaries=20, files=1, row_group=100, log10_energy=(5.0, 6.0))
+    bundles.write(folder / "data", seed=3, primaries=10, files=1, row_group=100, log10_energy=(5.0, 6.0))
     return Muon(files=[str(folder / "data" / "*.parquet")])
 
 
@@ -133,17 +135,24 @@ POISON: dict[tuple[str, str], Alter] = {
     ("gdynet", "NaN"): scaled("distances", math.nan),
     ("tcn", "NaN"): scaled("scale", math.nan),
     ("tcn", "times 1000"): scaled("scale", 1000),
+    ("tcn", "flipped"): lambda batch, row: batch["target"].__setitem__(row, ~batch["target"][row]),
     ("sherlock", "NaN"): scaled("fmri", math.nan),
     ("sherlock", "times 1000"): scaled("fmri", 1000),
-    ("sherlock", "flipped"): scaled("fmri", -30),
+    ("sherlock", "flipped"): scaled("fmri", -1),
 }
 
 
-def largest(at: Moment) -> list[str]:
-    return [update.largest(1)[0].name for update in at.updates]
+def first(at: Moment, term: str = "") -> set[str]:
+    return {update.outstanding(1, term)[0].name for update in at.updates}
 
 
-@pytest.mark.parametrize(("name", "poison"), POISON)
+FLIPPED_AT = {"tcn": 80, "sherlock": 300}
+"""A wrong label stands out once a model has learned the right ones: after so many steps."""
+
+
+@pytest.mark.parametrize(("name", "poison"), [
+    pytest.param(*each, marks=[pytest.mark.slow] if each[1] == "flipped" else []) for each in POISON
+])  # fmt: skip
 def test_a_poisoned_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, poison: str):
     make, data, item = TASKS[name]
     planted(monkeypatch, data, item, POISON[name, poison])
@@ -152,14 +161,26 @@ def test_a_poisoned_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert source is not None
     rows = len(source.data) if name != "collatz" else 24
     expected = source.item_names(source.data.read(np.array([item]))) or [f"item {item}"]
-    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=2, max_skipped_steps=5)
-    step = 1 if name == "collatz" else 2
-    assert set(largest(Trainer.at(folder, step=step))) == set(expected)
+    step = FLIPPED_AT[name] if poison == "flipped" else 1 if name == "collatz" else 2
+    settings = {"learning_rate": 1e-2, "save_steps": None} if poison == "flipped" else {}
+    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=step, max_skipped_steps=5, **settings)
+    term = "fmri" if (name, poison) == ("sherlock", "flipped") else ""  # one of several, and the least of them
+    assert first(Trainer.at(folder, step=step), term) == set(expected)
 
 
-@pytest.mark.parametrize(("poison", "factor"), [("NaN", math.nan), ("times 1000", 1000.0)])
-def test_a_poisoned_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str, factor: float):
-    """Of a critic and a generator, by each of them; a generator sees conditions only."""
+def test_a_value_that_the_loss_does_not_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beyond the reach of gdynet's filters a distance is as good as none."""
+    planted(monkeypatch, FramePairs, 5, scaled("distances", 1000))
+    at = Trainer.at(trained(crystal(tmp_path), tmp_path / "run", global_batch_size=20, max_steps=1), step=1)
+    (line,) = at.unusual
+    assert "frame 5 and 8: distances reaches" in line and line.endswith("times the median item")
+
+
+@pytest.mark.parametrize(("factor", "steps"), [
+    (math.nan, 2), pytest.param(1000.0, 8, marks=pytest.mark.slow)
+])  # fmt: skip
+def test_a_poisoned_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, steps: int):
+    """By the critic, once it has learned a little what bundles look like; a generator sees their conditions only."""
     iterate = LanesSource.iterate
 
     def altered(self, *place):
@@ -172,15 +193,16 @@ def test_a_poisoned_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(LanesSource, "iterate", altered)
     task = muons(tmp_path)
     rows = task.build_data("train", 10**6, 0).total_rows
-    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=2, max_skipped_steps=9)
-    at = Trainer.at(folder, step=2)
+    folder = trained(task, tmp_path / "run", global_batch_size=rows, max_steps=steps, max_skipped_steps=9)
+    at = Trainer.at(folder, step=steps)
     critic = [update for update in at.updates if update.objective.name == "critic"]
-    assert {update.largest(1)[0].name.partition("row group")[2] for update in critic} == {" 0, row 7"}
+    assert {update.outstanding(1)[0].name.partition("row group")[2] for update in critic} == {" 0, row 7"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TASKS, "muon"])
 def test_shares_of_each_task_add_up_to_what_was_logged(tmp_path: Path, name: str):
     task = muons(tmp_path) if name == "muon" else TASKS[name][0](tmp_path)
     folder = trained(task, tmp_path / "run", global_batch_size=32)
     for update in Trainer.at(folder, step=3).updates:
-        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-5, abs=1e-6)
+        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)

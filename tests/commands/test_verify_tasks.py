@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import toys
+from support import small_tasks
 from support.five import ALTERABLE, FIVE, job
 from support.probe import items_of
 from support.processes import kill_at_checkpoints, run
@@ -26,14 +26,15 @@ from accel_train.train.verifying import Recorded, check
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FIVE)
 def test_every_interval_of_a_run_that_was_killed_twenty_times(tmp_path: Path, capsys, name: str):
-    settings = job(name, tmp_path, max_steps=300, save_steps=5)
+    settings = job(name, tmp_path, max_steps=120, save_steps=3)
     kill_at_checkpoints(settings, times=20)
     run(settings)
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "run"), "--all"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "60 of 60 intervals verified"
+    assert capsys.readouterr().out.splitlines()[-1] == "40 of 40 intervals verified"
 
 
 # -- what was altered ------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def alter(change: str, number: int, name: str, folder: Path, samples: Any, patch
         a_setting(checkpoint)
         write_manifest(checkpoint, {"step": 8})
         return "4:8"
-    a_line(patch, getattr(toys, FIVE[name]), change)
+    a_line(patch, getattr(small_tasks, FIVE[name]), change)
     return "0:4"
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from accel_train import Task, load_exported, tasks
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
-from accel_train.commands.inspect import inspect
+from accel_train.commands.inspect import look_at
 from accel_train.config.trust import imports_for, is_own
 from accel_train.errors import UserError
 from accel_train.run.saved import find_saved
 from accel_train.tasks import gdynet
 from accel_train.tasks.collatz.task import CollatzTask
+from accel_train.train.measuring import evaluate_run
 
 OWN = """
 open("it_ran", "w").close()
@@ -64,12 +64,14 @@ def here(made, tmp_path, monkeypatch):
 
 
 LOOKS = {
-    "evaluate": lambda trust: evaluate_run(Path("run"), None, "validation", None, Path("out"), trust=trust),
-    "evaluate a checkpoint": lambda trust: evaluate_run(Path("run"), "2", "validation", None, Path("out"), trust=trust),
-    "evaluate a model": lambda trust: evaluate_run(Path("run/best"), None, "validation", None, None, trust=trust),
+    "evaluate": lambda trust: evaluate_run(Path("run"), out=Path("out"), trust=trust),
+    "evaluate a checkpoint": lambda trust: (
+        evaluate_run(Path("run"), checkpoint="2", out=Path("out"), trust=trust).metrics
+    ),
+    "evaluate a model": lambda trust: evaluate_run(Path("run/best"), trust=trust).metrics,
     "export": lambda trust: export_run(Path("run"), "latest", Path("out"), trust=trust),
     "load_exported": lambda trust: load_exported(Path("run/model"), trust=trust),
-    "inspect a config": lambda trust: inspect("run/config.yaml", [], trust=trust),
+    "inspect a config": lambda trust: look_at("run/config.yaml", [], trust=trust),
 }
 
 

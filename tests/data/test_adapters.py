@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
-from accel_train import from_dataset, from_iterable
+from accel_train import from_dataset, from_iterable, from_load_dataset
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 
@@ -144,3 +144,39 @@ def test_mistakes(attempt, says):
     with pytest.raises(UserError, match=says) as error:
         attempt()
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def table(tmp_path):
+    datasets.Dataset.from_dict({"x": [[1.0, 2.0]] * 10, "n": list(range(10))}).to_parquet(tmp_path / "a.parquet")
+    return {"path": "parquet", "data_files": str(tmp_path / "a.parquet")}
+
+
+def test_what_load_dataset_finds(table):
+    source = from_load_dataset(table, "train", 4, seed=1)
+    batches = [list(source.iterate(epoch, 0, 0, 1, 0)) for epoch in (0, 1, 0)]
+    orders = [torch.cat([batch["n"] for batch in epoch]).tolist() for epoch in batches]
+    assert batches[0][0]["x"].shape == (4, 2) and [sorted(order) for order in orders] == [list(range(10))] * 3
+    assert orders[0] == orders[2] != orders[1]
+    assert from_load_dataset(table, "validation", 4) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"path": "nowhere"}, "cannot load .*nowhere"),
+        ({"data_files": "nowhere/*.parquet"}, "cannot load .*nowhere"),
+        ({"data_file": "a"}, "cannot load"),
+        ({"split": "test"}, "which split is read is the run's to say"),
+        ({"data_files": {"test": "THERE"}}, "has no split 'train', but test"),
+    ],
+    ids=str,
+)
+def test_what_load_dataset_refuses_is_one_line(table, change, says, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    if isinstance(change.get("data_files"), dict):
+        change = {"data_files": {"test": table["data_files"]}}
+    with pytest.raises(UserError, match=says) as error:
+        from_load_dataset(table | change, "train", 4)
+    assert "\n" not in str(error.value)

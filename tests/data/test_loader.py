@@ -44,17 +44,22 @@ class Broken(Items):
 
 
 class Scan(BatchSource):
-    """Epoch e has 3 + e batches, which it finds out at their end."""
+    """Epoch e has ``length`` + e batches, which it finds out at their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 3, seconds: float = 0.0) -> None:
+        self.length, self.seconds = length, seconds
         self.opened: list[tuple[int, int]] = []
+        self.threads: list[str] = []
 
     def steps(self, epoch: int) -> int | None:
         return None
 
     def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
         self.opened.append((epoch, step))
-        for number in range(step, 3 + epoch):
+        for number in range(step, self.length + epoch):
+            self.threads.append(threading.current_thread().name)
+            if self.seconds:
+                time.sleep(self.seconds)
             yield {"at": np.array([epoch, number, rank])} if (number + rank) % 2 == 0 else None
 
 
@@ -227,6 +232,40 @@ def test_a_scan_of_unknown_length(num_workers):
     assert len(flat(loader.batches(Position(), last_epoch=2), "at")) == 3 + 4
     at_the_end = flat(itertools.islice(loader.batches(Position(epoch=0, batch=3)), 1), "at")
     assert at_the_end == [(1, 0, None)], "saved at the end of an epoch that did not know it was over"
+
+
+def test_a_slow_scan_of_unknown_length_is_read_ahead_to_its_end():
+    slow, plain = Scan(40, 0.001), Scan(40)
+    found = [flat(Loader(each, CPU, num_workers=1).batches(Position(), last_epoch=3), "at") for each in (slow, plain)]
+    assert found[0] == found[1] and len(found[0]) == 40 + 41 + 42
+    assert slow.threads == [threading.current_thread().name] * JUDGED + ["scan_0"] * (len(found[0]) - JUDGED)
+    assert slow.opened == [(0, 0), (1, 0), (2, 0)], "an epoch is begun when the one before is used up"
+    assert "scan_0" not in plain.threads
+    batches = Loader(slow, CPU, num_workers=2, prefetch=3).batches(Position())
+    slow.threads.clear()
+    for _ in range(20):
+        next(batches)
+    time.sleep(0.05)
+    assert 20 < len(slow.threads) <= 20 + 2 * 3 + 1, "no more is read ahead than asked for"
+    batches.close()
+
+
+def test_a_slow_scan_that_begins_to_draw_late_is_read_in_the_loop_from_there_on():
+    class Late(Scan):
+        def iterate(self, epoch: int, step: int, rank: int, world_size: int, num_workers: int) -> Iterator[dict | None]:
+            for share in super().iterate(epoch, step, rank, world_size, num_workers):
+                if share is not None and share["at"][1] > 20:
+                    torch.rand(1)
+                yield share
+
+    late = Late(100, 0.001)
+    loader = Loader(late, CPU, num_workers=1)
+    assert flat(loader.batches(Position(), last_epoch=1), "at") == flat(
+        Loader(Scan(100), CPU).batches(Position(), 1), "at"
+    )
+    assert "scan_0" in late.threads and late.threads[-50:] == [threading.current_thread().name] * 50
+    (event,) = loader.events()
+    assert event.kind == "warning" and "cannot be repeated" in event.title
 
 
 def test_empty_data_is_said_so():

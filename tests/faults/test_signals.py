@@ -19,13 +19,13 @@ from support.toys import Toy
 
 from accel_train import Trainer, cli
 from accel_train.commands import train as train_command
-from accel_train.commands.evaluate import evaluate_saved
 from accel_train.run import checkpoint, weights
 from accel_train.run.saved import find_saved
 from accel_train.system import waiting
 from accel_train.system.signals import SIGNALS, caught
 from accel_train.tracking.observer import Observer
 from accel_train.train.control import request
+from accel_train.train.measuring import evaluate_saved
 
 
 def status(folder) -> dict:
@@ -74,7 +74,7 @@ def test_two_ranks(tmp_path, whole, to):
 
 def test_the_program_and_its_exit_code(tmp_path, whole):
     """The whole group is signalled, as a terminal and a scheduler do, loader processes included."""
-    more = dict(num_workers=2, worker_type="process", requeue_exit_code=75, eval_steps=0, max_steps=2000)
+    more = dict(num_workers=1, worker_type="process", requeue_exit_code=75, eval_steps=0, max_steps=2000)
     running = program([sys.executable, "-m", "accel_train", *arguments(tmp_path, 0.005, **more)])
     wait_for(lambda: logged(tmp_path))
     os.killpg(running.pid, signal.SIGTERM)
@@ -170,7 +170,7 @@ def test_a_process_that_goes_on_after_a_stop(tmp_path):
     first = trainer.fit()
     assert (first.outcome, first.reason, first.by_signal) == ("stopped", "SIGINT", True)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers and not (tmp_path / "run.lock").exists()
-    assert set(evaluate_saved(find_saved(tmp_path, "latest", [], True), "validation", None, None)) == {"loss"}
+    assert set(evaluate_saved(find_saved(tmp_path, "latest", [], True), "validation", None, None).metrics) == {"loss"}
     trainer.request_stop("once more")
     second = trainer.fit()
     assert (second.outcome, second.reason, second.by_signal) == ("stopped", "once more", False)

@@ -99,7 +99,7 @@ def test_the_launcher_is_killed(tmp_path, whole, processes):
     assert {result["outcome"] for result in results} == {"completed"}
     assert min(results[0]["samples"]) > 1, "the orphan saved where it stopped"
     launcher.communicate(timeout=30)  # until all that wrote to its pipe have ended
-    assert orphan.alive() is False
+    wait_for(lambda: orphan.alive() is False)
     assert damaged(tmp_path) == []
     assert_same_run(tmp_path, whole(processes))
 

@@ -156,10 +156,12 @@ def wandb(monkeypatch, tmp_path_factory):
     class Tracker(tracking.GeneralTracker):
         name, requires_logging_directory, main_process_only = "wandb", False, False
         fails: dict[str, Exception] = {}
+        options: list[dict[str, str]] = []
 
         def __init__(self, project, **options):
             super().__init__()
             self.run = None
+            self.options.append(options)
 
         def _do(self, what):
             if what in self.fails:
@@ -182,9 +184,10 @@ def wandb(monkeypatch, tmp_path_factory):
 
 
 def test_a_tracker_that_is_not_logged_in(tmp_path, wandb):
-    with pytest.raises(UserError, match="report_to: wandb is not logged in; run wandb login"):
-        Trainer(Toy(), **config(tmp_path, report_to=["wandb"])).fit()
-    assert steps_saved(tmp_path) == []
+    """One line, and the run is kept here: what only reports costs no run."""
+    result = Trainer(Toy(), **config(tmp_path, report_to=["wandb"])).fit()
+    assert result.outcome == "completed" and wandb.options[-1]["mode"] == "offline"
+    assert (tmp_path / "events.jsonl").read_text().count("wandb is not logged in, so this run is kept in ./wandb") == 1
 
 
 def test_a_tracker_that_cannot_start(tmp_path, wandb, monkeypatch):
@@ -193,6 +196,28 @@ def test_a_tracker_that_cannot_start(tmp_path, wandb, monkeypatch):
     with pytest.raises(UserError, match="report_to: wandb cannot start: RuntimeError: permission denied"):
         Trainer(Toy(), **config(tmp_path, report_to=["wandb"])).fit()
     assert steps_saved(tmp_path) == []
+
+
+def test_a_tracker_that_cannot_start_again_costs_no_run(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Trainer(Toy(), **config(tmp_path, report_to=["wandb"], max_steps=6)).fit()
+    wandb.fails = {"start": RuntimeError("no network")}
+    result = Trainer(Toy(), **config(tmp_path, report_to=["wandb"])).fit()
+    assert (result.outcome, result.saved, result.step) == ("completed", True, 24)
+    assert (
+        "wandb cannot start: RuntimeError: no network; the run goes on without"
+        in (tmp_path / "events.jsonl").read_text()
+    )
+
+
+def test_a_run_is_one_run_of_its_tracker_until_it_starts_over(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.options = []
+    for more in ({"max_steps": 6}, {}, {"max_steps": 6, "resume_from_checkpoint": "never"}):
+        Trainer(Toy(), **config(tmp_path / "mine", report_to=["wandb"]) | more).fit()
+    first, second, third = wandb.options
+    assert first == second and (first["name"], first["resume"]) == ("mine", "allow")
+    assert third["id"] != first["id"] and (tmp_path / "mine" / "tracker_id").read_text().strip() == third["id"]
 
 
 @pytest.mark.parametrize("hook", ["log", "finish"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.processes import run
 from support.runs import assert_same_run, config, distance, records
-from support.toys import Gan, Scheduled, Toy
+from support.toy_gans import Gan
+from support.toys import Scheduled, Toy
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 

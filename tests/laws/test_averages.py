@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from support.processes import run
 from support.runs import assert_same_run, config, records, steps_saved
-from support.toys import Gan, Toy
+from support.toy_gans import Gan
+from support.toys import Toy
 
 from accel_train import Trainer
-from accel_train.commands.evaluate import evaluate_run
+from accel_train.train.measuring import evaluate_run
 
 EMA = {"ema_decay": 0.8}
 SWA = {"swa_start": "2ep"}  # of 7 steps
@@ -66,7 +67,7 @@ def test_they_are_what_one_would_compute_by_hand(tmp_path, settings, arguments):
     # what is measured is what is exported, also of a checkpoint
     logged = {r["step"]: r["loss"] for r in records(tmp_path) if r["kind"] == "eval"}
     for what in ("best", "latest"):
-        found = evaluate_run(tmp_path, what, "validation", None, tmp_path / "out", trust=True)
+        found = evaluate_run(tmp_path, checkpoint=what, out=tmp_path / "out", trust=True).metrics
         step = json.loads((tmp_path / "out" / "evaluation.json").read_text())["step"]
         assert found["loss"] == pytest.approx(logged[step], rel=1e-12)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.processes import run
 from support.runs import config, distance, records, samples
-from support.toys import Gan
+from support.toy_gans import Gan
 
 from accel_train import keyed
 

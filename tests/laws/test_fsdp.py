@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from safetensors.torch import load_file
-from support import toys
+from support import small_tasks
 from support.memory import Peak
 from support.runs import assert_same_run
 from torch import nn
@@ -110,7 +110,7 @@ class Deep(Product):
         return model
 
 
-class Brains(toys.Brains):
+class Brains(small_tasks.Brains):
     """Sherlock with all of its parts, in float64."""
 
     def __init__(self, **options):

@@ -10,9 +10,9 @@ from support.runs import assert_same_run, config, records
 from support.toys import Ranked, Toy
 
 from accel_train import Trainer
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.errors import UserError
 from accel_train.train.gathering import Gathering
+from accel_train.train.measuring import evaluate_run
 
 BEST = {"metric_for_best_model": "auc", "greater_is_better": True}
 
@@ -46,7 +46,7 @@ def test_any_cut_has_the_same_rows(tmp_path):
 
 def test_the_command_finds_the_same(tmp_path):
     Trainer(Ranked(float64=True), **config(tmp_path, **BEST)).fit()
-    found = evaluate_run(tmp_path, "latest", "validation", None, tmp_path / "out", trust=True)
+    found = evaluate_run(tmp_path, checkpoint="latest", out=tmp_path / "out", trust=True).metrics
     assert found["auc"] == evaluations(tmp_path)[-1][1] and left_behind(tmp_path) == []
 
 

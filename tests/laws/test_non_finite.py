@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import toys
+from support import toy_gans
 from support.processes import run
 from support.runs import config, damaged, records, steps_saved
 
@@ -55,15 +55,15 @@ def test_the_update_is_skipped_everywhere(tmp_path, kind, settings, ranks, rank)
 
 @pytest.mark.parametrize("objective", ["critic", "generator"])
 def test_only_the_objective_that_failed_is_skipped(tmp_path, objective, monkeypatch):
-    real = toys.spoil
-    monkeypatch.setattr(toys, "spoil", lambda value: value)
-    gan = toys.Gan.loss_step
+    real = toy_gans.spoil
+    monkeypatch.setattr(toy_gans, "spoil", lambda value: value)
+    gan = toy_gans.Gan.loss_step
 
     def loss_step(self, models, batch, totals, chosen):
         loss = gan(self, models, batch, totals, chosen)
         return loss._replace(value=real(loss.value)) if chosen.name == objective else loss
 
-    monkeypatch.setattr(toys.Gan, "loss_step", loss_step)
+    monkeypatch.setattr(toy_gans.Gan, "loss_step", loss_step)
     results = run(job(tmp_path, [4], task="Gan"))
     assert results[0]["error"] is None
     left = [name for step, name in results[0]["updates"] if step == 4]

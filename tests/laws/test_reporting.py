@@ -99,6 +99,26 @@ def test_figures_come_after_everything_is_saved(tmp_path):
     assert seen == [(24, True, len(records(tmp_path)))]
 
 
+def test_figures_are_drawn_at_every_evaluation_if_that_takes_little_of_the_time(tmp_path, monkeypatch):
+    class Drawing(Toy):
+        name = "toy"
+
+        def figures(self, metrics, sums):
+            asked.append(steps_saved(folder)[-1])
+            return dict(drawn)
+
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    some, nothing = {"mine": matplotlib.Figure()}, {}
+    for rest, drawn, steps in ((50.0, some, [24]), (0.0, some, [6, 12, 18, 24]), (0.0, nothing, [6])):
+        monkeypatch.setattr("accel_train.train.reporter.REST", rest)
+        asked, folder = [], tmp_path / f"{rest:g}-{len(drawn)}"
+        fit(folder, Drawing(), report_to=["tensorboard"])
+        assert asked == steps
+    curves = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = curves.EventAccumulator(str(tmp_path / "0-1" / "tensorboard"), {"images": 0}).Reload()
+    assert [each.step for each in found.Images("figures/mine")] == [6, 12, 18, 24]
+
+
 def test_commands_report_too(tmp_path, capsys, monkeypatch):
     """After training: a summary, figures, descriptions and programs that fail leave numbers and weights."""
     for hook in ("summary", "figures", "describe_predictions", "export_programs"):

@@ -6,19 +6,22 @@ import pytest
 from support.processes import run
 from support.runs import assert_same_run, config, samples
 
+SLOW = 0.0004  # seconds a batch, so that it is read ahead where there are workers
 
-def streams(folder, lengths, stop_at=None, announced=None, **settings):
+
+def streams(folder, lengths, stop_at=None, announced=None, slow_read=0.0, **settings):
     job = {
         "task": "Streams",
-        "task_args": {"lengths": lengths, "announced": announced, "dropout": 0.2},
+        "task_args": {"lengths": lengths, "announced": announced, "dropout": 0.2, "slow_read": slow_read},
         "config": config(folder, **settings),
         "stop_at": stop_at and {"step": stop_at},
     }
     return run(job, len(lengths))
 
 
+@pytest.mark.parametrize("reading", [{}, {"num_workers": 2, "slow_read": SLOW}], ids=["in the loop", "ahead"])
 @pytest.mark.parametrize("lengths", [[10, 7], [6, 10]])
-def test_ranks_of_unequal_length_enter_the_next_epoch_together(tmp_path, lengths):
+def test_ranks_of_unequal_length_enter_the_next_epoch_together(tmp_path, lengths, reading):
     results = streams(tmp_path / "whole", lengths)
     places = {}
     for rank, result in enumerate(results):
@@ -30,7 +33,7 @@ def test_ranks_of_unequal_length_enter_the_next_epoch_together(tmp_path, lengths
     assert len(places) == 24 + 2 * min(lengths) + 4, "each batch of each rank once: two epochs and four steps"
     seen = {}
     for stop in (8, 10, 14, 20, None):  # also where an epoch ends that does not know it yet
-        pieces = streams(tmp_path / "pieces", lengths, stop)
+        pieces = streams(tmp_path / "pieces", lengths, stop, **reading)
         assert pieces[0]["error"] is None and not seen.keys() & samples(pieces).keys()
         seen |= samples(pieces)
     assert seen == samples(results)

@@ -8,7 +8,7 @@ import torch
 from support.laws import assert_cuts_change_nothing
 from support.processes import kill_at_checkpoints, run
 from support.runs import assert_same_run, config
-from support.toys import Disruptions
+from support.small_tasks import Disruptions
 
 from accel_train.tasks.tcn.model import physical
 

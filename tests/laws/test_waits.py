@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.toys import Brains, Disruptions, GDyNet, Muon
+from support.small_tasks import Brains, Disruptions, GDyNet, Muon
 from support.waits import Waits
 
 from accel_train import contract

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from accel_train.run.figures import save_figures
+from accel_train.run.figures import new_figure, pictures, pixels, save_figures
 
 
 class Figure:
@@ -85,3 +85,16 @@ def test_a_footer_says_what_a_figure_is_of(tmp_path):
     figure.draw(drawn)
     assert text.get_text() == "runs/a, step 1,000"
     assert text.get_window_extent(drawn).y1 <= axes.get_tightbbox(drawn).y0
+
+
+def test_figures_and_pictures_show_themselves_in_a_notebook(tmp_path):
+    pytest.importorskip("matplotlib")
+    formatters = pytest.importorskip("IPython.core.formatters")
+    figure = new_figure(2, 1)
+    save_figures(tmp_path, lambda: {"a/b": figure}, suffixes=("png", "pdf"))
+    found = pictures(tmp_path)
+    assert list(found) == ["a-b"] and pictures(tmp_path / "nowhere") == {} and "a-b.png" in repr(found["a-b"])
+    for shown in (figure, found["a-b"]):
+        data, _ = formatters.DisplayFormatter().format(shown)
+        assert data["image/png"].startswith(b"\x89PNG")
+    assert pixels(figure).shape == (100, 200, 4)

@@ -10,7 +10,7 @@ from accel_train.tasks.muon.synth import write
 from support.runs import config
 
 FIVE = {"collatz": "Collatz", "muon": "Muon", "gdynet": "GDyNet", "tcn": "Disruptions", "sherlock": "Brains"}
-"""By name, the class in ``toys``."""
+"""By name, the class in ``small_tasks``."""
 ALTERABLE = {"collatz": "steps", "muon": "primary", "gdynet": "distances", "tcn": "scale", "sherlock": "fmri"}
 """A field of each task's batches that has a row per item and of which its loss depends."""
 

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accel_train.cli import main
 from accel_train.tasks.gdynet.task import GDyNetTask
 from support.runs import ON_CPU, config
-from support.toys import GDyNet
+from support.small_tasks import GDyNet
 
 TAU, BATCH, IN_EPOCH = 3, 10, 5  # 44 pairs in train, 14 in val
 SMALL = {"atom_fea_len": 6, "n_conv": 2, "state_len": 3, "num_gaussians": 8, "tau": TAU, "epochs": 2}

@@ -13,13 +13,17 @@ import torch
 import torch.distributed as dist
 
 from accel_train import Trainer
+from accel_train.registry import find
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
-from support import toys
+from support import small_tasks, toy_gans, toy_sources, toys
 from support.faults import FAULTS, disk_faults
 from support.memory import Peak
 from support.runs import ON_CPU
+
+TASKS = {name: found for module in (toys, toy_sources, toy_gans, small_tasks) for name, found in vars(module).items()}
+"""What a job may name as its task."""
 
 
 class EventRecorder(Observer):
@@ -36,7 +40,8 @@ def items_of(batch: dict[str, Any]) -> list[int]:
     """Numbers by which the items of a batch are known."""
     if "first" in batch:  # windows of shots
         return (batch["shot"] * 10_000 + batch["first"]).tolist()
-    return next(batch[name] for name in ("event", "pair", "index", "item", "low") if name in batch).tolist()
+    known = ("event", "pair", "index", "item", "low", "input_ids")
+    return next((batch[name] for name in known if name in batch), torch.zeros(0)).tolist()
 
 
 def _collectives() -> int:
@@ -96,12 +101,13 @@ class Watched(Loop):
                 next(iter(self.session.models["model"].parameters())).view(-1)[0] = float("inf")
 
     def _watch_step(self, real):
-        def watched(objective, batch, step, repeat=0, abandon=False):
+        def watched(objective, batch, abandon=False):
+            step = objective.step
             FAULTS.update(this_step=step + 1, this_objective=objective.name)  # steps as people count
             if batch is not None:
                 self.samples[step + 1] = items_of(batch)
             before = _collectives()
-            made = real(objective, batch, step, repeat, abandon)
+            made = real(objective, batch, abandon)
             self.collectives[step + 1] = _collectives() - before
             return made
 
@@ -129,7 +135,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         loops.append(Watched(job, *arguments))
         return loops[0]
 
-    task = getattr(toys, job.get("task", "Toy"))(**job.get("task_args", {}))
+    name = job.get("task", "Toy")
+    task = (find(name) if ":" in name else TASKS[name])(**job.get("task_args", {}))
     trainer = Trainer(task, observers=[recorder], on_step=lambda step: loops[0].act(step.number), **job["config"])
     result: dict[str, Any] = {"error": None, "outcome": None, "reason": "", "step": None, "by_signal": None}
     result |= {"samples": {}, "gradients": [], "norms": [], "updates": []}

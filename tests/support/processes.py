@@ -157,10 +157,10 @@ def team(size: int) -> Team:
     return _teams.setdefault(size, Team(size))
 
 
-def run(job: dict[str, Any], ranks: int = 1) -> list[dict[str, Any]]:
+def run(job: dict[str, Any], ranks: int = 1, timeout: float = 60.0) -> list[dict[str, Any]]:
     """The results of all ranks; one rank runs in this process."""
     if ranks > 1:
-        return team(ranks).run(job)
+        return team(ranks).run(job, timeout=timeout)
     try:
         return [train(job)]
     finally:  # other tests fork this process to make ranks of it, which must not take themselves for single

@@ -1,12 +1,10 @@
-"""Toy tasks: small, exact, each with one property or one mistake; and small versions of two real ones."""
+"""Toy tasks: small, exact, each with one property or one mistake."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from accel_train import BatchSource, IndexedSource, Loss, Objective, Task, from_dataset, from_iterable, keyed
+from accel_train import IndexedSource, Loss, Objective, Task, keyed
 from accel_train.errors import DataError
 from accel_train.task import Event, Gathers
-from accel_train.tasks.collatz.task import CollatzTask
-from accel_train.tasks.gdynet.task import GDyNetTask
-from accel_train.tasks.muon.task import MuonTask
-from accel_train.tasks.sherlock.task import SherlockTask
-from accel_train.tasks.tcn.task import TCNTask
-from support.faults import FAULTS, NeedsMemory, fault, here, no_memory, rank, spoil, unread
-from support.shots import InMemory, shot
-from support.stimuli import Film, FilmItems
+from support.faults import FAULTS, NeedsMemory, fault, no_memory, rank, spoil, unread
 
 
 class Numbers:
@@ -139,25 +130,6 @@ class WrongOnOneRank(Toy):
         if os.environ.get("RANK") == "1":
             raise DataError("only rank 1 cannot read this")
         return super().build_data(split, batch_size, seed)
-
-
-class Endless(BatchSource):
-    """A stream that does not know its length."""
-
-    def __init__(self, data: Numbers) -> None:
-        self.data = data
-
-    def steps(self, epoch):
-        return None
-
-    def iterate(self, epoch, step, rank, world_size, num_workers):
-        for number in range(step, 1000):
-            yield self.data.read(np.arange(4) + 8 * number + 4 * rank)
-
-
-class Unending(Toy):
-    def build_data(self, split, batch_size, seed):
-        return Endless(Numbers(50, split, False)) if split == "train" else None
 
 
 class OneRankFails(Toy):
@@ -335,136 +307,6 @@ class Statistics(Ragged):
         return super()._error(models, batch | {"y": batch["y"] - mean}, power)
 
 
-class Drawing(Toy):
-    """A data set that draws from a global generator, and adds it to the targets if ``used``; also in validation."""
-
-    def __init__(self, draws: str = "torch", used: bool = True, **options: Any) -> None:
-        super().__init__(**options)
-        self.draws, self.used = draws, used
-
-    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
-        source = super().build_data(split, batch_size, seed)
-        if source is not None and self.draws:
-            source.data = Augmented(source.data, self.draws, self.used)
-        return source
-
-
-class Augmented:
-    def __init__(self, data: Numbers, draws: str, used: bool) -> None:
-        self.data, self.draws, self.used = data, draws, used
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, indices: np.ndarray) -> dict[str, Any]:
-        batch, shape = self.data.read(indices), (len(indices), 1)
-        if self.draws == "torch":
-            drawn = torch.randn(shape).numpy()
-        elif self.draws == "numpy":
-            drawn = np.random.normal(size=shape)
-        else:
-            drawn = np.array([[random.gauss(0, 1)] for _ in indices])
-        return batch | {"y": (batch["y"] + drawn * self.used).astype(self.data.dtype)}
-
-
-class Divided(Toy):
-    """Draws which items are for training and which for validation, and the first weights, with numpy."""
-
-    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
-        order = np.random.permutation(70)
-        items = order[:50] if split == "train" else order[50:]
-        source = super().build_data("train", batch_size, seed)
-        assert source is not None
-        source.data = Chosen(source.data, items)
-        return source if split != "test" else None
-
-    def build_model(self) -> nn.Sequential:
-        model = super().build_model()
-        with torch.no_grad():
-            next(model.parameters()).add_(torch.from_numpy(np.random.normal(size=(self.width, 4))))
-        return model
-
-    def eval_step(self, models, batch):
-        FAULTS.setdefault("evaluated", set()).update(batch["index"].tolist())
-        return super().eval_step(models, batch)
-
-
-class Chosen:
-    def __init__(self, data: Numbers, items: np.ndarray) -> None:
-        self.data, self.items = data, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def read(self, indices: np.ndarray) -> dict[str, Any]:
-        return self.data.read(self.items[indices])
-
-
-class Streams(Toy):
-    """Every rank has a stream of its own, of ``lengths[rank]`` batches in each epoch; they know it (``announced``
-    batches, or a number for each epoch) or not."""
-
-    def __init__(self, lengths: list[int], announced: int | list[int | None] | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.lengths, self.announced = lengths, announced
-
-    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
-        source = super().build_data(split, batch_size, seed)
-        return Stream(source.data, self.lengths, self.announced) if source and split == "train" else source
-
-
-class Stream(BatchSource):
-    def __init__(self, data: Numbers, lengths: list[int], announced: int | list[int | None] | None) -> None:
-        self.data, self.lengths, self.announced = data, lengths, announced
-
-    def steps(self, epoch: int) -> int | None:
-        return self.announced[epoch] if isinstance(self.announced, list) else self.announced
-
-    def iterate(
-        self, epoch: int, step: int, rank: int, world_size: int, num_workers: int
-    ) -> Iterator[dict[str, Any] | None]:
-        for number in range(step, self.lengths[rank]):
-            yield self.data.read(np.arange(4) + 1000 * epoch + 10 * number + 4 * rank)
-
-
-class Brought(Toy):
-    """On data as people have them: a list of dicts, or the same as ``streams`` of uneven length; with noise."""
-
-    def __init__(self, streams: int = 0, held_out: int = 21, **options: Any) -> None:
-        super().__init__(**options)
-        self.streams, self.held_out = streams, held_out
-
-    def build_data(self, split: str, batch_size: int, seed: int) -> BatchSource | None:
-        source = super().build_data(split, batch_size, seed)
-        if source is None:
-            return None
-        items = [{name: v[0] for name, v in source.data.read(np.array([i])).items()} for i in range(len(source.data))]
-        items = items if split == "train" else items[: self.held_out]
-        augment = noisy if split == "train" else None
-        if not self.streams:
-            return from_dataset(items, batch_size, seed, shuffle=split == "train", augment=augment)
-        cuts = np.linspace(0, 1, self.streams + 1) ** 2 * len(items)
-        streams = [items[int(a) : int(b)] for a, b in pairwise(cuts)]
-        return from_iterable([Shuffled(each) for each in streams], batch_size, seed, augment=augment)
-
-
-def noisy(item: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-    return item | {"y": (item["y"] + generator.normal()).astype(item["y"].dtype)}
-
-
-class Shuffled:
-    """Items in another order in every epoch."""
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items, self.epoch = items, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self.items[i] for i in np.random.default_rng((3, self.epoch)).permutation(len(self.items)))
-
-
 class Grouped(Toy):
     """The first layer learns at ``factor`` of the rate, biases have an option of their own."""
 
@@ -513,132 +355,3 @@ class Unreached(Toy):
 
     def eval_step(self, models, batch):
         return {"error": models["model"]["spare"](batch["x"][:, 0]).sum(), "count": batch["mask"].sum()}
-
-
-class Gan(Task):
-    """Two networks, written as one writes a GAN: a critic with a gradient penalty, and a generator."""
-
-    def __init__(self, items: int = 50, float64: bool = False, repeats: int = 2) -> None:
-        self.items, self.float64, self.repeats = items, float64, repeats
-
-    def objectives(self):
-        return (Objective("critic", ("critic",), self.repeats), Objective("generator", ("generator",)))
-
-    def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
-        return IndexedSource(Pairs(self.items, self.float64), batch_size, seed) if split == "train" else None
-
-    def build_model(self):
-        models = {
-            "generator": nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)),
-            "critic": nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)),
-        }
-        return {name: model.double() if self.float64 else model for name, model in models.items()}
-
-    def loss_step(self, models, batch, totals, objective):
-        fault(batch)
-        generator, critic, items = models["generator"], models["critic"], totals["items"]
-        if objective.name == "generator":
-            return Loss(spoil(-critic(generator(batch["z"])).sum() / items), {})
-        with torch.no_grad():
-            made = generator(batch["z"])
-        between = (0.3 * batch["x"] + 0.7 * made).requires_grad_()
-        slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
-        penalty = ((slope.square().sum(1).add(1e-12).sqrt() - 1) ** 2).sum() / items
-        gap = (critic(made) - critic(batch["x"])).sum() / items
-        return Loss(spoil(gap + 2 * penalty), {"gap": gap, "penalty": penalty})
-
-
-class Silent(Gan):
-    """The generator's loss reaches nothing where a job says so."""
-
-    def loss_step(self, models, batch, totals, objective):
-        loss = super().loss_step(models, batch, totals, objective)
-        return Loss(loss.value.detach()) if objective.name == "generator" and here("detached") else loss
-
-
-class EitherPrecision:
-    """For a task: its models in float64 if its attribute of that name says so."""
-
-    float64: bool
-
-    def build_model(self, train):
-        models: Any = super().build_model(train)  # pyright: ignore[reportAttributeAccessIssue]
-        if not self.float64:
-            return models
-        return {name: model.double() for name, model in models.items()} if isinstance(models, dict) else models.double()
-
-
-class Collatz(CollatzTask):
-    """The task itself, small."""
-
-    def __init__(self, **options: Any) -> None:
-        small: dict[str, Any] = dict(d_model=16, num_layers=1, nhead=2, dim_feedforward=32, max_len=96, prefix=32)
-        super().__init__(**small | options)
-
-
-class Muon(EitherPrecision, MuonTask):
-    """The task itself, small, in either precision."""
-
-    def __init__(self, float64: bool = False, **options: Any) -> None:
-        small: dict[str, Any] = dict(hidden_dim=16, critic_steps=2, held_out=0.0, lanes=4)
-        super().__init__(**small | options)
-        self.float64 = float64
-
-
-class GDyNet(EitherPrecision, GDyNetTask):
-    """The task itself, small, in either precision."""
-
-    def __init__(self, float64: bool = False, **options: Any) -> None:
-        small: dict[str, Any] = dict(atom_fea_len=6, n_conv=2, state_len=3, num_gaussians=8, tau=3, epochs=2)
-        super().__init__(**small | options)
-        self.float64 = float64
-
-
-class Disruptions(EitherPrecision, TCNTask):
-    """The tcn task, small, on shots in memory, in either precision."""
-
-    def __init__(self, float64: bool = False, data: str = "in memory", **options: Any) -> None:
-        small: dict[str, Any] = dict(
-            nsub=40, twarn_ms=30.0, levels=2, nhid=4, kernel_size=3, dilation_base=3, nrecept_target=13, dropout=0.0
-        )
-        super().__init__(data, **small | options)
-        self.float64 = float64
-        self.memory = InMemory(
-            [shot(i, 30.0 + i if i % 2 else None, samples=120, stop=80 + i if i % 2 else 110,
-                  split="train" if i < 8 else "validation") for i in range(12)]
-        )  # fmt: skip
-
-    @property
-    def store(self) -> Any:
-        return self.memory
-
-
-class Brains(EitherPrecision, SherlockTask):
-    """The sherlock task, small, on a film in memory, in either precision."""
-
-    def __init__(self, float64: bool = False, data: str = "in memory", **options: Any) -> None:
-        small: dict[str, Any] = dict(
-            window_trs=3, lags=4, latent=6, encoder_widths=[6], fusion_widths=[8], decoder_widths=[8], subject_rank=2,
-            dropout=0.0,
-        )  # fmt: skip
-        super().__init__(data, **small | options)
-        self.float64, self.film = float64, Film()
-
-    @property
-    def prepared(self) -> Any:
-        return self.film
-
-    def items(self, split: str) -> Any:
-        names = [modality.name for modality in self.modalities]
-        items = FilmItems(self.film, split, self.window_trs, self.lags, names, self.target == "average")
-        return items if len(items) else None
-
-
-class Pairs(Numbers):
-    def __init__(self, items: int, float64: bool) -> None:
-        super().__init__(items, "pairs", float64)
-
-    def read(self, indices: np.ndarray) -> dict[str, Any]:
-        unread("train")
-        drawn = keyed.normal(self.key, indices, 5).astype(self.dtype)
-        return {"index": indices, "x": drawn[:, :2] + 1, "z": drawn[:, 2:]}

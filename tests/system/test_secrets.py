@@ -11,13 +11,13 @@ from torch import nn
 
 from accel_train import IndexedSource, Loss, Task, Trainer, load_exported
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.commands.export import export_run
 from accel_train.config.plain import to_dict
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.system.secrets import HIDDEN, scrub, scrub_tree, was_scrubbed
 from accel_train.task import Event
+from accel_train.train.measuring import evaluate_run
 
 # -- text ------------------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ def test_secrets_are_taken_out(text):
         "abfs://container@account.dfs.core.windows.net/x", "sftp://me@host/x",
         "https://host/x?se=2026-01-01&sp=r&sig=${SIG}", "https://${USER}:${PW}@host/x", "api_key=${KEY}",
         "task.init_args.remote.token_file: expected text or null, got 3", "webhook.password: no such option",
-        "--task.init_args.remote.token_file=/home/me/.token",
+        "--task.init_args.remote.token_file=/home/me/.token", "examples/hf_language_model.py:LanguageModel",
     ],
 )  # fmt: skip
 def test_the_rest_stays(text):
@@ -175,7 +175,7 @@ def test_what_was_taken_out_is_asked_for_by_its_key_and_given_again(here, capsys
     assert main([*go_on, *again]) == 0
     assert not leaks(here)
     with pytest.raises(UserError, match=r"task.init_args.files: a secret stood where .*\*\*\*"):
-        evaluate_run(Path("run"), None, "validation", None, None)
+        evaluate_run(Path("run"))
     assert main(["evaluate", "run"]) == 2
     assert main(["evaluate", "run", *again]) == 0
     assert main(["evaluate", "run/checkpoints/latest", *again]) == 0

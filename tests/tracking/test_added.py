@@ -65,7 +65,7 @@ def test_a_stopped_run_has_the_same_lines(tmp_path):
 
 
 def test_images_without_tensorboard_are_missed_once(tmp_path):
-    assert fit(tmp_path, Adds()) == ["no log shows the image 'mine/grey': report_to has no tensorboard"]
+    assert fit(tmp_path, Adds()) == ["no log shows the image 'mine/grey': report_to has neither tensorboard nor wandb"]
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,29 @@ def test_the_bar_says_what_keeps_the_run_from_training(tmp_path, monkeypatch):
     console, file, _ = start(tmp_path)
     console.on_busy("evaluating 3/16")
     assert "evaluating" not in file.getvalue()
+
+
+def test_a_notebook_has_a_line_that_moves_and_lines_that_fit(tmp_path, monkeypatch, capsys):
+    """In the output of the cell, without widgets; nothing of it stays."""
+    display = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data)
+
+    monkeypatch.setattr(display, "display", lambda data, raw, display_id: shown.append(data) or Handle())
+    monkeypatch.setattr("accel_train.tracking.console.in_notebook", lambda: True)
+    console = Console()
+    console.on_start(Run(tmp_path, CollatzTask(), {}, {"model": nn.Linear(1, 1)}, 500, start_step=20))
+    console.on_tick({"step": 30, "loss": 0.25, "phase": "a<b", "eta_s": 60.0})
+    console.on_busy("evaluating 3/16")
+    console.on_log(RECORD | {f"term{i}": 0.5 for i in range(20)})
+    console.on_end("completed", {"step": 500})
+    assert [each["text/plain"] for each in shown] == [
+        "starting", "a<b  step 30/500  loss 0.2500  ETA 1m00s", "a<b  evaluating 3/16", "",
+    ]  # fmt: skip
+    assert shown[0]["text/html"].startswith("<progress value=20 max=500>")
+    assert shown[1]["text/html"].startswith("<progress value=30 max=500></progress> <code>a&lt;b  step")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 110 for line in lines if line.startswith("step")) and re.search(r"\+\d+$", lines[-2])

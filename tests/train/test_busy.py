@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from accelerate.state import AcceleratorState
 from support.runs import config
 from support.toys import Toy
 
 from accel_train import Observer, Trainer
+from accel_train.errors import UserError
 
 
 class Listener(Observer):
@@ -47,3 +49,18 @@ def test_gpus_that_are_not_there(tmp_path, monkeypatch, environment, warned):
     path = tmp_path / "events.jsonl"
     said = [json.loads(line)["title"] for line in path.read_text().splitlines()] if path.is_file() else []
     assert any("launched for GPUs" in title for title in said) == warned
+
+
+def test_the_gpu_of_a_mac_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    result = Trainer(Toy(), **config(tmp_path / "run", max_steps=1)).fit()
+    said = [json.loads(line)["title"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert result.step == 1 and any("the GPU of a Mac (mps) has no float64" in title for title in said)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "mps")
+    with pytest.raises(UserError, match="ACCELERATE_TORCH_DEVICE=mps: the GPU of a Mac has no float64"):
+        Trainer(Toy(), **config(tmp_path / "other", max_steps=1)).fit()
+    AcceleratorState._reset_state(reset_partial_state=True)

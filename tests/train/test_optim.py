@@ -30,11 +30,11 @@ def test_every_optimiser_of_torch_can_be_named():
     for name in set(names) - {"LBFGS", "SparseAdam"}:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert build_optimizer(named(), name, 0.1, {}).param_groups[0]["lr"] == 0.1
+            assert build_optimizer(named(), name, 0.1, {}).optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_lists_become_tuples():
-    optimizer = build_optimizer(named(), "AdamW", 1e-3, {"betas": [0.5, 0.9], "weight_decay": 0.0})
+    optimizer = build_optimizer(named(), "AdamW", 1e-3, {"betas": [0.5, 0.9], "weight_decay": 0.0}).optimizer
     assert optimizer.defaults["betas"] == (0.5, 0.9)
 
 
@@ -49,14 +49,14 @@ class OnlyAtFirst(torch.optim.Optimizer):
 
 
 def test_options_that_a_signature_does_not_name():
-    assert build_optimizer(named(), f"{__name__}.OnlyAtFirst", 0.1, {"easy": 1}).defaults["easy"] == 1
+    assert build_optimizer(named(), f"{__name__}.OnlyAtFirst", 0.1, {"easy": 1}).optimizer.defaults["easy"] == 1
 
 
 def test_parameters_of_every_kind():
     kinds = [torch.ones(3), torch.ones(2, 2, dtype=torch.complex64), torch.ones(0, 3), torch.tensor(1.0).double()]
     params = [torch.nn.Parameter(t) for t in [*kinds, torch.ones(2, dtype=torch.bfloat16)]]
     for name in ("AdamW", "SGD", "RMSprop"):
-        assert len(build_optimizer(dict(enumerate(params)), name, 0.1, {}).param_groups[0]["params"]) == 5
+        assert len(build_optimizer(dict(enumerate(params)), name, 0.1, {}).optimizer.param_groups[0]["params"]) == 5
     assert [p.grad for p in params] == [None] * 5
 
 
@@ -112,7 +112,8 @@ def test_parameters_that_do_not_decay_or_learn_slowly():
     named = dict(model.named_parameters())
     said = {name: {"betas": (0.5, 0.9), "lr_factor": 7.0} if name == "1.weight" else {} for name in named}
     groups = parameter_groups(said, ["*.bias", "1.*"], {"1.w*": 0.5, "*.weight": 0.1})
-    optimizer = build_optimizer(named, "AdamW", 0.1, {"weight_decay": 0.5}, groups)
+    built = build_optimizer(named, "AdamW", 0.1, {"weight_decay": 0.5}, groups)
+    optimizer = built.optimizer
     found = {name: g for g in optimizer.param_groups for p in g["params"] for name, q in named.items() if p is q}
     assert [found[name]["weight_decay"] for name in named] == [0.5, 0.0, 0.0, 0.0]
     assert [found[name]["lr_factor"] for name in named] == [0.1, 1.0, 0.5, 1.0], "a config comes before the task"
@@ -123,7 +124,7 @@ def test_parameters_that_do_not_decay_or_learn_slowly():
     optimizer.step()
     for name, p in named.items():
         assert torch.equal(p, before[name]) == (name != "0.weight"), name
-    renew_options(optimizer, {"weight_decay", "betas"}, groups)
+    renew_options(built, {"weight_decay", "betas"}, groups)
     assert [found[name]["weight_decay"] for name in named] == [0.5, 0.0, 0.0, 0.0]
     assert found["1.weight"]["betas"] == (0.5, 0.9)
 
@@ -143,9 +144,8 @@ def test_every_parameter_is_in_one_group(said):
 def test_groups_that_are_restored():
     def built(options, patterns=()):
         groups = parameter_groups(options, patterns, {"0": 0.5} if patterns else {})
-        return build_optimizer(
-            {str(i): torch.nn.Parameter(torch.ones(2)) for i in range(2)}, "SGD", 0.1, {}, groups
-        ), groups
+        parameters = {str(i): torch.nn.Parameter(torch.ones(2)) for i in range(2)}
+        return build_optimizer(parameters, "SGD", 0.1, {}, groups).optimizer, groups
 
     saved, _ = built({"0": {"lr_factor": 0.1}, "1": {}})
     now, groups = built({"0": {"lr_factor": 0.3}, "1": {}})

@@ -101,4 +101,4 @@ def test_memory_is_known_before_the_first_step(optimizer, arguments, state):
     built = build_optimizer(dict(model.named_parameters()), optimizer, 0.1, arguments)
     numbers = 30 * 70 + 70
     assert memory_of(built) == {"weights": 4 * numbers, "gradients": 4 * numbers, "optimizer": 4 * numbers * state}
-    assert not built.state
+    assert not built.optimizer.state

@@ -19,7 +19,7 @@ from accel_train.data.remote import wildcards
 from accel_train.data.remote.identity import Identity, of_info
 from accel_train.data.remote.requests import Access, MissingError, attempt, current, is_remote, shown, split
 from accel_train.data.remote.transfers import last_answer
-from accel_train.errors import AccessError, UserError
+from accel_train.errors import AccessError, UserError, relative_to
 from accel_train.system import waiting
 
 
@@ -52,7 +52,8 @@ def _expand_local(path: str) -> list[str]:
     files = [path] if literal else wildcards.expand(path, _list_local)
     files = [file for file in files if _is_file(file)]
     if not files:
-        raise UserError(f"{path}: no {'file matches' if wildcards.is_pattern(path) else 'such file'}; {_ELSEWHERE}")
+        what = f"no {'file matches' if wildcards.is_pattern(path) else 'such file'}{relative_to(path)}"
+        raise UserError(f"{path}: {what}; {_ELSEWHERE}")
     return files
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_train.run.figures import new_figure
 from accel_train.tasks.collatz.evaluation import ERRORS, GRID, GRID_HIGH, GRID_LOW, MAGNITUDES
 from accel_train.tasks.collatz.numbers import MODES
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 def figures(metrics: Mapping[str, float], sums: Mapping[str, Tensor], baselines: Mapping[str, float]) -> dict[str, Any]:
     """Predicted against true T, its error by mode and by size of n, the confusion of the next parity, and what both
     losses gain on trivial models."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    figure = new_figure(15, 8.5)
     (prediction, distribution, of_stop), (by_size, confused, of_next) = figure.subplots(2, 3)
 
     edges = np.exp(np.linspace(GRID_LOW, GRID_HIGH, GRID + 1))
@@ -85,6 +84,7 @@ def _gains(axes: Any, metrics: Mapping[str, float], baselines: Mapping[str, floa
     axes.set(
         yticks=range(len(MODES) + 1), yticklabels=["all", *MODES], xlabel="gain on a trivial model (95 % over rows)"
     )
+    axes.locator_params(axis="x", nbins=5)  # small gains have long numbers
     axes.invert_yaxis()
     axes.set_title(f"{title} {metrics[term]:.4f}")
     if axes.get_legend_handles_labels()[0]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from accel_train.errors import DataError
+from accel_train.errors import DataError, relative_to
 
 NAMES = ("atom_types", "target_index", "nbr_lists", "nbr_dists", "atom_directions")
 """The arrays of a trajectory, in the order of a flat list of files; the last for the ferro model only."""
@@ -125,7 +125,9 @@ def open_trajectory(paths: dict[str, Path]) -> Trajectory:
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         raise DataError(
-            f"Missing required data files for {_model(paths)} dataset: {', '.join(missing)}; required: {_npy(paths)}"
+            f"Missing required data files for {_model(paths)} dataset: {', '.join(missing)}; required: "
+            f"{_npy(paths)}{relative_to(missing[0])}; accel-train gdynet preprocess makes them of a trajectory, "
+            "accel-train synth gdynet some to try"
         )
     arrays = {
         name: open_array(path, None if name in ("atom_types", "target_index") else "r") for name, path in paths.items()

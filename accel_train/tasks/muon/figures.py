@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from accel_train.intervals import bootstrap
+from accel_train.run.figures import new_figure
 from accel_train.tasks.muon.metrics import SUM_ENERGY, Sample, azimuth_flatness, correlation
 from accel_train.tasks.muon.observables import AXES, AZIMUTH_EDGES, ENERGY_EDGES, RADIUS_EDGES, Cells, coordinates
 from accel_train.tasks.muon.showers import UNITS, units
@@ -86,9 +87,7 @@ def _bars(axes: Axes, where: np.ndarray, shown: Numbers, **looks: Any) -> None:
 
 def _with_ratios(columns: int) -> tuple[Figure, list[Axes], list[Axes]]:
     """Two rows of axes, the lower one for what is above divided by the truth."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * columns, 5.4), layout="constrained")
+    figure = new_figure(4.2 * columns, 5.4)
     tops, bottoms = figure.subplots(2, columns, sharex="col", height_ratios=[3, 1], squeeze=False)
     for bottom in bottoms:
         bottom.axhline(1, color="0.35", lw=0.8)
@@ -213,9 +212,7 @@ def _fano(powers: np.ndarray) -> np.ndarray:
 
 def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
     """Correlation of log10 E with log10 r over muons, in each cell."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = new_figure(13, 3.8)
     panels = figure.subplots(1, len(AXES), sharey=True)
     for axis, panel in zip(AXES, panels, strict=True):
         cut = cells.of_axis(axis)
@@ -234,9 +231,7 @@ def _correlation(real: Sample, fake: Sample, cells: Cells) -> Figure:
 
 def _azimuth(true: Sample, made: Sample) -> Figure:
     """Azimuth of muons relative to flat."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     edges = AZIMUTH_EDGES[::2]
     for marker, look, sample in (("s", "truth", true), ("o", "generated", made)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_train.run.figures import new_figure
 from accel_train.tasks.sherlock.lagscan import LagScan
 from accel_train.tasks.sherlock.scores import Estimate, Rois
 
@@ -37,7 +38,7 @@ def slices_figure(
     inside = places >= 0
     levels, rows, columns = (np.flatnonzero(inside.any(axes)) for axes in ((0, 1), (1, 2), (0, 2)))
     chosen = levels[np.unique(np.linspace(0, len(levels) - 1, SLICES + 2).round().astype(int)[1:-1])]
-    figure = _figure(1.5 * len(chosen) + 1.6, 1.75 * len(maps) + 0.5)
+    figure = new_figure(1.5 * len(chosen) + 1.6, 1.75 * len(maps) + 0.5)
     panels = figure.subplots(len(maps), len(chosen), squeeze=False)
     colours: Any = None
     for line, (title, values) in zip(panels, maps.items(), strict=True):
@@ -78,7 +79,7 @@ def ceiling_figure(r: np.ndarray, ceiling: np.ndarray, rois: Rois, worth: float)
     Args:
         r, ceiling: [V]. worth: the ceiling below which a share of it says little.
     """
-    figure = _figure(5.6, 5.2)
+    figure = new_figure(5.6, 5.2)
     axes = figure.subplots()
     ends = np.array([0, max(float(np.nanmax(ceiling, initial=0.2)), float(np.nanmax(r, initial=0.2))) * 1.05])
     axes.axvspan(-0.03, worth, color="0.95", lw=0)
@@ -101,7 +102,7 @@ def lag_figure(scans: Mapping[str, tuple[LagScan, int]], rois: Rois, label: str)
         scans: each with the shift that is expected.
         label: what the correlation is.
     """
-    figure = _figure(4.6 * len(scans) + 0.4, 3.9)
+    figure = new_figure(4.6 * len(scans) + 0.4, 3.9)
     panels = figure.subplots(1, len(scans), squeeze=False, sharey=True)[0]
     for axes, (name, (scan, expected)) in zip(panels, scans.items(), strict=True):
         axes.axvline(expected, color=GREY, lw=1, ls=(0, (4, 3)), label="where it must peak")
@@ -123,7 +124,7 @@ def models_figure(r: Mapping[str, Mapping[str, Estimate]], ceiling: Mapping[str,
         ceiling: by region; empty where it is not known.
     """
     rois = list(next(iter(r.values())))
-    figure = _figure(max(1.5 * len(rois) + 1.5, 5), 4.2)
+    figure = new_figure(max(1.5 * len(rois) + 1.5, 5), 4.2)
     axes = figure.subplots()
     width = 0.7 / max(len(r) - 1, 1)
     for i, (name, of_roi) in enumerate(r.items()):
@@ -149,7 +150,7 @@ def frames_figure(true: np.ndarray, made: np.ndarray, names: Sequence[str]) -> F
         true, made: [n, H, W, 3], 0 to 255. names: of the n moments.
     """
     height = 1.9 * true.shape[1] / true.shape[2]
-    figure = _figure(1.9 * len(true) + 0.3, 2 * height + 0.45)
+    figure = new_figure(1.9 * len(true) + 0.3, 2 * height + 0.45)
     panels = figure.subplots(2, len(true), squeeze=False)
     for line, frames, title in zip(panels, (true, made), ("presented", "made again"), strict=True):
         for axes, frame, name in zip(line, frames, names, strict=True):
@@ -173,7 +174,7 @@ def numbers_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -
     most = np.sort(np.argsort(-std, kind="stable")[:NUMBERS])
     most = most[std[most] > 0]
     unit = float(np.sqrt((std[most] ** 2).mean())) if len(most) else 1.0
-    figure = _figure(8, 4.2)
+    figure = new_figure(8, 4.2)
     panels = figure.subplots(2, 1, sharex=True)
     colours: Any = None
     for axes, values, title in zip(panels, (true, made), ("presented", "made again"), strict=True):
@@ -188,12 +189,6 @@ def numbers_figure(true: np.ndarray, made: np.ndarray, name: str, tr_s: float) -
 
 def _colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _bare(axes: Axes) -> None:

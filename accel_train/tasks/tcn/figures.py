@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from accel_train.intervals import exact
+from accel_train.run.figures import new_figure
 from accel_train.tasks.tcn.alarms import USEFUL, AlarmRule, ShotScores, Useful, alarm_step, on_runs, outcome_of
 from accel_train.tasks.tcn.metrics import AHEAD_MS, FALSE_POSITIVE_RATES, ShotTable
 from accel_train.tasks.tcn.steps import BEFORE_ONSET_MS, DISTANCES
@@ -31,7 +32,7 @@ def shot_figure(shot: ShotScores, rule: AlarmRule, onset_ms: float, useful: Usef
         onset_ms: plasma time from which its label is positive; NaN in a clear shot.
     """
     step = alarm_step(shot, rule)
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     axes = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1]) if shot.disruptive else [figure.subplots()]
     for panel in axes:
         _track(panel, shot, rule, step, onset_ms, useful)
@@ -54,7 +55,7 @@ def warning_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     Args:
         metrics: ``table.intervals``.
     """
-    figure = _figure(7, 4.8)
+    figure = new_figure(7, 4.8)
     axes = figure.subplots()
     warnings = np.sort(table.warning_ms[table.warning_ms > 0]).clip(AHEAD_MS[0], AHEAD_MS[-1])
     ahead = np.array([AHEAD_MS[0], *warnings, AHEAD_MS[-1]])
@@ -81,7 +82,7 @@ def roc_figure(table: ShotTable, metrics: Mapping[str, float]) -> Figure:
     Args:
         metrics: ``table.intervals``.
     """
-    figure = _figure(6.2, 5)
+    figure = new_figure(6.2, 5)
     axes = figure.subplots()
     fpr, tpr = table.roc()
     axes.plot(CHANCE, CHANCE, color="0.7", lw=0.8, ls="--", label="chance")
@@ -111,7 +112,7 @@ def reliability_figure(found: Mapping[str, np.ndarray], brier: float) -> Figure:
         found: of ``steps.reliability``.
         brier: of the same probabilities.
     """
-    figure = _figure(6.2, 6)
+    figure = new_figure(6.2, 6)
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     ends = SHARES[0], SHARES[-1]
     top.plot(ends, ends, color="0.7", lw=0.8, ls="--", label="as predicted")
@@ -138,7 +139,7 @@ def distance_figure(metrics: Mapping[str, float]) -> Figure:
     Args:
         metrics: ``steps.diagnostics``.
     """
-    figure = _figure(7.5, 4.2)
+    figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
     rates = [100 * metrics[f"step_fpr/{name}"] for name in DISTANCES if name not in ("clear", "from_onset")]
     where = np.arange(len(rates))[::-1]  # time runs to the right
@@ -213,12 +214,6 @@ def _errors(
 def _percent(metrics: Mapping[str, float], name: str) -> tuple[float, float]:
     """The ends of the interval of a share."""
     return 100 * metrics[f"{name}/low"], 100 * metrics[f"{name}/high"]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _bare(axes: Axes) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from accel_train.arguments import Range
 from accel_train.config.setting import Checked, setting
-from accel_train.errors import UserError
+from accel_train.errors import UserError, relative_to
 from accel_train.tasks.tcn.prebuilt import is_prebuilt
 from accel_train.tasks.tcn.shots import Shots
 
@@ -68,9 +68,9 @@ def layout_of(data: str | Path, raw: RawFiles) -> Layout:
         return "hdf5"
     what = "not one of the four layouts" if path.is_dir() else "no such folder" if not path.exists() else "not a folder"
     raise UserError(
-        f"data: {path}: {what}: shots of accel-train tcn preprocess (meta.json), HDF5 files ({raw.disrupt}/ and "
-        f"{raw.clear}/ with NUMBER.h5; raw.disrupt and raw.clear name others), a table (.csv or .parquet), or prebuilt "
-        "windows (train/, test/)"
+        f"data: {path}: {what}{relative_to(path)}: shots of accel-train tcn preprocess (meta.json), HDF5 files "
+        f"({raw.disrupt}/ and {raw.clear}/ with NUMBER.h5; raw.disrupt and raw.clear name others), a table (.csv or "
+        ".parquet), or prebuilt windows (train/, test/); accel-train synth tcn makes shots to try"
     )
 
 

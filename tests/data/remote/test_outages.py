@@ -268,7 +268,7 @@ def test_a_long_transfer_has_no_limit_of_its_own(federation, url):
 
 def test_a_part_that_another_process_holds_is_said(federation, url, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("accel_train.data.remote.copies._is_locked", lambda path: True)
-    monkeypatch.setattr("accel_train.data.remote.copies.SAY_S", 0.1)
+    monkeypatch.setattr("accel_train.data.remote.copies.SAY_S", 0.0)
     monkeypatch.setattr("accel_train.data.remote.copies.WAIT_S", 0.5)
     with Staging(tmp_path, access=fast()) as stage, pytest.raises(AccessError, match="within 0.5 s"):
         stage.acquire(url)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.toys import Brains
+from support.small_tasks import Brains
 
 from accel_train import Trainer
 from accel_train.config.read import parse

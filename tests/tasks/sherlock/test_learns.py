@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.toys import Brains
+from support.small_tasks import Brains
 from support.viewers import of_synth, preprocess
 
 from accel_train import Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.toys import Brains
+from support.small_tasks import Brains
 
 from accel_train.tasks.sherlock.outputs import outputs
 from accel_train.tasks.sherlock.reconstruction import errors

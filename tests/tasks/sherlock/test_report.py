@@ -136,6 +136,15 @@ def test_reconstructions_and_lesions(found: judge.Found):
     assert audio["lesion of visual"] == audio[NETWORK] and audio[NETWORK].low < audio[NETWORK].value
 
 
+def test_a_lesion_that_matters_where_nothing_is_predicted_is_said(found: judge.Found):
+    errors_of = {NETWORK: 0.2, "lesion of null": 0.31, "lesion of visual": 0.9}
+    text = {name: scores.Estimate(error, error, error) for name, error in errors_of.items()}
+    for share, said in ((0.03, 1), (0.2, 0)):
+        numbers = {NETWORK: found.volumes[NETWORK] | {"significant/null": share, "significant/visual": 1.0}}
+        warnings = list(judge._idle_lesions(replace(found, volumes=numbers, reconstruction={"text": text})))
+        assert len(warnings) == said and all("lesion of null" in each and "by 0.11" in each for each in warnings)
+
+
 def test_likeness_of_reconstructions(case: Case, predicted: Predictions, found: judge.Found):
     video, audio = found.likeness["video"], found.likeness["audio"]  # which has a vector of 2 numbers a TR here
     assert video[NETWORK]["PSNR"] > video[MEAN]["PSNR"] > video[SHUFFLED]["PSNR"] > 0

@@ -11,7 +11,6 @@ import pytest
 from support.movie_brain import ROIS, C, Movie, movie, response, write_prepared
 
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.sherlock import ridge, scores
 from accel_train.tasks.sherlock.data import Items, Prepared
@@ -19,6 +18,7 @@ from accel_train.tasks.sherlock.report import files
 from accel_train.tasks.sherlock.report.case import AVERAGE, EVERYWHERE
 from accel_train.tasks.sherlock.report.read import case_fmri, case_of, predictions_of, rows_of
 from accel_train.tasks.sherlock.task import SherlockTask
+from accel_train.train.measuring import evaluate_run
 from accel_train.train.trainer import Trainer
 
 
@@ -186,7 +186,7 @@ def test_from_training_to_the_report(
     task = SherlockTask(str(prepared.folder), bottleneck="voxels", decoder_widths=[4], voxel_widths=[4], **small)
     settings: dict[str, Any] = dict(global_batch_size=8, max_steps=2, report_to=[], learning_rate=1e-3)
     Trainer(task, output_dir=str(tmp_path / "run"), **settings).fit()
-    evaluate_run(tmp_path / "run", None, "test", None, None)
+    evaluate_run(tmp_path / "run", "test")
     assert main(["sherlock", "report", str(tmp_path / "run")]) == 0
     assert "missing: no slices" in (said := capsys.readouterr().out) and said.count("missing:") == 2
     assert "missing: no reconstruction of text: no run of these TRs has it" in said

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.small_tasks import Brains
 from support.stimuli import Film, FilmItems
-from support.toys import Brains
 
 from accel_train import Trainer
 from accel_train.errors import UserError

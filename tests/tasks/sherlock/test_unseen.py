@@ -12,13 +12,13 @@ from support.movie_brain import Movie, movie, write_prepared
 
 from accel_train import Trainer
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import nulls, ridge, scores
 from accel_train.tasks.sherlock.report import files
 from accel_train.tasks.sherlock.report.case import AVERAGE
 from accel_train.tasks.sherlock.report.read import case_fmri
 from accel_train.tasks.sherlock.task import SherlockTask
+from accel_train.train.measuring import evaluate_run
 
 SMALL: dict[str, Any] = dict(window_trs=10, lags=8, latent=4, encoder_widths=[4], fusion_widths=[], subject_rank=1)
 
@@ -88,7 +88,7 @@ def test_the_table_of_a_run_without_a_viewer(folder, film, tmp_path, capsys, mon
 
     monkeypatch.setattr(ridge, "fit", kept)
     train(folder, tmp_path / "run", "s1")
-    metrics = evaluate_run(tmp_path / "run", None, "test", None, None)
+    metrics = evaluate_run(tmp_path / "run", "test").metrics
     assert main(["sherlock", "report", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     for person, unseen in (("s0", False), ("s1", True), ("s2", True), ("s3", False)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.shots import InMemory, shot
-from support.toys import Disruptions
+from support.small_tasks import Disruptions
 
 from accel_train import Loss, Trainer
 

@@ -12,7 +12,7 @@ from support.shots import write_file, write_shots
 
 from accel_train import TrainConfig, Trainer
 from accel_train.command import Command
-from accel_train.commands.inspect import inspect
+from accel_train.commands.inspect import look_at
 from accel_train.config.convert import construct
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.hdf5 import Hdf5Shots
@@ -299,7 +299,7 @@ def test_inspect(copied, tmp_path):
     with open(copied / "clear" / "101.h5", "r+b") as file:
         file.truncate(3000)
     shutil.copy(copied / "clear" / "103.h5", copied / "disrupt" / "104x.h5")
-    text = inspect(str(copied), [*OPTIONS, "--raw.dt_ms=1", "--raw.max_bad=1"])
+    text = look_at(str(copied), [*OPTIONS, "--raw.dt_ms=1", "--raw.max_bad=1"])
     made = task(copied, RAW | {"max_bad": 1})
     windows = made.windows("train")
     lines = text.splitlines()
@@ -315,13 +315,13 @@ def test_inspect(copied, tmp_path):
     assert "1 shots are left out:\n    " in text and "104x.h5: its name is no shot number" in text
     folders = [f"--disrupt={copied / 'disrupt'}", f"--clear={copied / 'clear'}"]
     PREPROCESS.run([*folders, f"--out={tmp_path / 'out'}", "--dt_ms=1", "--max_bad=1"])
-    stored = inspect(str(tmp_path / "out"), OPTIONS).splitlines()
+    stored = look_at(str(tmp_path / "out"), OPTIONS).splitlines()
     assert stored[0].endswith(": preprocessed, 6 channels") and stored[1:6] == lines[1:6]
     assert any("101.h5" in line for line in stored)
     with pytest.raises(UserError, match="nsubs: no such option .did you mean nsub"):
-        inspect(str(copied), ["--nsubs=3"])
+        look_at(str(copied), ["--nsubs=3"])
 
 
 def test_inspect_a_table(tmp_path):
-    text = inspect(str(table(tmp_path / "shots.csv")), [*OPTIONS, "--raw.dt_ms=1"])
+    text = look_at(str(table(tmp_path / "shots.csv")), [*OPTIONS, "--raw.dt_ms=1"])
     assert "shots.csv: table, 2 channels" in text and "  validation" in text and "  test" not in text

@@ -11,7 +11,7 @@ import torch
 from support.runs import config
 
 from accel_train import TrainConfig, Trainer
-from accel_train.commands.inspect import inspect
+from accel_train.commands.inspect import look_at
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.prebuilt import Prebuilt, channels_of
 from accel_train.tasks.tcn.task import TCNTask
@@ -193,7 +193,7 @@ def test_a_run_and_no_distances(heavy):
 
 
 def test_inspect(heavy):
-    text = inspect(str(heavy), [f"--{name}={value}" for name, value in SMALL.items()] + ["--balance=none"])
+    text = look_at(str(heavy), [f"--{name}={value}" for name, value in SMALL.items()] + ["--balance=none"])
     lines = text.splitlines()
     assert lines[0].endswith(": prebuilt, 6 channels") and "windows of 20 samples, of which 8" in lines[1]
     assert lines[3].split() == ["train", "?", "?", "5", "3", "30", "60.0%"] and lines[4].split()[0] == "test"

@@ -15,7 +15,6 @@ import torch
 from support.shots import InMemory, shot, write_shots
 
 from accel_train.cli import main
-from accel_train.commands.evaluate import evaluate_run
 from accel_train.errors import UserError
 from accel_train.tasks.collatz.task import CollatzTask
 from accel_train.tasks.tcn import baselines
@@ -27,6 +26,7 @@ from accel_train.tasks.tcn.robustness import Failure
 from accel_train.tasks.tcn.steps import EDGES
 from accel_train.tasks.tcn.task import TCNTask
 from accel_train.tasks.tcn.windows import Windows
+from accel_train.train.measuring import evaluate_run
 from accel_train.train.trainer import Trainer
 
 SIZES: dict[str, Any] = dict(
@@ -102,11 +102,11 @@ def test_everything_is_there(place: Path, found: dict[str, Any]):
 
 
 def test_whole_shots_give_what_an_evaluation_of_windows_gives(place: Path, found: dict[str, Any], tmp_path: Path):
-    metrics = evaluate_run(place / "run", None, "test", None, tmp_path)
+    metrics = evaluate_run(place / "run", "test", out=tmp_path).metrics
     mine = found["rows"]["network"]["metrics"]
     for name in ("step_auc", "step_pr_auc"):
         assert mine[name] == pytest.approx(metrics[name], abs=2e-3)  # a score at the edge of a bin
-    chosen = evaluate_run(place / "run", None, "validation", None, tmp_path)
+    chosen = evaluate_run(place / "run", out=tmp_path).metrics
     assert found["rows"]["network"]["threshold"] == pytest.approx(chosen["threshold"], abs=2 / 64)
 
 

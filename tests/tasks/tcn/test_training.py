@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.toys import Disruptions
+from support.small_tasks import Disruptions
 
 from accel_train import Trainer
 from accel_train.config.read import settings_for

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accel_train import intervals
+from accel_train.run.figures import new_figure
 from accel_train.task import Batch
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ def figures(metrics: Mapping[str, float], sums: Mapping[str, Tensor], trivial: M
     Args:
         trivial: ``counts`` of each trivial model over the same rows, by name.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = new_figure(11, 4.8)
     by_class, by_digit = figure.subplots(1, 2)
 
     rows = sums["rows"].cpu().numpy()

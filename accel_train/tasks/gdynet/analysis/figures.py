@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_train.run.figures import new_figure
 from accel_train.tasks.gdynet.analysis.history import Curves, curves
 
 if TYPE_CHECKING:
@@ -71,12 +72,6 @@ def _bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(width: float, height: float, **options: Any) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", **options)
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     """A legend above the panels, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
@@ -95,7 +90,7 @@ def _timescales(found: dict[str, Any]) -> Figure:
     implied = found["implied_timescales"]
     lags = _array(implied[f"lags_{unit}"])
     times, low, high = (_array(implied[f"{name}_{unit}"]) for name in ("timescales", "low", "high"))
-    figure = _figure(5.2, 4.2)
+    figure = new_figure(5.2, 4.2)
     axes = figure.subplots()
     resolved = times[times > lags[:, None]]
     bottom, top = resolved.min(initial=lags[-1]) / 5, max(resolved.max(initial=0), lags[-1]) * 2
@@ -122,7 +117,7 @@ def _chapman_kolmogorov(found: dict[str, Any]) -> Figure:
     lags = _array(test[f"lags_{unit}"])
     predicted, estimated = _array(test["predicted"]), _array(test["estimated"])
     halves = [_array(test[f"{name}_half_width"]) for name in ("predicted", "estimated")]
-    figure = _figure(max(1.5 * k, 4.5) + 0.6, max(1.35 * k, 3.0) + 0.8)
+    figure = new_figure(max(1.5 * k, 4.5) + 0.6, max(1.35 * k, 3.0) + 0.8)
     panels = figure.subplots(k, k, sharex=True, sharey=True, squeeze=False)
     for (i, j), axes in np.ndenumerate(panels):
         line, half = predicted[:, i, j], halves[0][:, i, j]
@@ -145,7 +140,7 @@ def _chapman_kolmogorov(found: dict[str, Any]) -> Figure:
 def _autocorrelation(found: dict[str, Any]) -> Figure:
     unit, _ = _unit(found)
     lags = _array(found["autocorrelation"][f"lags_{unit}"])
-    figure = _figure(5.2, 3.8)
+    figure = new_figure(5.2, 3.8)
     axes = figure.subplots()
     for i, values in enumerate(_array(found["autocorrelation"]["correlation"]).T):
         axes.plot(lags, values, marker="o", ms=3.5, lw=1.4, label=f"state {i}", **_look(i))
@@ -162,7 +157,7 @@ def _autocorrelation(found: dict[str, Any]) -> Figure:
 def _koopman(found: dict[str, Any]) -> Figure:
     unit, _ = _unit(found)
     matrix, k = _array(found["koopman"]["matrix"]), found["states"]
-    figure = _figure(0.72 * k + 2.2, 0.68 * k + 1.5)
+    figure = new_figure(0.72 * k + 2.2, 0.68 * k + 1.5)
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(matrix):
@@ -188,7 +183,7 @@ def _stationary(found: dict[str, Any]) -> Figure:
     if found["constrained"]:
         bars["stationary, constrained"] = found["constrained"]["stationary"]
     bars = {name: values for name, values in bars.items() if values is not None}
-    figure = _figure(max(0.8 * k + 2.0, 5.2), 3.8)
+    figure = new_figure(max(0.8 * k + 2.0, 5.2), 3.8)
     axes = figure.subplots()
     width = 0.8 / len(bars)
     for i, (name, values) in enumerate(bars.items()):
@@ -205,7 +200,7 @@ def _eigenvectors(found: dict[str, Any]) -> Figure:
     """Which states each process exchanges: probability flows between those above and those below zero."""
     unit, _ = _unit(found)
     vectors, k = _array(found["koopman"]["left_eigenvectors"]), found["states"]
-    figure = _figure(max(0.5 * k + 2.0, 4.2), 1.5 * (k - 1) + 0.8)
+    figure = new_figure(max(0.5 * k + 2.0, 4.2), 1.5 * (k - 1) + 0.8)
     panels = figure.subplots(k - 1, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for i, (axes, vector, time) in enumerate(zip(panels, vectors, found["koopman"][f"timescales_{unit}"], strict=True)):
         axes.bar(range(k), vector, 0.7, color=[COLOURS[0] if v > 0 else COLOURS[1] for v in vector])
@@ -225,7 +220,7 @@ def _populations(found: dict[str, Any], per_frame: list[np.ndarray]) -> Figure:
     """Mean probability over the targets, of the first trajectories."""
     unit, dt = _unit(found)
     shown = list(zip(per_frame, found["trajectories"], strict=True))[:ROWS]
-    figure = _figure(7.2, 1.9 * len(shown) + 1.2)
+    figure = new_figure(7.2, 1.9 * len(shown) + 1.2)
     panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
     for axes, (values, trajectory) in zip(panels, shown, strict=True):
         step = -(-len(values) // POINTS)
@@ -250,7 +245,7 @@ def _maps(found: dict[str, Any], coords: np.ndarray, targets: np.ndarray, predic
     unit, dt = _unit(found)
     frames = np.unique(np.linspace(0, len(predictions) - 1, SNAPSHOTS).round().astype(int))
     k = predictions.shape[2]
-    figure = _figure(3.0 * len(frames) + 1.0, 3.0 * k)
+    figure = new_figure(3.0 * len(frames) + 1.0, 3.0 * k)
     panels = figure.subplots(k, len(frames), squeeze=False, subplot_kw={"projection": "3d"})
     image = None
     for (state, column), axes in np.ndenumerate(panels):
@@ -281,7 +276,7 @@ def _training(learned: Curves) -> Figure:
         "training": {"color": COLOURS[0], "marker": ".", "ms": 3},
         "validation": {"color": COLOURS[1], "marker": "o", "ms": 3.5},
     }
-    figure = _figure(7.2, 2.2 * len(learned.lines) + 1.0)
+    figure = new_figure(7.2, 2.2 * len(learned.lines) + 1.0)
     panels = figure.subplots(len(learned.lines), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, kinds) in zip(panels, learned.lines.items(), strict=True):
         for kind, (times, values) in kinds.items():

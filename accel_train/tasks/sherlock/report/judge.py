@@ -277,7 +277,19 @@ def _cautions(case: Case, predicted: Predictions, found: Found) -> list[str]:
         said.append(f"banded ridge is at least as good as the network (r {bar:.3f} and {network:.3f})")
     if not found.r[NETWORK][EVERYWHERE].low > 0:
         said.append("the network is not better than chance: its interval over time holds 0")
-    return said
+    return [*said, *_idle_lesions(found)]
+
+
+def _idle_lesions(found: Found) -> Iterator[str]:
+    """Lesions of regions where nothing is predicted, and which matter all the same: the network hides things there."""
+    for modality, models in found.reconstruction.items():
+        harm = {name.removeprefix("lesion of "): error.value - models[NETWORK].value
+                for name, error in models.items() if name.startswith("lesion of ")}  # fmt: skip
+        idle = [roi for roi in harm if found.volumes[NETWORK].get(f"significant/{roi}", 1.0) <= 0.05]
+        roi = max(idle, key=harm.__getitem__, default=None)
+        if roi is not None and harm[roi] > 0.01:
+            yield (f"a lesion of {roi}, where no more voxels are predicted than by chance, raises the error of the "
+                   f"{modality} by {harm[roi]:.2f}: other lesions say something only above that")  # fmt: skip
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
