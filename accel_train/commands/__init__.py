@@ -19,6 +19,7 @@ COMMANDS = by_name(
         "accel_train.commands.inspect",
     ),
     Command("verify", "train parts of a run once more and compare every bit", "accel_train.commands.verify"),
+    Command("diff", "where two runs part, and by what", "accel_train.commands.diff"),
     Command("step", "look at one step of a run, as it was", "accel_train.commands.step"),
     Command("synth", "make a small data set with known truth for a task", "accel_train.commands.synth"),
     Command(

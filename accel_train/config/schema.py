@@ -166,6 +166,12 @@ class TrainConfig(Checked):
     log_last_values: bool = setting(
         False, "log lines also have the values of the last step of their interval, as last/NAME."
     )
+    digest_steps: int = setting(
+        100,
+        "64 bits each of gradients and weights every so many steps, in digests.jsonl (80 bytes a line for one model), "
+        "by which accel-train diff finds where two runs part; 0 for none. Not under FSDP.",
+        Range(0),
+    )
     eval_steps: Length | None = setting(
         None, 'evaluate every so often ("1ep"); null only at the end, 0 never.', Durations(zero=True)
     )

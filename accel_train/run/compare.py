@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -55,6 +56,18 @@ def records(run: Path, after: int = -1, until: int | None = None) -> list[dict[s
         if after < record.get("step", 0) and (until is None or record.get("step", 0) <= until):
             found.append({key: value for key, value in record.items() if key not in CLOCK})
     return found
+
+
+def digests(run: Path, until: int | None = None) -> dict[int, dict[str, Any]]:
+    """The lines of ``digests.jsonl`` by step, where there are any."""
+    if not (run / "digests.jsonl").is_file():
+        return {}
+    found = {}
+    for line in (run / "digests.jsonl").read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            found[int(record.pop("step"))] = record
+    return {step: record for step, record in found.items() if until is None or step <= until}
 
 
 def in_records(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[Difference]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 _FILES = [
-    "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "tracker_id",
+    "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "digests.jsonl",
+    "tracker_id",
 ]  # fmt: skip
 _FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases", "profile"]
 

@@ -17,10 +17,10 @@ from accel_train.tracking.webhook import ALERT_URL_ENV, Webhook
 def observers_of(config: TrainConfig, accelerator: Accelerator, emit: Callable[[Event], None]) -> list[Observer]:
     """What the config asks for, on rank 0. ``emit``: for those that have events of their own."""
     from accel_train.tracking.console import Console
-    from accel_train.tracking.jsonl import EventLog, Jsonl
+    from accel_train.tracking.jsonl import DigestLog, EventLog, Jsonl
     from accel_train.tracking.status import Status
 
-    observers: list[Observer] = [EventLog(), Console(), Jsonl(emit), Status()]
+    observers: list[Observer] = [EventLog(), Console(), Jsonl(emit), DigestLog(), Status()]
     if "tensorboard" in config.report_to:
         from accel_train.tracking.tensorboard import TensorBoard
 

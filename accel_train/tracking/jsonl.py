@@ -1,5 +1,5 @@
-"""The history of a run: ``metrics.jsonl`` with one line per record, ``metrics.json``, the same as plain lists, and
-``events.jsonl`` with what observers heard of."""
+"""The history of a run: ``metrics.jsonl`` with one line per record, ``metrics.json``, the same as plain lists,
+``digests.jsonl`` for comparing runs step by step, and ``events.jsonl`` with what observers heard of."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ class Jsonl(Observer):
         write_atomic(self.path.with_name("metrics.json"), json.dumps(lists | further, allow_nan=False))
         end = time.monotonic()
         self._rest_until = end + 50 * (end - start) if end - start > 0.05 else 0.0
+
+
+class DigestLog(Observer):
+    """Appends digests to ``digests.jsonl``. A resumed run forgets the lines behind its checkpoint, as in ``Jsonl``."""
+
+    def on_start(self, run: Run) -> None:
+        self._path = run.output_dir / "digests.jsonl"
+        truncate(self._path, run.start_step)
+
+    def on_digests(self, records: list[Record]) -> None:
+        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 class EventLog(Observer):

@@ -104,6 +104,10 @@ class Observer:
 
     def on_log(self, record: Record) -> None: ...
 
+    def on_digests(self, records: list[Record]) -> None:
+        """Every ``digest_steps``, read at the synchronisation point: ``step``, and by group of models the digests (16
+        hexadecimal digits) of its gradient and of its weights."""
+
     def on_evaluate(self, record: Record) -> None:
         """The metrics. The models have the weights that are trained, also where averages of them were evaluated."""
 

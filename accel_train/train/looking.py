@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -130,9 +130,7 @@ def look(run: Path | str, step: int, given: Sequence[str] = (), trust: bool = Fa
     if not 1 <= step <= newest + 1:
         raise UserError(f"step {step}: {run} has steps 1 to {newest}, and the next one can be looked at, too")
     begin = max((each for each in recorded.steps if each < step), default=0)
-    # trained with the config of the session that made this step: that of the next checkpoint, else of the run
-    later = min((each for each in recorded.steps if each >= step), default=None)
-    task, config = recorded.config_of(later)
+    task, config = recorded.config_at(step)
     with replayed(task, config, recorded.checkpoints.path(begin) if begin else None, step - 1) as loop:
         if loop.state.position.step != step - 1 or loop.state.done():
             raise UserError(f"step {step}: the run ended before it, at step {loop.state.position.step}")
@@ -142,27 +140,48 @@ def look(run: Path | str, step: int, given: Sequence[str] = (), trust: bool = Fa
 
 
 def _look(loop: Loop, begin: int) -> Moment:
-    session, state = loop.session, loop.state
-    stepper, task, position = session.stepper, session.task, state.position
-    with contextlib.closing(session.loader.batches(position, session.config.num_train_epochs)) as batches:  # type: ignore
-        epoch, number, batch = next(batches)
-    session.plan.begin_epoch(position, epoch)
-    parts = task.split(batch, 1) if batch is not None else []
-    moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, [])
-    moment.names = _names(session, parts, position, number)
-    moment.unusual = [line for of_rank in session.ranks.gather(_unusual(moment.names, parts)) for line in of_rank]
+    session, position = loop.session, loop.state.position
+    stepper, task = session.stepper, session.task
+    epoch, batch, parts, names = next_batch(loop)
+    moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, names)
+    moment.unusual = [line for of_rank in session.ranks.gather(_unusual(names, parts)) for line in of_rank]
     before = {name: _copied(model) for name, model in session.models.items()}
-    for objective in session.plan.phases[position.phase].objectives:
-        objective = replace(objective, step=position.step, epoch=epoch)
-        group = stepper.groups[objective.name]
-        group.set_lr(group.schedule(position.step, state.best_model.history))
-        for repeat in range(objective.repeats):
-            moment.updates.append(_update(session, moment, group, replace(objective, repeat=repeat)))
+    for objective in next_updates(loop):
+        moment.updates.append(_update(session, moment, stepper.groups[objective.name], objective))
     with torch.no_grad():
         for name, model in session.models.items():
             for key, tensor in _tensors(model).items():
                 tensor.copy_(before[name][key])
     return moment
+
+
+def next_batch(loop: Loop) -> tuple[int, Batch | None, list[Batch], list[str]]:
+    """Of the step that a replay stands before: its epoch, this rank's share of the batch, the same as batches of one
+    item each, and their names."""
+    session, position = loop.session, loop.state.position
+    with contextlib.closing(session.loader.batches(position, session.config.num_train_epochs)) as batches:  # type: ignore
+        epoch, number, batch = next(batches)
+    session.plan.begin_epoch(position, epoch)
+    parts = session.task.split(batch, 1) if batch is not None else []
+    return epoch, batch, parts, _names(session, parts, position, number)
+
+
+def next_updates(loop: Loop) -> Iterator[Objective]:
+    """What that step does, in order, with the learning rate set for each."""
+    stepper, position = loop.session.stepper, loop.state.position
+    for objective in loop.plan.phases[position.phase].objectives:
+        objective = replace(objective, step=position.step, epoch=position.epoch)
+        group = stepper.groups[objective.name]
+        group.set_lr(group.schedule(position.step, loop.state.best_model.history))
+        for repeat in range(objective.repeats):
+            yield replace(objective, repeat=repeat)
+
+
+def named_modules(models: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """All of them, by names such as "model.encoder.0"."""
+    for name, model in models.items():
+        for path, module in model.named_modules():
+            yield f"{name}.{path}" if path else name, module
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -244,9 +263,7 @@ def _first_non_finite(models: dict[str, nn.Module]) -> Generator[list[str]]:
 
         return module.register_forward_hook(hook)
 
-    named = ((f"{m}.{path}" if path else m, module) for m, model in models.items()
-             for path, module in model.named_modules())  # fmt: skip
-    handles = [watch(name, module) for name, module in named]
+    handles = [watch(name, module) for name, module in named_modules(models)]
     try:
         yield found
     finally:

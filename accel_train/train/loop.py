@@ -42,6 +42,7 @@ from accel_train.train import resuming, validation
 from accel_train.train.agenda import Agenda
 from accel_train.train.clock import Clock
 from accel_train.train.control import Control
+from accel_train.train.digests import Digests
 from accel_train.train.probes import Probes
 from accel_train.train.profiling import Profiler
 from accel_train.train.reporter import Reporter
@@ -99,6 +100,7 @@ class Loop:
         self.state = RunState(session)
         self.reporter = Reporter(session, self.saver, self.state)
         self.probes = Probes(session)
+        self.digests = Digests(session)
         self.profiler = Profiler(session)
         self.agenda = Agenda(self.config, self.plan, self.probes, until)
         self._signals, self._further, self._on_step = signals, further, on_step
@@ -176,6 +178,7 @@ class Loop:
         so that it is known if one of them fails."""
         stepper, position = self.session.stepper, self.state.position
         step = position.step
+        self.digests.begin(step + 1)
         for objective in self.plan.phases[position.phase].objectives:
             group = stepper.groups[objective.name]
             group.set_lr(group.schedule(step, self.state.best_model.history))
@@ -185,6 +188,7 @@ class Loop:
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
         stepper.end_step(step)
+        self.digests.end(step + 1)
 
     def _ended_before(self) -> str | None:
         """Why this run has ended, if it goes on from its last step; it makes up for an evaluation that it owes."""
@@ -243,6 +247,8 @@ class Loop:
         """
         state, agenda, position = self.state, self.agenda, self.state.position
         votes = self._agree()
+        if digests := self.digests.take():
+            self.observers.call("on_digests", digests)
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 

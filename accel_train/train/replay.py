@@ -18,7 +18,7 @@ from accel_train.system.output import forgiving
 from accel_train.system.signals import caught
 from accel_train.system.waiting import StoppedError
 from accel_train.task import Task
-from accel_train.tracking.jsonl import Jsonl
+from accel_train.tracking.jsonl import DigestLog, Jsonl
 from accel_train.tracking.observer import Observer
 from accel_train.train.loop import Loop
 from accel_train.train.session import Session
@@ -54,7 +54,7 @@ def replayed(
             signals = held.enter_context(caught())
             with telling_of_lost_ranks(), signals.preparing():
                 session = Session(task, _in_folder(config, folder, checkpoint))
-                further = [Jsonl(session.emit), *observers]
+                further = [Jsonl(session.emit), DigestLog(), *observers]
                 loop = Loop(session, signals, further, until=until)
                 held.enter_context(loop.saver.folder_to_itself(loop.is_stopping))
             result = loop.run()

@@ -70,14 +70,14 @@ class Verdict:
         if self.found:
             more = f"; and {len(self.found) - 1} more differences" if len(self.found) > 1 else ""
             return f"REFUTED, {self.interval}: {self.found[0]}{more}" + "".join(f" ({note})" for note in self.notes)
-        what = [_count(self.tensors, "tensor"), _count(self.optimizers, "optimiser")] if self.interval.saved else []
+        what = [counted(self.tensors, "tensor"), counted(self.optimizers, "optimiser")] if self.interval.saved else []
         only = "" if self.interval.saved else "; no checkpoint is kept there, so only logged values are compared"
-        compared = ", ".join([*what, _count(self.records, "log record")]) + only
+        compared = ", ".join([*what, counted(self.records, "log record")]) + only
         equal = f"equal up to rounding ({self.rounding})" if self.rounding else "bitwise equal"
         return f"{equal}, {self.interval} ({compared})"
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
@@ -128,6 +128,10 @@ class Recorded:
         folder = self.checkpoints.path(step) if step is not None else self.folder
         with imports_for(folder, self.trust):
             return load(folder, self.given)
+
+    def config_at(self, step: int) -> tuple[Task, TrainConfig]:
+        """Task and config of the session that made this step: those of the next checkpoint, else of the run."""
+        return self.config_of(min((each for each in self.steps if each >= step), default=None))
 
     def progress(self, interval: Interval) -> dict[str, Any]:
         """Of the checkpoint at the end; without one there, of the one at the beginning; else nothing is known."""

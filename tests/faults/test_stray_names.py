@@ -73,7 +73,7 @@ def test_beside_the_checkpoints_it_is_ignored(folder, capsys, name, content):
     "name",
     [
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl",
-        "control/stop", "control/save", "control/status",
+        "digests.jsonl", "control/stop", "control/save", "control/status",
     ],
 )  # fmt: skip
 def test_a_folder_in_place_of_a_file(folder, capsys, name):

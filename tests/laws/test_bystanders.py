@@ -12,6 +12,8 @@ BYSTANDERS = {
     "evaluation at the end": (dict(eval_steps=None), {}),
     "evaluation by epochs": (dict(eval_steps="1ep"), {}),
     "logging": (dict(logging_steps=1), {}),
+    "digests": (dict(digest_steps=1), {}),
+    "no digests": (dict(digest_steps=0), {}),
     "saving": (dict(save_steps=2, save_total_limit=1), {}),
     "saving by the clock": (dict(save_steps="0.001s"), {}),
     "histograms": (dict(report_to=["tensorboard"], histogram_steps=5), {}),
