@@ -136,6 +136,10 @@ def look(run: Path | str, step: int, given: Sequence[str] = (), trust: bool = Fa
             raise UserError(f"step {step}: the run ended before it, at step {loop.state.position.step}")
         if loop.session.is_sharded:
             raise UserError("step: not under FSDP, where no rank has whole weights; replay it on one device")
+        if config.reduction == "fixed":
+            raise UserError(
+                "step: not with reduction: fixed, whose batch is in parts; `accel-train verify` is for both"
+            )
         return _look(loop, begin)
 
 

@@ -305,7 +305,10 @@ def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads((run / "evaluation/evaluation.json").read_text())["metrics"] == logged(run)[12]
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "out: config.json, model.safetensors\n" in said and f"load_exported('{tmp_path / 'out'}')" in said
+    assert (
+        "out: config.json, identity.json, model.safetensors\n" in said
+        and f"load_exported('{tmp_path / 'out'}')" in said
+    )
     assert main(["inspect", str(run)]) == 0
     assert main(["inspect", str(run), "--max_steps=3"]) == 2
     assert main(["inspect", str(tmp_path)]) == 2

@@ -206,3 +206,9 @@ def test_shares_of_each_task_add_up_to_what_was_logged(tmp_path: Path, name: str
     folder = trained(task, tmp_path / "run", global_batch_size=32)
     for update in Trainer.at(folder, step=3).updates:
         assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)
+
+
+def test_a_step_in_parts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = trained(Toy(), tmp_path, reduction="fixed", reduction_parts=2)
+    assert main(["step", str(run), "2", "--trust"]) == 2
+    assert "not with reduction: fixed" in capsys.readouterr().err

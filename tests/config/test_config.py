@@ -146,7 +146,7 @@ def test_every_setting_is_one_declaration():
     for cls in (TrainConfig, OptimizerConfig, PhaseConfig, WebhookConfig, RemoteFiles):
         assert all(declared["text"].endswith(".") for declared in about(cls).values()), cls
     another_run = [name for name, declared in about(TrainConfig).items() if declared["identity"]]
-    assert another_run == ["seed", "global_batch_size", "per_device_batch_size"]
+    assert another_run == ["seed", "global_batch_size", "per_device_batch_size", "reduction", "reduction_parts"]
     with pytest.raises(UserError, match="^status_steps: -1 is out of range, must be at least 0$"):
         WebhookConfig(status_steps=-1)
     with pytest.raises(UserError, match="^retries: expected int, got 'x'$"):

@@ -176,7 +176,7 @@ def test_programs_give_the_predictions(trained, data, tmp_path):
     assert command("evaluate", trained, "--split=test") == 0
     assert command("export", trained, "--out", tmp_path / "out") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "lobe_0.safetensors", "lobe_0.pt2", "lobe_0.torchscript.pt"}
+    assert names == {"config.json", "identity.json", "lobe_0.safetensors", "lobe_0.pt2", "lobe_0.torchscript.pt"}
     arrays = ("atom_types", "target_index", "nbr_lists", "nbr_dists", "atom_directions")
     inputs = [torch.from_numpy(np.load(data / "test" / f"{name}.npy")) for name in arrays]
     inputs[:2] = [x.long() for x in inputs[:2]]
