@@ -100,10 +100,10 @@ class Prepared:
         meta = {"name": "meta.json", "rows": sum(self.runs.values()), "tag": self.manifest["hash"]}
         said = {name: value for name, value in self.manifest.items() if name != "hash"}
         parts = {"meta.json": named_hash(json.dumps(said, sort_keys=True).encode())}
-        there = [name for name in ("stimulus_stats", "fmri_stats") if (self.folder / f"{name}.npz").is_file()]
-        for name in there:  # training may go without the second, and says itself if the first is missing
-            arrays = self.statistics(name)
-            parts[f"{name}.npz"] = named_hash(*(arrays[key] for key in sorted(arrays)))
+        for name in ("stimulus_stats", "fmri_stats"):
+            if (self.folder / f"{name}.npz").is_file():  # who needs it says that it is missing
+                arrays = self.statistics(name)
+                parts[f"{name}.npz"] = named_hash(*(arrays[key] for key in sorted(arrays)))
         return {"files": [meta], "parts": parts}
 
     def __reduce__(self) -> tuple[Any, ...]:  # to another process goes where the arrays are, not their content
