@@ -136,10 +136,6 @@ def look(run: Path | str, step: int, given: Sequence[str] = (), trust: bool = Fa
             raise UserError(f"step {step}: the run ended before it, at step {loop.state.position.step}")
         if loop.session.is_sharded:
             raise UserError("step: not under FSDP, where no rank has whole weights; replay it on one device")
-        if config.reduction == "fixed":
-            raise UserError(
-                "step: not with reduction: fixed, whose batch is in parts; `accel-train verify` is for both"
-            )
         return _look(loop, begin)
 
 
@@ -165,6 +161,9 @@ def next_batch(loop: Loop) -> tuple[int, Batch | None, list[Batch], list[str]]:
     session, position = loop.session, loop.state.position
     with contextlib.closing(session.loader.batches(position, session.config.num_train_epochs)) as batches:  # type: ignore
         epoch, number, batch = next(batches)
+    if isinstance(batch, list):
+        raise UserError(f"step {position.step + 1}: cannot be looked at, not with reduction: fixed, whose batch is in "
+                        "parts; `accel-train verify` is for both")  # fmt: skip
     session.plan.begin_epoch(position, epoch)
     parts = session.task.split(batch, 1) if batch is not None else []
     return epoch, batch, parts, _names(session, parts, position, number)
