@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 
 from accel_train.errors import UserError, suggest
 
+OF_TASK = ("--task.init_args.", "--task=")
+"""How options begin that change a run's task: its data, or its file, were moved."""
+
 
 class Parser(argparse.ArgumentParser):
     """``prog`` begins with accel-train; what follows names the command in the message of a UserError."""
@@ -111,6 +114,13 @@ def listed(texts: Mapping[str, str]) -> list[str]:
 
 def add_trust(parser: Parser) -> None:
     parser.add_argument("--trust", action="store_true", help="run code of a task that is in no installed package")
+
+
+def refuse_unknown(command: str, others: Iterable[str], known: str | tuple[str, ...] = OF_TASK) -> None:
+    """A UserError if one of the ``others`` that a command takes does not begin as those it knows."""
+    for other in others:
+        if not other.startswith(known):
+            raise UserError(f"{command}: unrecognized arguments: {other}")
 
 
 def add_weights(parser: Parser) -> None:

@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel_train.command import Parser, add_trust
-from accel_train.errors import UserError
+from accel_train.command import Parser, add_trust, refuse_unknown
 from accel_train.system.process import rank
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for other in options.others:
-        if not other.startswith(("--task.init_args.", "--task=")):
-            raise UserError(f"diff: unrecognized arguments: {other}")
+    refuse_unknown("diff", options.others)
     from accel_train.train.parting import about, found_by_replay, stretch
     from accel_train.train.verifying import Recorded
     from accel_train.train.world import accelerate_as_it_was

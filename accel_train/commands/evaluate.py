@@ -7,8 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from accel_train.command import Parser, add_weights
-from accel_train.errors import UserError
+from accel_train.command import Parser, add_weights, refuse_unknown
 from accel_train.run.reports import summary_of
 from accel_train.run.saved import find_saved
 from accel_train.system.process import rank
@@ -24,9 +23,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for other in options.others:
-        if not other.startswith(("--task.init_args.", "--task=")):  # =: its file was moved
-            raise UserError(f"evaluate: unrecognized arguments: {other}")
+    refuse_unknown("evaluate", options.others)
     saved = find_saved(options.run, options.checkpoint, options.others, options.trust)
     metrics = evaluate_saved(saved, options.split, options.batch_size, options.out).metrics
     if rank() == 0:

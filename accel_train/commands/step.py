@@ -11,8 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel_train.command import Parser, add_trust
-from accel_train.errors import UserError
+from accel_train.command import Parser, add_trust, refuse_unknown
 from accel_train.system.process import rank
 
 if TYPE_CHECKING:
@@ -28,9 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for other in options.others:
-        if not other.startswith(("--task.init_args.", "--task=")):
-            raise UserError(f"step: unrecognized arguments: {other}")
+    refuse_unknown("step", options.others)
     from accel_train.train.looking import look
     from accel_train.train.world import accelerate_as_it_was
 

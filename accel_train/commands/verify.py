@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_train import keyed
-from accel_train.command import Parser, add_trust
+from accel_train.command import Parser, add_trust, refuse_unknown
 from accel_train.errors import UserError
 from accel_train.system.process import rank
 
@@ -36,9 +36,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    for other in options.others:
-        if not other.startswith(("--task.init_args.", "--task=")):
-            raise UserError(f"verify: unrecognized arguments: {other}")
+    refuse_unknown("verify", options.others)
     from accel_train.train.verifying import Recorded, check
     from accel_train.train.world import accelerate_as_it_was
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -180,11 +180,28 @@ def next_updates(loop: Loop) -> Iterator[Objective]:
             yield replace(objective, repeat=repeat)
 
 
-def named_modules(models: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _named_modules(models: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """All of them, by names such as "model.encoder.0"."""
     for name, model in models.items():
         for path, module in model.named_modules():
             yield f"{name}.{path}" if path else name, module
+
+
+@contextlib.contextmanager
+def watched(models: dict[str, nn.Module], saw: Callable[[str, nn.Module, Any, Any], None]) -> Generator[None]:
+    """Inside, after every forward pass of every module: its name, itself, [arguments, named ones], what it made."""
+
+    def watch(name: str, module: nn.Module) -> Any:
+        return module.register_forward_hook(
+            lambda module, given, more, made: saw(name, module, [given, more], made), with_kwargs=True
+        )
+
+    handles = [watch(name, module) for name, module in _named_modules(models)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -258,20 +275,13 @@ def _first_non_finite(models: dict[str, nn.Module]) -> Generator[list[str]]:
     """Inside, the modules whose output is not finite, in the order of the forward pass."""
     found: list[str] = []
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, given: Any, made: Any) -> None:
-            if not found and not _is_finite(made):
-                inputs = "which it was given" if not _is_finite(given) else "of finite inputs"
-                found.append(f"{name} ({type(module).__name__}), {inputs}")
+    def saw(name: str, module: nn.Module, given: Any, made: Any) -> None:
+        if not found and not _is_finite(made):
+            inputs = "which it was given" if not _is_finite(given) else "of finite inputs"
+            found.append(f"{name} ({type(module).__name__}), {inputs}")
 
-        return module.register_forward_hook(hook)
-
-    handles = [watch(name, module) for name, module in named_modules(models)]
-    try:
+    with watched(models, saw):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _unusual(names: list[str], parts: list[Batch]) -> list[str]:

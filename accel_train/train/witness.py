@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accel_train.train.digests import digest
 from accel_train.train.groups import Group
-from accel_train.train.looking import named_modules, next_batch, next_updates
+from accel_train.train.looking import next_batch, next_updates, watched
 from accel_train.train.loop import Loop
 
 Digests = dict[str, int]
@@ -142,18 +142,11 @@ def _passing(models: dict[str, nn.Module]) -> Generator[list[Passed]]:
     """Inside, every forward pass of every module, in the order in which they end."""
     found: list[Passed] = []
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, given: Any, more: Any, made: Any) -> None:
-            found.append(Passed(name, type(module).__name__, _of([given, more]), _of(made)))
+    def saw(name: str, module: nn.Module, given: Any, made: Any) -> None:
+        found.append(Passed(name, type(module).__name__, _of(given), _of(made)))
 
-        return module.register_forward_hook(hook, with_kwargs=True)
-
-    handles = [watch(name, module) for name, module in named_modules(models)]
-    try:
+    with watched(models, saw):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # -- two sides -------------------------------------------------------------------------------------------------------

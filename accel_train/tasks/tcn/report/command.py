@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_train.command import Parser, add_weights
+from accel_train.command import Parser, add_weights, refuse_unknown
 from accel_train.errors import UserError
 from accel_train.system.writing import refuse_unwritable, writing
 
@@ -44,9 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from accel_train.tasks.tcn.report.judge import find
     from accel_train.tasks.tcn.report.summary import summary
 
-    for other in options.others:
-        if not other.startswith(GIVEN):
-            raise UserError(f"report: unrecognized arguments: {other}")
+    refuse_unknown("report", options.others, GIVEN)
     saved = find_saved(options.run, options.checkpoint, options.others, options.trust)
     task = _task(saved)
     data = read(task)
