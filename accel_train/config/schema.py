@@ -165,6 +165,9 @@ class TrainConfig(Checked):
         'write a checkpoint every so often ("30min" counts wall time); null only at the end.',
         Durations(clock=True, zero=True),
     )
+    save_in_background: bool = setting(
+        True, "train on while a checkpoint is written; takes host memory for a copy of weights and optimizer."
+    )
     save_total_limit: int | None = setting(
         3, "keep the newest so many checkpoints, beside the best one; null keeps all.", Range(1)
     )

@@ -45,10 +45,10 @@ class Agenda:
     def begin_saving_by_clock(self) -> None:
         self.save_every.last_time = time.monotonic()
 
-    def saved(self, since: float) -> None:
-        """A checkpoint was written, in the time ``since`` then (``time.monotonic``)."""
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is on the disk, and took so long."""
         self.save_every.last_time = time.monotonic()
-        self._save_seconds = max(self._save_seconds, time.monotonic() - since)
+        self._save_seconds = max(self._save_seconds, seconds)
 
     def time_is_up(self, step_seconds: float) -> bool:
         """``max_time`` is about to pass: what is left is needed for the last steps and to save."""

@@ -110,7 +110,7 @@ class Loop:
         """To the end, or until someone stops it."""
         with self.control:
             try:
-                with telling_of_lost_ranks(lambda: self.saver.last_saved):
+                with telling_of_lost_ranks(self.saver.last_words):
                     self._start()
                     gc.collect()
                     gc.freeze()  # what exists now stays: the collector need not look through every library again
@@ -238,6 +238,8 @@ class Loop:
         """
         state, agenda, position = self.state, self.agenda, self.state.position
         votes = self._agree()
+        if votes.written:
+            self._settle()
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 
@@ -256,9 +258,10 @@ class Loop:
             self.reporter.phase()
         self.reporter.tick()
 
-        due = votes.save or short or owed or state.done() or reason or improved or agenda.save_every.due(position)
+        awaited = votes.save or short or owed or state.done() or reason or improved
+        due = awaited or votes.save_by_clock or agenda.save_every.due(position)
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
-            self._save(improved, evaluated=sums is not None)
+            self._save(improved, evaluated=sums is not None, wait=bool(awaited))
 
         if sums is not None:
             self.reporter.figures(sums)
@@ -276,13 +279,15 @@ class Loop:
         lost = self.saver.lost_folder()
         events = [*session.events(), *session.stepper.take_events()]
         asked_to_save, control.save_requested = control.save_requested, False
-        by_clock = self.agenda.save_every.due_by_clock(now)
+        by_clock = self.agenda.save_every.due_by_clock(now) and not self.saver.is_saving()
         votes, bad = state.scalars.exchange(
             Votes(
                 events=bool(events),
                 stop=control.stop_reason is not None,
                 by_signal=control.by_signal,
-                save=asked_to_save or (main and by_clock),
+                save=asked_to_save,
+                save_by_clock=main and by_clock,
+                written=main and self.saver.is_written(),
                 items=clock.items,
                 waited=clock.waited if main else 0.0,
                 step_seconds=clock.seconds_per_step() if main else 0.0,
@@ -333,14 +338,22 @@ class Loop:
         self.observers.call("on_evaluate", record)
         return improved, sums
 
-    def _save(self, is_best: bool, evaluated: bool = False) -> None:
-        started, step = time.monotonic(), self.state.position.step
+    def _save(self, is_best: bool, evaluated: bool = False, wait: bool = True) -> None:
+        """A checkpoint of this step, or a warning. Unless somebody has to ``wait`` for it, it is only begun here."""
+        step = self.state.position.step
         self.reporter.busy("saving")
+        self._settle()
         self.saver.save(step, self.state.progress(), evaluated)
+        if wait or not self.config.save_in_background:
+            self._settle()
         if is_best:
             self.saver.mark_best(step, self.state.about())
-        if self.saver.last_saved == step:
-            self.agenda.saved(started)
+
+    def _settle(self) -> None:
+        """Whatever checkpoint has been begun is on the disk, or known to be lost."""
+        if (written := self.saver.settle()) is not None:
+            step, seconds = written
+            self.agenda.saved(seconds)
             self.observers.call("on_save", step, self.saver.checkpoints.path(step))
 
     # -- beginning and end -------------------------------------------------------------------------------------------
@@ -398,7 +411,7 @@ class Loop:
         )  # fmt: skip
 
     def _crashed(self, error: BaseException) -> None:
-        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.saver.last_saved)
+        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.saver.last_words())
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         text = str(error) if stopped else text.splitlines()[0]
         if kept not in text:
