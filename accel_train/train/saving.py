@@ -148,8 +148,8 @@ class Saver:
         if self.last_saved == step and not again:
             return
         started = time.monotonic()
-        if name := self._non_finite_weights():
-            raise NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
+        if self.session.is_sharded and (name := self._non_finite_pieces()):
+            raise self._not_finite(step, name)
         self.check_folder()
         states: snapshot.States = {}
         error = self._begin(step)
@@ -189,12 +189,15 @@ class Saver:
                 states = self._snapshots.take(session.accelerator, session.stepper.averages)
         if main:
             run_folder.write_json(folder / PROGRESS, progress)
-            run_folder.write_config(folder / "config.yaml", session.described)
         return states
 
     def _write(self, step: int, started: float, states: snapshot.States) -> tuple[list[str], float]:
         """On rank 0, beside the loop unless that waits for it. What to warn of, and seconds since ``started``."""
-        snapshot.write(self.checkpoints.temporary(step), states)
+        if name := self._non_finite_weights(states):
+            raise self._not_finite(step, name)
+        folder = self.checkpoints.temporary(step)
+        snapshot.write(folder, states)
+        run_folder.write_config(folder / "config.yaml", self.session.described)
         if lost := self.lost_folder():
             raise LockLostError(lost)
         self.checkpoints.commit(step)
@@ -225,6 +228,9 @@ class Saver:
             self.check_folder()
             if self.ranks.is_main:
                 self.checkpoints.abandon(step)
+            if isinstance(error, NonFiniteError):
+                raise error
+            if self.ranks.is_main:
                 self.emit(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {error}; {what_is_kept(before)}"))
             return None
         self.last_saved = step
@@ -236,13 +242,22 @@ class Saver:
             self.last_saved = self._on_its_way.step
         return self.last_saved
 
-    def _non_finite_weights(self) -> str:
-        """The first parameter with a NaN or an infinity, on any rank. Buffers may hold what they like, such as masks
-        of -inf."""
+    def _non_finite_weights(self, states: snapshot.States) -> str:
+        """The first parameter with a NaN or an infinity. Buffers may hold what they like, such as masks of -inf."""
+        names = {f"{m}.{name}" for m, model in self.session.models.items() for name, _ in model.named_parameters()}
+        models = [state for file, state in states.items() if file.startswith("model")]
+        saved = ((key.removeprefix("trained."), value) for state in models for key, value in state.items())
+        return next((name for name, value in saved if name in names and not _all_finite(value)), "")
+
+    def _non_finite_pieces(self) -> str:
+        """The same of a model that is spread over the ranks."""
         named = ((f"{m}.{name}", p) for m, model in self.session.models.items() for name, p in model.named_parameters())
         mine = ((name, p.to_local() if hasattr(p, "to_local") else p) for name, p in named)  # type: ignore[operator]
         found = [name for name, p in mine if not _all_finite(p)]
         return "" if self.ranks.all_agree(not found) else next(n for n in self.ranks.gather("".join(found[:1])) if n)
+
+    def _not_finite(self, step: int, name: str) -> NonFiniteError:
+        return NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
 
     def close(self) -> None:
         """Finish the trackers, and what is being written while the folder is ours; the process group stays, for a
@@ -264,10 +279,12 @@ class _OnItsWay:
     def is_done(self) -> bool:
         return bool(self.error) or (self.work is not None and self.work.done())
 
-    def end(self) -> tuple[str, list[str], float]:
+    def end(self) -> tuple[str | NonFiniteError, list[str], float]:
         """Waits. What went wrong, what to warn of, and how many seconds it took; on rank 0."""
         try:
             return self.error, *(self.work.result() if self.work is not None else ([], 0.0))
+        except NonFiniteError as problem:
+            return problem, [], 0.0
         except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
             return brief(problem), [], 0.0
 
