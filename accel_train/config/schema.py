@@ -192,7 +192,7 @@ class TrainConfig(Checked):
         heading="stopping and resuming",
     )
     requeue_exit_code: int = setting(
-        0, "exit code after a stop by signal, for schedulers that requeue on it.", Range(0, 255)
+        0, "exit code after a stop by signal or for the end of a SLURM job, for what requeues on it.", Range(0, 255)
     )
     resume_from_checkpoint: str = setting("auto", "auto (the newest whole checkpoint of output_dir), never, or a path.")
     allow_changed_config: bool = setting(False, "resume even if the config says that it is another run.")

@@ -354,6 +354,8 @@ class Loop:
         if (written := self.saver.settle()) is not None:
             step, seconds = written
             self.agenda.saved(seconds)
+            if warning := self.agenda.too_slow(self.state.clock.seconds_per_step()):
+                self.emit(Event("warning", warning))
             self.observers.call("on_save", step, self.saver.checkpoints.path(step))
 
     # -- beginning and end -------------------------------------------------------------------------------------------
@@ -420,9 +422,9 @@ class Loop:
         outcome = "lost" if self.saver.lost_folder() else outcome
         self.reporter.end(outcome, scrub(text))
 
-    def _time_is_up(self) -> bool:
+    def _time_is_up(self) -> str:
         """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
-        return self.ranks.is_main and self.agenda.time_is_up(self.state.clock.seconds_per_step())
+        return self.agenda.time_is_up(self.state.clock.seconds_per_step()) if self.ranks.is_main else ""
 
     def _sync_now(self) -> None:
         """A signal or a typed word came: with one process there is nobody to agree with."""

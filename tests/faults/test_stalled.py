@@ -105,7 +105,7 @@ def test_a_stop_while_the_validation_data_are_tried(tmp_path, whole, ranks):
 
 
 def test_time_is_up_while_waiting_for_data(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(Loop, "_time_is_up", lambda loop: (tmp_path / "stalled").exists())
+    monkeypatch.setattr(Loop, "_time_is_up", lambda loop: "max_time" * (tmp_path / "stalled").exists())
     (result,) = run(job(tmp_path, stall=stall(tmp_path, steps=[13])))
     assert (result["outcome"], result["reason"], result["step"]) == ("stopped", "max_time", 13)
     assert result["by_signal"] is False

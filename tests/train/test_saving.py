@@ -11,8 +11,10 @@ from support.faults import FAULTS
 from support.processes import run
 from support.runs import config, damaged, steps_saved
 
+from accel_train.config.schema import TrainConfig
 from accel_train.run.checkpoint import MANIFEST, CheckpointFolder
 from accel_train.train import saving
+from accel_train.train.agenda import Agenda
 from accel_train.train.snapshot import Snapshots
 
 SETTINGS = dict(save_steps=4, eval_steps=0, save_total_limit=None)
@@ -90,6 +92,28 @@ def test_a_snapshot_stays_as_it_is_and_its_memory_is_used_again():
     assert torch.equal(second["model.safetensors"]["weight"], before + 1)
     for name in ("weight", "bias"):
         assert second["model.safetensors"][name].data_ptr() == first["model.safetensors"][name].data_ptr()
+
+
+def test_a_warning_where_steps_and_saves_take_too_long(monkeypatch):
+    def agenda(**settings):
+        return Agenda(TrainConfig(**settings), plan=None, probes=None)  # pyright: ignore[reportArgumentType]
+
+    quick = agenda(max_time="10min")
+    quick.saved(100.0)
+    assert quick.too_slow(1.0) == "" and quick.time_is_up(1.0) == ""
+    quick.saved(150.0)
+    assert "max_time: to finish the last steps and save may take 304 s" in quick.too_slow(1.0)
+    assert quick.too_slow(1.0) == "", "said once"
+    quick.saved(300.0)
+    assert quick.time_is_up(1.0) == "max_time"
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 3600))
+    job = agenda()
+    job.saved(100.0)
+    assert "--signal=B:USR1@234" in job.too_slow(1.0) and job.time_is_up(1.0) == ""
+    assert job.time_is_up(900.0) == "SLURM_JOB_END_TIME"
+    for wrong in ("soon", "0", str(time.time() - 60)):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", wrong)
+        assert agenda().time_is_up(1e9) == ""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.complex64])
