@@ -182,7 +182,8 @@ class Saver:
         if session.is_sharded:  # all ranks gather together
             session.accelerator.save_state(str(folder))
             averaged = averages.whole_averages(session.stepper.averages)
-            states = {weights.AVERAGES: averaged} if averaged and main else {}
+            if averaged and main:
+                states[weights.AVERAGES] = {name: value.to("cpu", copy=True) for name, value in averaged.items()}
         else:
             snapshot.write_rest(session.accelerator, folder)
             if main:
