@@ -362,12 +362,10 @@ class Loop:
 
     def _settle(self) -> None:
         """Whatever checkpoint has been begun is on the disk, or known to be lost."""
-        if (written := self.saver.settle()) is not None:
-            step, seconds = written
+        if (seconds := self.saver.settle()) is not None:
             self.agenda.saved(seconds)
             if warning := self.agenda.too_slow(self.state.clock.seconds_per_step()):
                 self.emit(Event("warning", warning))
-            self.observers.call("on_save", step, self.saver.checkpoints.path(step))
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -163,7 +163,7 @@ class Saver:
                 error = brief(problem)
         self.check_folder()
         error = next((each for each in self.ranks.gather(error) if each), "")
-        work: Future[tuple[list[str], float]] | None = None
+        work: Future[_Outcome] | None = None
         if self.ranks.is_main and not error:
             work = waiting.in_thread(lambda: self._write(step, started, states), f"saving step {step}")
         self._on_its_way = _OnItsWay(step, error, work)
@@ -198,8 +198,8 @@ class Saver:
             self.lineage.write(folder, step)
         return states
 
-    def _write(self, step: int, started: float, states: snapshot.States) -> tuple[list[str], float]:
-        """On rank 0, beside the loop unless that waits for it. What to warn of, and seconds since ``started``."""
+    def _write(self, step: int, started: float, states: snapshot.States) -> _Outcome:
+        """On rank 0, beside the loop unless that waits for it; ``started`` is of ``time.monotonic``."""
         if name := self._non_finite_weights(states):
             raise self._not_finite(step, name)
         folder = self.checkpoints.temporary(step)
@@ -208,11 +208,15 @@ class Saver:
         if lost := self.lost_folder():
             raise LockLostError(lost)
         self.checkpoints.commit(step)
-        warned = [
+        return _Outcome(warned=self._once_durable(step), seconds=time.monotonic() - started)
+
+    def _once_durable(self, step: int) -> list[str]:
+        """A checkpoint is whole and on the disk, whatever happens now: what follows from that, in the thread that wrote
+        it. Returns what to warn of."""
+        return [
             *_tried("the link latest could not be set", lambda: self.checkpoints.link("latest", step)),
             *_tried("old checkpoints could not be removed", self.checkpoints.prune),
         ]
-        return warned, time.monotonic() - started
 
     def is_written(self) -> bool:
         """Whether ``settle`` would not wait; False also if nothing is on its way. Rank 0 knows."""
@@ -221,35 +225,52 @@ class Saver:
     def is_saving(self) -> bool:
         return self._on_its_way is not None
 
-    def settle(self) -> tuple[int, float] | None:
-        """Wait for the checkpoint that is on its way; every rank must call it. Returns its step and how many seconds it
-        took, or None and a warning if there is none."""
+    def settle(self) -> float | None:
+        """Wait for the checkpoint that is on its way; every rank must call it. Returns how many seconds it took; None,
+        with a warning, if it is lost, and None if there was none.
+
+        Raises:
+            NonFiniteError: its weights were not finite.
+        """
         if self._on_its_way is None:
             return None
-        step, before = self._on_its_way.step, self.last_saved
-        error, warned, seconds = self.ranks.from_main(self._on_its_way.end())
-        self._on_its_way = None
-        for warning in warned:
-            self._warn_once(warning)
-        if error:
+        outcome = self.ranks.from_main(self._on_its_way.outcome())
+        if outcome.error:
             self.check_folder()
-            if self.ranks.is_main:
-                self.checkpoints.abandon(step)
-            if isinstance(error, NonFiniteError):
-                raise error
-            if self.ranks.is_main:
-                self.emit(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {error}; {what_is_kept(before)}"))
-            return None
-        self.last_saved = step
-        return step, seconds
+        return self._learn(outcome)
 
     def last_words(self) -> int | None:
         """``last_saved``, after what this rank still writes. Other ranks may be gone: who does not write asks none of
         them, and looks at what is on the disk."""
-        if (coming := self._on_its_way) is not None:
-            there = not coming.end()[0] if self.ranks.is_main else self.checkpoints.path(coming.step).is_dir()
-            self.last_saved = coming.step if there else self.last_saved
+        coming = self._on_its_way
+        if coming is None:
+            return self.last_saved
+        if self.ranks.is_main:
+            try:
+                self._learn(coming.outcome())
+            except NonFiniteError as error:
+                self.emit(Event("warning", str(error)))
+        elif self.checkpoints.path(coming.step).is_dir():
+            self._on_its_way, self.last_saved = None, coming.step
         return self.last_saved
+
+    def _learn(self, outcome: _Outcome) -> float | None:
+        assert self._on_its_way is not None
+        step, before = self._on_its_way.step, self.last_saved
+        self._on_its_way = None
+        for warning in outcome.warned:
+            self._warn_once(warning)
+        if not outcome.error:
+            self.last_saved = step
+            self.session.observers.call("on_save", step, self.checkpoints.path(step))
+            return outcome.seconds
+        if self.ranks.is_main and not self.lost_folder():
+            self.checkpoints.abandon(step)
+        if isinstance(outcome.error, NonFiniteError):
+            raise outcome.error
+        if self.ranks.is_main:
+            self.emit(Event("warning", f"CHECKPOINT OF STEP {step} NOT SAVED: {outcome.error}; {what_is_kept(before)}"))
+        return None
 
     def _non_finite_weights(self, states: snapshot.States) -> str:
         """The first parameter with a NaN or an infinity. Buffers may hold what they like, such as masks of -inf."""
@@ -277,25 +298,33 @@ class Saver:
                 tracker.finish()
 
 
+class _Outcome(NamedTuple):
+    """What has become of a checkpoint: what went wrong, what to warn of, and how many seconds it took."""
+
+    error: str | NonFiniteError = ""
+    warned: Sequence[str] = ()
+    seconds: float = 0.0
+
+
 @dataclass
 class _OnItsWay:
     """A checkpoint that has been begun; on rank 0, ``work`` writes it unless there was an ``error`` on some rank."""
 
     step: int
     error: str
-    work: Future[tuple[list[str], float]] | None
+    work: Future[_Outcome] | None
 
     def is_done(self) -> bool:
         return bool(self.error) or (self.work is not None and self.work.done())
 
-    def end(self) -> tuple[str | NonFiniteError, list[str], float]:
-        """Waits. What went wrong, what to warn of, and how many seconds it took; on rank 0."""
+    def outcome(self) -> _Outcome:
+        """Waits; on rank 0."""
         try:
-            return self.error, *(self.work.result() if self.work is not None else ([], 0.0))
+            return self.work.result() if self.work is not None else _Outcome(self.error)
         except NonFiniteError as problem:
-            return problem, [], 0.0
+            return _Outcome(problem)
         except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
-            return brief(problem), [], 0.0
+            return _Outcome(brief(problem))
 
 
 def _tried(otherwise: str, do: Callable[[], object]) -> list[str]:

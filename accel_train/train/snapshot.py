@@ -78,9 +78,17 @@ class Snapshots:
         if at == len(self._buffers):
             self._buffers.append(torch.empty(0, dtype=torch.uint8))
         if self._buffers[at].nbytes != size:
-            self._buffers[at] = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
+            self._buffers[at] = _buffer(size, pinned=on_gpu)
         source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         return self._buffers[at].copy_(source, non_blocking=on_gpu)
+
+
+def _buffer(size: int, pinned: bool) -> Tensor:
+    """Host memory; pinned, it is written to three times as fast from a GPU, but there may be none left."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError:
+        return torch.empty(size, dtype=torch.uint8)
 
 
 def write(folder: Path, states: States) -> None:

@@ -13,7 +13,7 @@ from support.runs import config, damaged, steps_saved
 
 from accel_train.config.schema import TrainConfig
 from accel_train.run.checkpoint import MANIFEST, CheckpointFolder
-from accel_train.train import saving
+from accel_train.train import saving, snapshot
 from accel_train.train.agenda import Agenda
 from accel_train.train.snapshot import Snapshots
 
@@ -64,6 +64,20 @@ def test_an_error_meanwhile_costs_no_checkpoint(tmp_path, slow):
     assert not list((tmp_path / "checkpoints").glob(".writing*"))
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_an_error_in_the_middle_of_a_step_meanwhile(tmp_path, slow, full):
+    """Nothing more is saved, but what is on its way is waited for, and what becomes of it is said."""
+    crash = {"crash": {"steps": [6], "objective": "generator"}}
+    disk = {"place": "manifest", "steps": [4]} if full else None
+    (result,) = run({"task": "Gan", "config": config(tmp_path, **SETTINGS), "faults": crash, "disk": disk})
+    assert result["error"] == ("RuntimeError", "injected crash") and slow == [None]
+    said = [title for kind, title in result["events"] if kind == "warning"]
+    assert len(said) == full and all("STEP 4 NOT SAVED: OSError" in title for title in said)
+    assert steps_saved(tmp_path) == ([] if full else [4])
+    assert ("step-000000004" in (tmp_path / "status.json").read_text()) is not full
+    assert not list((tmp_path / "checkpoints").glob(".writing*"))
+
+
 def test_a_best_model_waits_for_its_checkpoint(tmp_path):
     (result,) = run(job(tmp_path, eval_steps=3))
     assert CheckpointFolder(tmp_path / "checkpoints").linked("best") == result["best"]["step"]
@@ -92,6 +106,11 @@ def test_a_snapshot_stays_as_it_is_and_its_memory_is_used_again():
     assert torch.equal(second["model.safetensors"]["weight"], before + 1)
     for name in ("weight", "bias"):
         assert second["model.safetensors"][name].data_ptr() == first["model.safetensors"][name].data_ptr()
+
+
+def test_memory_that_cannot_be_pinned():
+    """There is no GPU, or none of that memory is left."""
+    assert snapshot._buffer(3, pinned=True).nbytes == 3
 
 
 def test_a_warning_where_steps_and_saves_take_too_long(monkeypatch):
