@@ -19,11 +19,11 @@ States = dict[str, Any]
 
 
 class Snapshots:
-    """States as they are at a step, in host memory, whatever training does to the originals afterwards.
+    """States as they are at a step.
 
     Args:
-        copies: copy what is in host memory already, too, into buffers that the next snapshot uses again and that must
-            have been written by then. Else nobody may change anything before it is written.
+        copies: in host memory, whatever training does to the originals afterwards. The next snapshot uses that memory
+            again, so that this one must have been written by then. Else nobody may change anything until it is written.
     """
 
     def __init__(self, copies: bool) -> None:
@@ -40,9 +40,11 @@ class Snapshots:
             states[f"optimizer_{i}.bin" if i else "optimizer.bin"] = optimizer.state_dict()
         if averaged := whole_averages(averages):
             states[AVERAGES] = averaged
+        if not self.copies:
+            return states
         self._used = {}
         taken = self._taken(states)
-        del self._buffers[len(self._used) if self.copies else 0 :]
+        del self._buffers[len(self._used) :]
         if any(original.device.type != "cpu" for original, _ in self._used.values()):
             torch.accelerator.synchronize()
         self._used = {}
@@ -65,8 +67,6 @@ class Snapshots:
             return tensor.detach().clone().cpu()
         tensor = tensor.detach().resolve_conj().resolve_neg()
         storage = tensor.untyped_storage()
-        if tensor.device.type == "cpu" and not self.copies:
-            return tensor
         if storage.data_ptr() not in self._used:
             self._used[storage.data_ptr()] = storage, self._copy(storage)
         held = self._used[storage.data_ptr()][1].untyped_storage()
@@ -74,7 +74,7 @@ class Snapshots:
         return empty.set_(held, tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def _copy(self, storage: torch.UntypedStorage) -> Tensor:
-        at, size, on_gpu = len(self._used), storage.nbytes(), self.copies and storage.device.type == "cuda"
+        at, size, on_gpu = len(self._used), storage.nbytes(), storage.device.type == "cuda"
         if at == len(self._buffers):
             self._buffers.append(torch.empty(0, dtype=torch.uint8))
         if self._buffers[at].nbytes != size:
