@@ -183,6 +183,9 @@ class TrainConfig(Checked):
         'write a checkpoint every so often ("30min" counts wall time); null only at the end.',
         Durations(clock=True, zero=True),
     )
+    save_in_background: bool = setting(
+        True, "train on while a checkpoint is written; takes host memory for a copy of weights and optimizer."
+    )
     save_total_limit: int | None = setting(
         3, "keep the newest so many checkpoints, beside the best one; null keeps all.", Range(1)
     )
@@ -207,7 +210,7 @@ class TrainConfig(Checked):
         heading="stopping and resuming",
     )
     requeue_exit_code: int = setting(
-        0, "exit code after a stop by signal, for schedulers that requeue on it.", Range(0, 255)
+        0, "exit code after a stop by signal or for the end of a SLURM job, for what requeues on it.", Range(0, 255)
     )
     resume_from_checkpoint: str = setting("auto", "auto (the newest whole checkpoint of output_dir), never, or a path.")
     allow_changed_config: bool = setting(False, "resume even if the config says that it is another run.")

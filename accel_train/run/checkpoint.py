@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from accel_train.errors import UserError
 from accel_train.system.writing import files_in, flush, flush_folder
 
@@ -24,6 +26,9 @@ CONTENTS = "contents.npy"
 """Hashes of what was read of the data, see ``contents.py``."""
 VERSION = 2
 """Version of PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
+_HASHES = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+"""Of files, by the name they have in a manifest. The first is written, since a manifest is there for damage, which it
+finds as surely; the others are read."""
 _PREFIX, _TEMPORARY = "step-", ".writing-"
 
 
@@ -254,8 +259,9 @@ def _because(damaged: list[Damage]) -> str:
 
 
 def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
+    kind = next(iter(_HASHES))
     entries = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(folder)): {"size": path.stat().st_size, kind: _hash(path, kind)}
         for path in files_in(folder)
         if path.name != MANIFEST
     }
@@ -275,8 +281,11 @@ def verify(folder: Path) -> str | None:
             if path.stat().st_size != entry["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
         for name, entry in entries.items():
-            if _sha256(folder / name) != entry["sha256"]:
-                return f"{name} has been altered (its SHA-256 differs)"
+            kind = next((kind for kind in _HASHES if kind in entry), None)
+            if kind is None:
+                return f"{MANIFEST} has no hash of {name} that is known here ({', '.join(_HASHES)})"
+            if _hash(folder / name, kind) != entry[kind]:
+                return f"{name} has been altered (its {kind} differs)"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -300,6 +309,6 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, _HASHES[kind]).hexdigest()

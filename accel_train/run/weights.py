@@ -87,11 +87,6 @@ def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     return state
 
 
-def save_whole_states(models: list[nn.Module], states: list[dict[str, Tensor]], folder: str) -> None:
-    """A hook for accelerate's ``save_state``, with the states it is about to save."""
-    states[:] = [whole_state(model) for model in models[: len(states)]]
-
-
 def load_whole_states(models: list[nn.Module], folder: str) -> None:
     """A hook for accelerate's ``load_state``: loads these models, so that nothing is left for it to load."""
     for i, model in enumerate(models):

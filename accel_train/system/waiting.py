@@ -105,14 +105,8 @@ def _interrupt(*_: object) -> None:
         raise StoppedError("stopped while reading")
 
 
-def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Callable[[], object] | None = None) -> T:
-    """``function()`` in a thread of its own, which is left behind by a stop or after so many ``seconds``.
-
-    ``meanwhile`` is called in every slice.
-
-    Raises:
-        TimeoutError: after ``seconds``.
-    """
+def in_thread(function: Callable[[], T], name: str = "waiting") -> Future[T]:
+    """What comes of ``function()`` in a thread of its own. It waits to the end where the caller does."""
     future: Future[T] = Future()
     patient = getattr(_here, "to_the_end", False)
 
@@ -124,7 +118,19 @@ def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Cal
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="waiting", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
+
+
+def call(function: Callable[[], T], seconds: float | None = None, meanwhile: Callable[[], object] | None = None) -> T:
+    """``function()`` in a thread of its own, which is left behind by a stop or after so many ``seconds``.
+
+    ``meanwhile`` is called in every slice.
+
+    Raises:
+        TimeoutError: after ``seconds``.
+    """
+    future = in_thread(function)
     ends = None if seconds is None else time.monotonic() + seconds
     while not future.done():
         if ends is not None and time.monotonic() >= ends:

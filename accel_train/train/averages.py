@@ -134,13 +134,9 @@ def in_place(averages: Sequence[Average]) -> Generator[None]:
         yield
 
 
-def save(averages: Sequence[Average], folder: Path, write: bool) -> None:
-    """Into a checkpoint. All ranks must call it; one has to ``write``."""
-    from safetensors.torch import save_file
-
-    state = {name: value for average in averages if average.exists() for name, value in average.state().items()}
-    if state and write:
-        save_file(state, folder / AVERAGES)
+def whole_averages(averages: Sequence[Average]) -> dict[str, Tensor]:
+    """What a checkpoint keeps of them, if there is anything. All ranks must call it where models are spread."""
+    return {name: value for average in averages if average.exists() for name, value in average.state().items()}
 
 
 def load(averages: Sequence[Average], folder: Path) -> None:

@@ -29,11 +29,15 @@ GRACE_S = 3.0
 RELAY_S = 1.0
 """A rank that was asked and has not stopped after so long may be held up by one that was not; it passes it on."""
 
+JOB_END = "SLURM_JOB_END_TIME"
+"""Where SLURM says, in seconds since 1970, when it ends the job. A run that stops for it says so by this name."""
+
 
 class Control:
     """Requests that reached this rank since the run began.
 
-    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal. The second SIGINT does not wait.
+    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal, or the end of a job, which is
+    requeued alike. The second SIGINT does not wait.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Control:
         alone: bool = True,
         on_request: Callable[[], None] = lambda: None,
         on_status: Callable[[], None] = lambda: None,
-        time_is_up: Callable[[], bool] = lambda: False,
+        time_is_up: Callable[[], str] = lambda: "",
     ) -> None:
         self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
         self.on_request, self.on_status, self.time_is_up = on_request, on_status, time_is_up
@@ -85,7 +89,7 @@ class Control:
 
     @property
     def by_signal(self) -> bool:
-        return self.signals.reason is not None
+        return self.signals.reason is not None or self._asked == JOB_END
 
     def stop(self, who: str) -> None:
         self._asked = self.stop_reason or who
@@ -137,8 +141,8 @@ class Control:
     def _on_tick(self) -> None:
         """Several times a second, beside the loop."""
         self.poll()
-        if self.stop_reason is None and self.time_is_up():
-            self.stop("max_time")
+        if self.stop_reason is None and (why := self.time_is_up()):
+            self.stop(why)
         if (who := self.stop_reason) is None:
             return
         self._asked_at = self._asked_at or time.monotonic()

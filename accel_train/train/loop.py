@@ -117,7 +117,7 @@ class Loop:
         """To the end, or until someone stops it."""
         with self.control:
             try:
-                with telling_of_lost_ranks(lambda: self.saver.last_saved):
+                with telling_of_lost_ranks(self.saver.last_words):
                     self._start()
                     gc.collect()
                     gc.freeze()  # what exists now stays: the collector need not look through every library again
@@ -214,7 +214,7 @@ class Loop:
                 if stopped:
                     raise waiting.StoppedError(
                         f"stopped ({self.control.stop_reason}) while waiting for data; ranks whose forward passes "
-                        f"wait for each other cannot drop a step together, and {what_is_kept(self.saver.last_saved)}"
+                        f"wait for each other cannot drop a step together, and {what_is_kept(self.saver.last_words())}"
                     ) from None
                 raise error
             first = self.plan.phases[self.state.position.phase].objectives[0]
@@ -247,6 +247,8 @@ class Loop:
         """
         state, agenda, position = self.state, self.agenda, self.state.position
         votes = self._agree()
+        if votes.written:
+            self._settle()
         if digests := self.digests.take():
             self.observers.call("on_digests", digests)
         finished = self.plan.finished(position)
@@ -267,9 +269,10 @@ class Loop:
             self.reporter.phase()
         self.reporter.tick()
 
-        due = votes.save or short or owed or state.done() or reason or improved or agenda.save_every.due(position)
+        awaited = votes.save or short or owed or state.done() or reason or improved
+        due = awaited or votes.save_by_clock or agenda.save_every.due(position)
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
-            self._save(improved, evaluated=sums is not None)
+            self._save(improved, evaluated=sums is not None, wait=bool(awaited))
 
         if sums is not None and agenda.until is None:
             self.reporter.figures(sums)
@@ -287,13 +290,15 @@ class Loop:
         lost = self.saver.lost_folder()
         events = [*session.events(), *session.stepper.take_events()]
         asked_to_save, control.save_requested = control.save_requested, False
-        by_clock = self.agenda.save_every.due_by_clock(now)
+        by_clock = self.agenda.save_every.due_by_clock(now) and not self.saver.is_saving()
         votes, bad = state.scalars.exchange(
             Votes(
                 events=bool(events),
                 stop=control.stop_reason is not None,
                 by_signal=control.by_signal,
-                save=asked_to_save or (main and by_clock),
+                save=asked_to_save,
+                save_by_clock=main and by_clock,
+                written=main and self.saver.is_written(),
                 items=clock.items,
                 waited=clock.waited if main else 0.0,
                 step_seconds=clock.seconds_per_step() if main else 0.0,
@@ -344,15 +349,23 @@ class Loop:
         self.observers.call("on_evaluate", record)
         return improved, sums
 
-    def _save(self, is_best: bool, evaluated: bool = False) -> None:
-        started, step = time.monotonic(), self.state.position.step
+    def _save(self, is_best: bool, evaluated: bool = False, wait: bool = True) -> None:
+        """A checkpoint of this step, or a warning. Unless somebody has to ``wait`` for it, it is only begun here."""
+        step = self.state.position.step
         self.reporter.busy("saving")
+        self._settle()
         self.saver.save(step, self.state.progress(), evaluated)
+        if wait or not self.config.save_in_background:
+            self._settle()
         if is_best:
             self.saver.mark_best(step, self.state.about())
-        if self.saver.last_saved == step:
-            self.agenda.saved(started)
-            self.observers.call("on_save", step, self.saver.checkpoints.path(step))
+
+    def _settle(self) -> None:
+        """Whatever checkpoint has been begun is on the disk, or known to be lost."""
+        if (seconds := self.saver.settle()) is not None:
+            self.agenda.saved(seconds)
+            if warning := self.agenda.too_slow(self.state.clock.seconds_per_step()):
+                self.emit(Event("warning", warning))
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -410,7 +423,7 @@ class Loop:
         )  # fmt: skip
 
     def _crashed(self, error: BaseException) -> None:
-        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.saver.last_saved)
+        stopped, kept = isinstance(error, waiting.StoppedError), what_is_kept(self.saver.last_words())
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         text = str(error) if stopped else text.splitlines()[0]
         if kept not in text:
@@ -419,9 +432,9 @@ class Loop:
         outcome = "lost" if self.saver.lost_folder() else outcome
         self.reporter.end(outcome, scrub(text))
 
-    def _time_is_up(self) -> bool:
+    def _time_is_up(self) -> str:
         """Rank 0 looks at its clock, also while the loop waits for data that do not come."""
-        return self.ranks.is_main and self.agenda.time_is_up(self.state.clock.seconds_per_step())
+        return self.agenda.time_is_up(self.state.clock.seconds_per_step()) if self.ranks.is_main else ""
 
     def _sync_now(self) -> None:
         """A signal or a typed word came: with one process there is nobody to agree with."""

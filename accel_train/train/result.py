@@ -11,6 +11,7 @@ from accel_train.run.figures import Picture, pictures
 from accel_train.system.signals import SIGNALS
 from accel_train.tracking import status
 from accel_train.tracking.jsonl import histories
+from accel_train.train.control import JOB_END
 from accel_train.train.measuring import Evaluation, evaluate_run
 
 WHERE = ("step", "epoch", "phase", "wall_time")
@@ -45,7 +46,7 @@ class Result:
         return cls(
             found["state"], reason, found["step"], folder, saved=saved, best=found.get("best"),
             metrics={k: math.nan if v is None else v for k, v in last.items() if k not in WHERE},
-            by_signal=found["state"] == "stopped" and reason in {number.name for number in SIGNALS},
+            by_signal=found["state"] == "stopped" and reason in {JOB_END, *(number.name for number in SIGNALS)},
         )  # fmt: skip
 
     @property

@@ -30,7 +30,9 @@ class Votes:
     events: float = 0.0  # there is something that observers should hear of
     stop: float = 0.0
     by_signal: float = 0.0
-    save: float = 0.0
+    save: float = 0.0  # somebody asked for it
+    save_by_clock: float = 0.0  # rank 0 knows
+    written: float = 0.0  # a checkpoint that was begun before; rank 0 knows
     items: float = 0.0  # since the last time
     waited: float = 0.0  # s for data, of rank 0
     step_seconds: float = 0.0  # of rank 0

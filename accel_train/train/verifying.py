@@ -198,6 +198,7 @@ def _check(recorded: Recorded, interval: Interval, topology: Topology) -> Verdic
                 return Verdict(interval, found=[ended], notes=notes)
             if interval.saved:
                 loop.saver.save(interval.end, loop.state.progress())
+                loop.saver.settle()
             other = loop.session.output_dir
             verdict = compared(recorded.folder, other, interval, topology) if loop.ranks.is_main else None
             verdict = loop.ranks.from_main(verdict)

@@ -42,10 +42,12 @@ def test_one_rank_ends(tmp_path, fault, rank):
         team.close()
     assert time.monotonic() - began < 60
     assert survivor["error"][0] == "LostRankError" and survivor["outcome"] is None
-    assert "another rank has died or left" in survivor["error"][1] and "is of step 12" in survivor["error"][1]
-    assert damaged(tmp_path / "run") == [] and steps_saved(tmp_path / "run")[-1] == 12
+    kept = steps_saved(tmp_path / "run")[-1]
+    assert kept == 12 or (kept == 6 and (rank, fault) == (0, "die")), "only who writes may take one with it"
+    assert "another rank has died or left" in survivor["error"][1] and f"is of step {kept}" in survivor["error"][1]
+    assert damaged(tmp_path / "run") == []
     results = run(job, 2)
-    assert {(r["outcome"], min(r["samples"])) for r in results} == {("completed", 13)}
+    assert {(r["outcome"], min(r["samples"])) for r in results} == {("completed", kept + 1)}
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -24,6 +24,7 @@ from accel_train.run.saved import find_saved
 from accel_train.system import waiting
 from accel_train.system.signals import SIGNALS, caught
 from accel_train.tracking.observer import Observer
+from accel_train.train.agenda import GRACE_S
 from accel_train.train.control import request
 from accel_train.train.measuring import evaluate_saved
 
@@ -317,6 +318,16 @@ def test_max_time(tmp_path, whole):
     (result,) = run(job(tmp_path, slow=0.02, max_time="3s"))
     assert time.monotonic() - began < 3 and (result["outcome"], result["reason"]) == ("stopped", "max_time")
     assert steps_saved(tmp_path)[-1] == result["step"]
+    goes_on(tmp_path, whole, 1, result["step"])
+
+
+def test_the_end_of_a_slurm_job(tmp_path, whole, monkeypatch):
+    """Without any signal, and with the exit code of one."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", f"{time.time() + GRACE_S + 3:.0f}")
+    (result,) = run(job(tmp_path, slow=0.02))
+    assert (result["outcome"], result["reason"], result["by_signal"]) == ("stopped", "SLURM_JOB_END_TIME", True)
+    assert steps_saved(tmp_path)[-1] == result["step"]
+    monkeypatch.undo()
     goes_on(tmp_path, whole, 1, result["step"])
 
 

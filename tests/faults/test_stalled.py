@@ -105,7 +105,7 @@ def test_a_stop_while_the_validation_data_are_tried(tmp_path, whole, ranks):
 
 
 def test_time_is_up_while_waiting_for_data(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(Loop, "_time_is_up", lambda loop: (tmp_path / "stalled").exists())
+    monkeypatch.setattr(Loop, "_time_is_up", lambda loop: "max_time" * (tmp_path / "stalled").exists())
     (result,) = run(job(tmp_path, stall=stall(tmp_path, steps=[13])))
     assert (result["outcome"], result["reason"], result["step"]) == ("stopped", "max_time", 13)
     assert result["by_signal"] is False
@@ -142,6 +142,7 @@ def test_ranks_that_cannot_drop_a_step_together(tmp_path, whole):
     communicating = job(tmp_path, "Communicating", stall=stall(tmp_path, rank=1, steps=[13]))
     communicating["config"] |= {"save_steps": 6}
     members = start(tmp_path, 2, communicating | {"leave": True})
+    wait_for(lambda: steps_saved(tmp_path)[-1:] == [12])
     os.kill(members[1].pid, signal.SIGTERM)
     without, other = [member.result(20)["error"] for member in reversed(members)]
     assert without[0] == "StoppedError" and "SIGTERM" in without[1] and "last checkpoint is of step 12" in without[1]

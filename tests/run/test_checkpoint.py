@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import xxhash
 
 from accel_train.errors import UserError
 from accel_train.run.checkpoint import MANIFEST, CheckpointFolder, verified, verify, write_manifest
@@ -41,10 +42,26 @@ def test_a_checkpoint_lists_and_hashes_all_its_files(tmp_path):
     assert manifest["step"] == 12 and sorted(manifest["files"]) == ["deep/progress.json", "model.safetensors"]
     for name, entry in manifest["files"].items():
         content = (path / name).read_bytes()
-        assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert entry == {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
     assert verify(path) is None and verified(path) == path
     assert names(tmp_path) == ["latest", "step-000000012"] and folder.linked("latest") == 12
     assert os.readlink(tmp_path / "latest") == "step-000000012", "a relative link survives a moved run folder"
+
+
+def test_other_hashes_in_a_manifest(tmp_path):
+    """Checkpoints of earlier versions have SHA-256; what a later one may have is not taken for damage of a file."""
+    save(tmp_path, 12)
+    path = tmp_path / "step-000000012"
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        del entry["xxh3_128"]
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert verify(path) is None
+    _alter(path / "model.safetensors")
+    assert verify(path) == "model.safetensors has been altered (its sha256 differs)"
+    (path / MANIFEST).write_text(json.dumps(manifest).replace("sha256", "md7"))
+    assert "has no hash of deep/progress.json that is known here (xxh3_128, sha256)" in str(verify(path))
 
 
 def _append(path: Path) -> None:

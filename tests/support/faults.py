@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ import torch
 
 from accel_train.errors import DataError
 from accel_train.system import waiting
+from accel_train.train import snapshot
 
 FAULTS: dict[str, Any] = {}
 """What goes wrong in this process during the current job; read by the toy tasks."""
@@ -105,7 +107,7 @@ def _full(real, steps: list[int]):
     """Raises "no space left" at these steps, having left half a file where there is a path to one."""
 
     def call(*arguments, **named):
-        if FAULTS.get("this_step") not in steps:
+        if _step_being_saved() not in steps:
             return real(*arguments, **named)
         for argument in arguments:
             if isinstance(argument, str | Path):
@@ -114,6 +116,12 @@ def _full(real, steps: list[int]):
         raise OSError(errno.ENOSPC, "No space left on device (injected)")
 
     return call
+
+
+def _step_being_saved() -> int | None:
+    """Which may be an earlier one than that in training."""
+    saving = threading.current_thread().name.removeprefix("saving step ")
+    return int(saving) if saving.isdecimal() else FAULTS.get("this_step")
 
 
 DISK_PLACES = {
@@ -176,19 +184,22 @@ def _slowed(target: str, seconds: float) -> Generator[None]:
 
 @contextlib.contextmanager
 def _file_size_limit(steps: list[int]) -> Generator[None]:
-    """The real thing: during ``save_state`` no file may grow beyond 600 bytes."""
-    from accelerate import Accelerator
+    """The real thing: while states are written no file may grow beyond 600 bytes."""
 
-    real = Accelerator.save_state
+    def limited(real):
+        def call(*arguments, **named):
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if _step_being_saved() in steps:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+            try:
+                return real(*arguments, **named)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    def limited(self, *arguments, **named):
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if FAULTS["this_step"] in steps:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
-        try:
-            return real(self, *arguments, **named)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return call
 
-    with mock.patch.object(Accelerator, "save_state", limited):
+    with (
+        mock.patch.object(snapshot, "write", limited(snapshot.write)),
+        mock.patch.object(snapshot, "write_rest", limited(snapshot.write_rest)),
+    ):
         yield
