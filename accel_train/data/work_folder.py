@@ -1,88 +1,89 @@
-"""A folder that is made piece by piece, by processes and ranks, through kills: each piece once and never half.
+"""A folder that is made unit by unit, by processes, ranks and jobs, through kills: each once and never half.
 
-``.OUT.COMMAND/`` holds plan.json (what is asked), content/ (what will be OUT), whatever ``prepare`` leaves there for
-``open_job``, and done/, a record for each piece. A record is written after its piece, so what has a record needs not be
-done again. Which piece is whose follows from its number, hence ranks share nothing but these files.
+``.OUT.COMMAND/`` holds plan.json (what is asked), content/ (what will be OUT), parts/ (what the merge alone needs),
+writing/ (what has no name yet), whatever ``prepare`` leaves there for ``open_job``, and done/, a marker for each unit.
+The name of a marker has a hash of the plan, the unit and the state of its input files; it is written when what the unit
+has made has its name. What has a marker needs not be done again. Whose a unit is follows from its number, so processes
+share nothing but these files; and what is merged is merged in the order of the units, whoever did them.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import uuid
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from accel_train.errors import DataError, UserError, relative_to
+from accel_train.data.unit_processes import Progress, in_processes
+from accel_train.data.units import Job, OpenJob, Unit, plain_hash, state_of
+from accel_train.errors import AccessError, DataError, UserError
 from accel_train.system import process
-from accel_train.system.writing import write_atomic
+from accel_train.system.writing import flush, flush_folder, write_atomic
 
-WAIT, SAY = 3600.0, 30.0
-"""Seconds: how long other ranks wait for rank 0 to prepare, and between two lines of progress."""
-
-
-class Job(Protocol):
-    """The work as each process opens it. Pieces count from 0, and may be done in any order."""
-
-    pieces: int
-
-    def items(self, piece: int, /) -> int:
-        """How many items a piece has, for the lines of progress."""
-        ...
-
-    def do(self, piece: int, /) -> dict[str, Any]:
-        """Write a piece below content/, where no other piece writes; return its record, in plain values."""
-        ...
-
-
-OpenJob = Callable[[Path], Job]
-"""From the work folder. It can be pickled: each worker process opens its own."""
+WAIT = 3600.0
+"""Seconds for which other ranks wait for rank 0 to prepare."""
+HOPELESS = 10
+"""Where so many units fail and none can be done, it is not they that are wrong."""
+SHOWN = 20
+"""Units of which an error says what is wrong with them."""
 
 
 class Finished(NamedTuple):
-    """What meta.json says, and what this rank did of it: how many items, in how many seconds."""
+    """What meta.json says, and what this process did of it: how many items, in how many seconds."""
 
     meta: dict[str, Any]
     items: int
     seconds: float
 
 
+class Failure(NamedTuple):
+    """Why a unit could not be done, and whether its data are to blame: then it may be one of ``max_bad``."""
+
+    text: str
+    of_data: bool
+
+
 @dataclass(frozen=True)
 class WorkFolder:
-    """OUT, which appears by one rename when all pieces are there, and the folder beside it where they are made.
+    """OUT, which appears by one rename when all units are there, and the folder beside it where they are made.
 
     Args:
-        out: the folder to make, an absolute path.
-        plan: all that decides what is written, in plain values: the same plan gives the same bytes.
+        out: the folder to make.
+        plan: all that decides what is written, in plain values: the same plan and files give the same bytes.
+        open_job: the units and how they are done.
+        prepare: fills the work folder with what ``open_job`` needs, and checks the plan against it.
         command: whose work it is, for messages and for the name of the work folder.
-        unit: what items are, in the plural.
+        what: items are, in the plural.
         shard: (i, n) for one of n jobs that share the work and start whenever they do, such as those of a SLURM array;
             each of its ranks has its part of that.
+        max_bad: so many units may be left out if their data cannot be used; None: there is no option for that.
     """
 
     out: Path
     plan: dict[str, Any]
+    open_job: OpenJob
+    prepare: Callable[[Path], None] | None = None
     command: str = "preprocess"
-    unit: str = "items"
+    what: str = "units"
     shard: tuple[int, int] = (0, 1)
+    max_bad: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(os.path.abspath(self.out)))
         object.__setattr__(self, "plan", json.loads(json.dumps(self.plan)))  # as it comes back from a file
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which of how many parts of the pieces is this process's."""
+        """Which of how many parts of the units is this process's."""
         (shard, shards), ranks = self.shard, process.world_size()
         return shard * ranks + process.rank(), shards * ranks
 
@@ -90,54 +91,61 @@ class WorkFolder:
     def folder(self) -> Path:
         return self.out.with_name(f".{self.out.name}.{self.command}")
 
-    def complete(
-        self,
-        prepare: Callable[[Path], None],
-        open_job: OpenJob,
-        describe: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
-        workers: int = 1,
-    ) -> Finished | None:
-        """Do this rank's pieces that are not done yet, and finish OUT if they were the last.
+    def complete(self, workers: int = 1) -> Finished | None:
+        """Do what is missing of this process's units, and finish OUT if those of all are there.
 
         Args:
-            prepare: on rank 0, fills the work folder with what ``open_job`` needs, and checks the plan against it.
-            describe: from the job and the records of all pieces, what meta.json says besides the plan.
             workers: processes of each rank.
 
         Returns:
-            None if OUT was there, or another rank finishes it; a line says so.
+            None if OUT was there, or others have units to do; a line says so.
 
         Raises:
-            UserError: OUT or the work folder is of another plan, or what ``prepare`` and ``Job.do`` raise.
+            UserError: OUT or the work folder is of another plan, units cannot be done (the others are), or what
+                ``prepare`` and ``Job.merge`` raise.
         """
-        rank, (part, parts) = process.rank(), self.share
-        prepared = self.is_prepared()  # asked first: when the work folder is gone, OUT is there
-        if self.is_finished():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            print(f"{self.out} is already there, made with these options")
+        part, parts = self.share
+        if not self._begin():
             return None
-        if rank > 0:
-            self.wait()
-        elif not prepared:
-            self.prepare(prepare)
         start = time.monotonic()
         try:
-            items = self.run(open_job, workers)
+            job = self.open_job(self.folder)
+            items, failed = self._run(job, workers)
             seconds = time.monotonic() - start
-            meta = self.finish(open_job, describe)
+            meta = self._finish(job, failed)
         except FileNotFoundError:
             if not self.is_finished():
                 raise
-            return None  # another rank had finished it
+            shutil.rmtree(self.folder, ignore_errors=True)  # what came too late
+            print(f"{self.out} is there: another process has finished it")
+            return None
         except UserError as error:
-            if rank > 0:  # what the command line says on rank 0 alone, as it is mostly the same everywhere; not here
-                print(f"accel-train: error: rank {rank}: {error}", file=sys.stderr)
+            if process.rank() > 0:  # the command line says what is wrong on rank 0 alone, as it mostly is everywhere
+                print(f"accel-train: error: rank {process.rank()}: {error}", file=sys.stderr)
             raise
-        if meta is None:
-            print(f"rank {part} of {parts} has done its {self.unit}; the last to end finishes {self.out}. If that does "
-                  "not come about, repeat the command: it does what is missing")  # fmt: skip
+        if isinstance(meta, int):
+            rest = f"{meta:,} of {_items(job.units):,} {self.what} are left to others"
+            more = "if nobody does, repeat the command with --shard=0/1: it does what is missing"
+            print(f"part {part} of {parts} is done; {rest}. Who ends last finishes {self.out}; {more}")
             return None
         return Finished(meta, items, seconds)
+
+    def missing(self) -> list[str]:
+        """Names of this process's units that are not done, for another scheduler to give to ``do``; after it,
+        ``complete`` merges. None are if OUT is there."""
+        if not self._begin():
+            return []
+        job = self.open_job(self.folder)
+        return [job.units[number].name for number in self._todo(job)]
+
+    def do(self, name: str) -> str | None:
+        """Do one unit, in any process that sees the folder. What is wrong with it, else None."""
+        global _opened
+        if _opened is None or (_opened[0].folder, _opened[0].plan) != (self.folder, self.plan):
+            _opened = self, self.open_job(self.folder)
+        job = _opened[1]
+        failure = self._do(job, [unit.name for unit in job.units].index(name))
+        return None if failure is None else failure.text
 
     def is_finished(self) -> bool:
         """Whether OUT was made with this plan. Raises ``UserError`` if something else is there."""
@@ -164,15 +172,31 @@ class WorkFolder:
             )
         return True
 
-    def wait(self) -> None:
-        """Wait, on ranks other than 0, until there is something to do, or nothing any more."""
+    # -- the work folder ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> bool:
+        """Make the work folder, or wait until rank 0 has; False, and a line, where OUT is there."""
+        prepared = self.is_prepared()  # asked first: when the work folder is gone, OUT is there
+        if not self.is_finished():
+            if process.rank() > 0:
+                self._wait()
+            elif not prepared:
+                self._prepare()
+        if not self.is_finished():
+            return True
+        shutil.rmtree(self.folder, ignore_errors=True)
+        print(f"{self.out} is already there, made with these options")
+        return False
+
+    def _wait(self) -> None:
+        """On ranks other than 0, until there is something to do, or nothing any more."""
         end = time.monotonic() + WAIT
         while not self.is_prepared() and not self.is_finished():
             if time.monotonic() > end:
                 raise UserError(f"{self.command}: rank 0 has not prepared {self.folder} in {WAIT / 60:.0f} minutes")
             time.sleep(0.2)
 
-    def prepare(self, fill: Callable[[Path], None]) -> None:
+    def _prepare(self) -> None:
         """Make the work folder, by one rename."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.out.parent))
@@ -180,7 +204,8 @@ class WorkFolder:
             (made / "content").mkdir()
             (made / "done").mkdir()
             write_atomic(made / "plan.json", json.dumps(self.plan, indent=1), sync=True)
-            fill(made)
+            if self.prepare is not None:
+                self.prepare(made)
             try:
                 made.rename(self.folder)
             except OSError:  # another call was faster
@@ -189,148 +214,160 @@ class WorkFolder:
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def run(self, open_job: OpenJob, workers: int) -> int:
-        """Do this rank's pieces that have no record yet; returns how many items they have. The first error ends it."""
-        job = open_job(self.folder)
-        part, parts = self.share
-        mine = range(part, job.pieces, parts)
-        todo = [piece for piece in mine if not _record(self.folder, piece).exists()]
-        progress = _Progress(sum(map(job.items, todo)), self.unit)
-        if workers == 1 or len(todo) < 2:
-            for piece in todo:
-                _do(job, self.folder, piece)
-                progress.add(job.items(piece))
-            return progress.done
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), spawn, _start, (open_job, self.folder)) as pool:
-            running = {pool.submit(_do_here, piece): piece for piece in todo}
-            try:
-                for future in as_completed(running):
-                    future.result()
-                    progress.add(job.items(running[future]))
-            except BrokenProcessPool:
-                more = "call again with fewer --workers, what is done is kept"
-                raise UserError(f"{self.command}: a worker process died (out of memory?); {more}") from None
-            finally:
-                pool.shutdown(cancel_futures=True)
-        return progress.done
+    @contextmanager
+    def _writing(self) -> Generator[Path]:
+        """A folder of nobody else's, for what has no name yet; gone afterwards."""
+        made = self.folder / "writing" / uuid.uuid4().hex
+        made.parent.mkdir(exist_ok=True)
+        made.mkdir()
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
-    def finish(self, open_job: OpenJob, describe: Callable[..., dict[str, Any]]) -> dict[str, Any] | None:
-        """Rename content/ to OUT if every piece is done, and return its meta; None if some are another rank's to do."""
-        job = open_job(self.folder)
-        paths = [_record(self.folder, piece) for piece in range(job.pieces)]
-        if not all(path.exists() for path in paths):
-            return None
-        meta = {**describe(job, [json.loads(path.read_text()) for path in paths]), "options": self.plan}
-        content = self.folder / "content"
-        written = self.folder / f"meta-{self.share[0]}.json"  # another rank may rename content/ at this moment
-        write_atomic(written, json.dumps(meta, indent=1), sync=True)
-        written.replace(content / "meta.json")
-        content.rename(self.out)
+    def _marker(self, number: int, unit: Unit) -> Path:
+        key = plain_hash([self.plan, unit.name, [state_of(path) for path in unit.inputs]])
+        return self.folder / "done" / f"{number:08d}-{key[:16]}.json"
+
+    # -- units -------------------------------------------------------------------------------------------------------
+
+    def _todo(self, job: Job) -> list[int]:
+        """This process's units without a marker; one that failed is tried again."""
+        part, parts = self.share
+        mine = range(part, len(job.units), parts)
+        return [number for number in mine if not self._marker(number, job.units[number]).exists()]
+
+    def _run(self, job: Job, workers: int) -> tuple[int, dict[int, Failure]]:
+        """How many items were done, and which units could not be."""
+        todo, failed = self._todo(job), dict[int, Failure]()
+        progress = Progress(_items(job.units[number] for number in todo), self.what)
+        for number, failure in self._results(job, todo, workers):
+            if failure is None:
+                progress.add(job.units[number].items)
+                continue
+            failed[number] = failure
+            if len(failed) > max(HOPELESS - 1, self.max_bad or 0) and not progress.done:
+                break
+            progress.fail(f"{self.command}: {failure.text}")
+        return progress.done, failed
+
+    def _results(self, job: Job, todo: list[int], workers: int) -> Generator[tuple[int, Failure | None]]:
+        """Units as they end, and what is wrong with them."""
+        if workers == 1 or len(todo) < 2:
+            yield from ((number, self._do(job, number)) for number in todo)
+            return
+        try:
+            yield from in_processes(_do_here, todo, workers, _start, (self,))
+        except BrokenProcessPool:
+            more = "call again with fewer --workers, what is done is kept"
+            raise UserError(f"{self.command}: a worker process died (out of memory?); {more}") from None
+
+    def _do(self, job: Job, number: int) -> Failure | None:
+        unit = job.units[number]
+        marker = self._marker(number, unit)  # of the files as they are before they are read
+        with self._writing() as made:
+            path, failure = made / PurePath(unit.name).name, None
+            try:
+                record = job.do(unit, path)
+            except UserError as error:
+                failure = Failure(str(error), isinstance(error, DataError) and not isinstance(error, AccessError))
+                record = {"failed": failure.text}
+            if marker.exists():  # another call was faster
+                return None
+            self._place(path, number, unit, there=failure is None)
+        if failure is None or failure.of_data:
+            marker = marker if failure is None else marker.with_suffix(".failed")
+            write_atomic(marker, json.dumps(record, indent=1), sync=True)
+        return failure
+
+    def _place(self, path: Path, number: int, unit: Unit, there: bool) -> None:
+        """Give what a unit has made its name, in place of what was made of other files, or before a kill."""
+        base = self.folder / ("content" if unit.kept else "parts")
+        if not unit.kept:
+            base.mkdir(exist_ok=True)
+        final = base / unit.name
+        if final.exists():
+            for marker in (self.folder / "done").glob(f"{number:08d}-*"):
+                marker.unlink(missing_ok=True)
+            shutil.rmtree(final) if final.is_dir() else final.unlink(missing_ok=True)
+        if not there or not path.exists():
+            return
+        (flush_folder if path.is_dir() else flush)(path)
+        for parent in reversed(PurePath(unit.name).parents[:-1]):
+            (base / parent).mkdir(exist_ok=True)  # not what is above: content/ may be OUT by now
+        path.replace(final)
+
+    # -- OUT ---------------------------------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, failed: dict[int, Failure]) -> dict[str, Any] | int:
+        """Merge and give OUT its name if every unit is there; returns its meta, or how many items are others' to do."""
+        content, records, known, left = self.folder / "content", list[dict[str, Any]](), dict[int, Failure](), 0
+        for number, unit in enumerate(job.units):
+            marker = self._marker(number, unit)
+            record = _read(marker)
+            if record is None and (record := _read(marker.with_suffix(".failed"))) is not None:
+                known[number] = Failure(record["failed"], of_data=True)
+            records.append(record or {})
+            left += unit.items * (record is None)
+        if not content.is_dir():
+            raise FileNotFoundError(content)  # another was faster
+        bad = failed if left else {**known, **failed}
+        leavable = all(each.of_data for each in failed.values())
+        if len(bad) > (self.max_bad or 0) or not leavable:
+            raise DataError(self._refusal(job, bad, leavable))
+        if left:
+            return left
+        with self._writing() as made:
+            meta = {**job.merge(records, made), "options": self.plan}
+            write_atomic(made / "meta.json", json.dumps(meta, indent=1))
+            flush_folder(made)
+            for path in sorted(made.rglob("*")):  # others may do the same now, with the same bytes
+                place = content / path.relative_to(made)
+                place.mkdir(exist_ok=True) if path.is_dir() else path.replace(place)
+            content.rename(self.out)
+        flush(self.out.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
         return meta
 
-
-def forget(folder: Path, piece: int) -> None:
-    """A piece is to be done again when the command is repeated. ``folder``: the work folder."""
-    _record(folder, piece).unlink(missing_ok=True)
-
-
-# -- what a job needs ------------------------------------------------------------------------------------------------
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """``I/N`` of an option, I from 0. Raises ``UserError``."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UserError(f"--shard is I/N with I from 0 to N - 1, as in 0/8; not {text!r}")
-    return int(index), int(count)
-
-
-def refuse_no_room(name: str, folder: Path, needed: int) -> None:
-    """A UserError if there is no room for so many bytes where ``folder`` is. ``name``: what needs them."""
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise UserError(f"{name} will need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    def _refusal(self, job: Job, bad: dict[int, Failure], leavable: bool) -> str:
+        texts = [bad[number].text for number in sorted(bad)]
+        allowed, way = "", "mend them and repeat the command"
+        if leavable and self.max_bad is not None:
+            allowed = f", and --max_bad allows {self.max_bad}"
+            way += f", or give --max_bad={len(bad)} to go on without"
+        elif len(bad) == 1:
+            return texts[0]
+        count, total = _items(job.units[number] for number in bad), _items(job.units)
+        lines = [*texts[:SHOWN], *([f"and {len(texts) - SHOWN} more"] if texts[SHOWN:] else [])]
+        said = (
+            f"{self.command}: {count:,} of {total:,} {self.what} cannot be used{allowed}; {way} (what is done is kept):"
+        )
+        return "\n  ".join([said, *lines])
 
 
-def create_rows(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-    """A .npy file of zeros, whose rows are to be written in any order."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+def _read(marker: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(marker.read_text())
+    except FileNotFoundError:
+        return None
 
 
-def write_rows(path: Path, first: int, rows: np.ndarray) -> None:
-    """Written, not mapped: two machines that map the same page of a shared file undo each other's rows, and a full disk
-    would be a bus error."""
-    offset = np.load(path, mmap_mode="r").offset
-    with open(path, "r+b") as file:
-        file.seek(offset + first * rows[0].nbytes)
-        file.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
+def _items(units: Iterable[Unit]) -> int:
+    return sum(unit.items for unit in units)
 
 
-# -- pieces ----------------------------------------------------------------------------------------------------------
+_opened: tuple[WorkFolder, Job] | None = None
+"""Of this process, which does many units: opening may take a while."""
 
 
-class _Progress:
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit, self.done = total, unit, 0
-        self._start = self._said = time.monotonic()
-
-    def add(self, items: int) -> None:
-        """A line, now and then."""
-        self.done += items
-        if (now := time.monotonic()) - self._said > SAY:
-            self._said, rate = now, self.done / (now - self._start)
-            left = (self.total - self.done) / rate / 60
-            text = f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.1f}/s, {left:.0f} min left"
-            print(f"rank {process.rank()}: {text}", flush=True)
-
-
-def _record(folder: Path, piece: int) -> Path:
-    return folder / "done" / f"{piece:08d}.json"
-
-
-def _do(job: Job, folder: Path, piece: int) -> None:
-    record = job.do(piece)
-    write_atomic(_record(folder, piece), json.dumps(record, indent=1), sync=True)
-
-
-_opened: tuple[Job, Path] | None = None
-
-
-def _start(open_job: OpenJob, folder: Path) -> None:
+def _start(work: WorkFolder) -> None:
     """A worker begins. It ends with its parent, however that ended."""
     global _opened
     process.end_with_parent()
-    _opened = open_job(folder), folder
+    _opened = work, work.open_job(work.folder)
 
 
-def _do_here(piece: int) -> None:
+def _do_here(number: int) -> Failure | None:
     assert _opened is not None
-    _do(*_opened, piece)
-
-
-@contextmanager
-def opened(folder: Path, version: int, command: str, what: str) -> Generator[dict[str, Any]]:
-    """The meta.json of a folder that is finished; what else is in it is read within.
-
-    Args:
-        version: of what is in such folders, which meta.json says.
-        command: what makes them, such as "tcn preprocess".
-        what: is in them, for messages.
-
-    Raises:
-        DataError: there is none, it is damaged, or it was made by another version.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        if manifest["version"] != version:
-            raise ValueError(f"made by version {manifest['version']} of preprocess, this reads {version}")
-        yield manifest
-    except FileNotFoundError as error:
-        more = f"make it with accel-train {command}, from files of accel-train synth {command.split()[0]} to try"
-        more += relative_to(folder)
-        raise DataError(f"{folder}: no preprocessed {what} (no {Path(error.filename).name}); {more}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: not a folder of preprocessed {what}: {error}") from None
+    work, job = _opened
+    return work._do(job, number)

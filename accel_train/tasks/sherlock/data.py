@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from accel_train.contents import Contents, named_hash
-from accel_train.data.work_folder import opened
+from accel_train.data.preprocess import opened
 from accel_train.errors import DataError, UserError, suggest
 
 VERSION = 1
@@ -274,10 +274,6 @@ class Items:
 
 def array_hash(array: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
-
-
-def text_hash(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _rois(known: dict[str, Any] | None) -> dict[str, np.ndarray]:

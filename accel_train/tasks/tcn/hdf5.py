@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accel_train.data.bad import BadDataPolicy
+from accel_train.data.units import plain_hash
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.lists import Entry
 from accel_train.tasks.tcn.norm import Moments, kept_norm, moments, norm, together
 from accel_train.tasks.tcn.quantise import refuse_not_finite
 from accel_train.tasks.tcn.shots import ON_GRID, Shot
-from accel_train.tasks.tcn.store import as_json, manifest_hash
+from accel_train.tasks.tcn.store import as_json
 
 if TYPE_CHECKING:
     import h5py
@@ -230,7 +231,7 @@ class Hdf5Shots:
     def fingerprint(self) -> dict[str, Any]:
         """Of files by their size, and of what lists and options make of them."""
         files = [{"name": path.name, "rows": shot.samples, "size": path.stat().st_size} for path, shot in self._files()]
-        made = manifest_hash([[as_json(shot) for shot in self.shots], asdict(self.reading)])
+        made = plain_hash([[as_json(shot) for shot in self.shots], asdict(self.reading)])
         return {"files": [*files, {"name": "lists and options", "rows": len(files), "tag": made}]}
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process opens the files again
@@ -266,7 +267,7 @@ class Hdf5Shots:
         """Of all that the statistics depend on; a file that was written again is another one."""
         files = [[shot.number, shot.start, shot.stop, path.stat().st_size, path.stat().st_mtime_ns]
                  for path, shot in self._files("train")]  # fmt: skip
-        return manifest_hash([files, asdict(self.reading)])
+        return plain_hash([files, asdict(self.reading)])
 
     def _compute_norm(self) -> tuple[np.ndarray, np.ndarray]:
         """Some channels at a time, so that memory is that of these."""

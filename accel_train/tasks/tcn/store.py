@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.contents import named_hash
-from accel_train.data.work_folder import opened
+from accel_train.data.preprocess import opened
 from accel_train.errors import DataError
 from accel_train.tasks.tcn.shots import Shot, refuse_twice
 
@@ -146,7 +146,7 @@ def _shot(known: dict[str, Any]) -> Shot:
 
 
 class Array:
-    """A .npy file that is written some rows at a time, and flushed to disk once. ``hash``: of the rows so far."""
+    """A .npy file that is written some rows at a time. ``hash``: of the rows so far."""
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         self._file, self._hash = open(path, "wb"), hashlib.blake2b(digest_size=16)
@@ -166,9 +166,7 @@ class Array:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.close()
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -177,8 +175,3 @@ def content_hash(array: np.ndarray) -> str:
     for row in array:
         found.update(np.ascontiguousarray(row).data)
     return found.hexdigest()
-
-
-def manifest_hash(content: Any) -> str:
-    """Of plain values."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

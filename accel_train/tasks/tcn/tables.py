@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accel_train.contents import named_hash
+from accel_train.data.units import plain_hash
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.norm import Moments, norm, together
 from accel_train.tasks.tcn.shots import SPLITS, Shot, index, split_of
-from accel_train.tasks.tcn.store import as_json, manifest_hash
+from accel_train.tasks.tcn.store import as_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ class Table:
         return np.zeros(self.channels, np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        made = manifest_hash([[as_json(shot) for shot in self.shots], self.signals])
+        made = plain_hash([[as_json(shot) for shot in self.shots], self.signals])
         size = self.path.stat().st_size
         values = named_hash(*(self._values[shot.number] for shot in self.shots))
         return {

@@ -1,4 +1,4 @@
-"""``sherlock preprocess``: what is stored is what the files hold, whoever does the work, and traps are seen."""
+"""``sherlock preprocess``: what is stored is what the files hold, and traps are seen (who did the work: tests/laws)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from support.viewers import GRID, PREPROCESS, of_synth, preprocess, small_study, write_scan
 
 from accel_train.config.convert import further_options
-from accel_train.data import work_folder
 from accel_train.errors import UserError
 from accel_train.tasks.sherlock import truth
 from accel_train.tasks.sherlock.data import Prepared
@@ -32,10 +31,6 @@ def raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(raw, tmp_path_factory) -> Prepared:
     return preprocess(tmp_path_factory.mktemp("made") / "out", *of_synth(raw, TRS, *QUICK))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def standard(x: np.ndarray) -> np.ndarray:
@@ -90,37 +85,6 @@ def test_images_are_on_the_grid_of_the_scans(made):
 
     mask, rois = (np.asarray(nibabel.load(made.folder / f"{name}.nii.gz").dataobj) for name in ("mask", "rois"))
     assert np.array_equal(mask > 0, truth.brain() > 0) and np.array_equal(rois, truth.brain())
-
-
-def test_jobs_that_share_the_work_give_the_same_bytes(made, raw, tmp_path):
-    for shard in ("1/2", "0/2"):
-        assert PREPROCESS.run([f"--out={tmp_path / 'out'}", *of_synth(raw, TRS, *QUICK), f"--shard={shard}"]) == 0
-    assert content(tmp_path / "out") == content(made.folder)
-
-
-@pytest.mark.slow
-def test_worker_processes_give_the_same_bytes(made, raw, tmp_path):
-    preprocess(tmp_path / "out", *of_synth(raw, TRS, *QUICK), "--workers=2")
-    assert content(tmp_path / "out") == content(made.folder)
-
-
-def test_what_was_interrupted_goes_on(made, raw, tmp_path, monkeypatch):
-    options, did, calls = of_synth(raw, TRS, *QUICK), work_folder._do, []
-
-    def until_killed(job, folder, piece):
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        calls.append(piece)
-        did(job, folder, piece)
-
-    monkeypatch.setattr(work_folder, "_do", until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(tmp_path / "out", *options)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(work_folder, "_do", lambda job, folder, piece: (calls.append(piece), did(job, folder, piece)))
-    preprocess(tmp_path / "out", *options)
-    assert sorted(calls) == list(range(9 + 6)), "each piece once"
-    assert content(tmp_path / "out") == content(made.folder)
 
 
 def test_another_setting_or_another_file_is_another_folder(raw, made, tmp_path, capsys):

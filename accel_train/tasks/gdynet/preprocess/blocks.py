@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from accel_train.data.work_folder import create_rows, refuse_no_room, write_rows
+from accel_train.data.units import Unit, create_rows, refuse_no_room, write_rows
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.gdynet.preprocess import polarization, trajectories
 from accel_train.tasks.gdynet.preprocess.elements import element
@@ -20,7 +20,7 @@ BYTES, MOST_FRAMES = 32 << 20, 1000
 
 
 class Job:
-    """What a process needs to do blocks, which are the pieces of a ``WorkFolder``: the source, which of its frames, and
+    """What a process needs to do blocks, which are the units of a ``WorkFolder``: the source, which of its frames, and
     what to compute. ``folder`` is where the source was prepared."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], source: Path, topology: Path | None) -> None:
@@ -41,17 +41,14 @@ class Job:
         self.row_bytes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in self.arrays]
         size, most = plan["block"]
         self.size = min(max(1, size // sum(self.row_bytes)), most)
-        self.pieces = -(-len(self.frames) // self.size)
+        every = range(len(self.frames))
+        blocks = (every[first : first + self.size] for first in every[:: self.size])
+        self.rows = {Unit(f"rows {rows[0]} to {rows[-1]}", items=len(rows)): rows for rows in blocks}
+        self.units = list(self.rows)
 
-    def rows(self, block: int) -> range:
-        return range(len(self.frames))[block * self.size : (block + 1) * self.size]
-
-    def items(self, block: int) -> int:
-        return len(self.rows(block))
-
-    def do(self, block: int) -> dict[str, Any]:
-        """Compute the rows of a block and write them; returns their statistics."""
-        rows, listed, radius = self.rows(block), self.plan["n_nbrs"], self.plan["radius"]
+    def do(self, unit: Unit, path: Path) -> dict[str, Any]:
+        """Compute the rows of a block and write them among those of others; returns their statistics."""
+        rows, listed, radius = self.rows[unit], self.plan["n_nbrs"], self.plan["radius"]
         values = [np.empty((len(rows), *shape), dtype) for _, dtype, shape in self.arrays]
         counts, closest, reach, incomplete = np.zeros(listed + 2, np.int64), [], [], 0
         for i, row in enumerate(rows):
@@ -80,14 +77,17 @@ class Job:
         return {"found": counts.tolist(), "closest": float(min(closest)), "incomplete": incomplete,
                 "reach_min": float(min(reach)), "reach_max": float(max(reach))}  # fmt: skip
 
+    def merge(self, records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        return describe(self, records)
 
-def prepare(folder: Path, open_job: Callable[[Path], Job], source: Path, targets: str | None, out: Path) -> None:
+
+def prepare(folder: Path, open_job: Callable[[Path], Job], source: Path, targets: str | None) -> None:
     """Scan the source, check the options against it, create the arrays."""
     trajectories.prepare(source, folder)
     job = open_job(folder)
     np.save(job.content / "atom_types.npy", job.source.types)
     np.save(job.content / "target_index.npy", find_targets(targets, job.source))
-    refuse_no_room(f"preprocess: {out}", folder, sum(job.row_bytes) * len(job.frames))
+    refuse_no_room("preprocess: --out", folder, sum(job.row_bytes) * len(job.frames))
     for name, dtype, shape in job.arrays:
         create_rows(job.content / name, dtype, (len(job.frames), *shape))
 

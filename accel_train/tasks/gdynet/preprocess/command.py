@@ -1,15 +1,14 @@
 """``accel-train gdynet preprocess``: a molecular-dynamics trajectory to the neighbour lists that training reads.
 
 Frames are read one at a time and written to their rows, so memory does not grow with the trajectory. Any number of
-processes (--workers) and ranks (accelerate launch) share the frames; a job that was killed goes on when it is called
-again. OUT appears by one rename when all of it is written; until then its parts are in .OUT.preprocess beside it.
+processes (--workers), ranks (accelerate launch) and jobs (--shard) share the frames; what was killed goes on when it
+is called again. OUT appears by one rename when all of it is written; until then its parts are in .OUT.preprocess beside
+it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from accel_train.command import Parser
+from accel_train.data import preprocess
+from accel_train.data.units import state_of
 from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import UserError
-from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.gdynet.preprocess import blocks
 from accel_train.tasks.gdynet.preprocess.elements import element, element_or_site
 from accel_train.tasks.gdynet.preprocess.trajectories import READER
@@ -30,23 +30,12 @@ CLOSE = 0.5
 
 def run(options: argparse.Namespace) -> int:
     """Preprocess; prints a summary, and warnings to stderr."""
-    work = WorkFolder(Path(os.path.abspath(options.out)), _plan(options), "preprocess", "frames")
-    open_job = partial(blocks.Job, plan=work.plan, source=options.source, topology=options.topology)
-    refuse_unwritable("--out", work.out.parent)
-    with writing("--out", work.folder):
-        finished = work.complete(
-            lambda folder: blocks.prepare(folder, open_job, options.source, options.targets, work.out),
-            open_job,
-            blocks.describe,
-            options.workers,
-        )
-    if finished is not None:
-        meta, done, seconds = finished
-        rate = f"{done:,} frames here at {done / seconds:,.1f}/s" if done else "all frames were there"
-        print(f"{options.out}: {rate}\n{_summary(meta)}")
-        for text in _warnings(meta):
-            print(f"warning: {text}", file=sys.stderr)
-    return 0
+    plan = _plan(options)
+    open_job = partial(blocks.Job, plan=plan, source=options.source, topology=options.topology)
+    prepare = partial(blocks.prepare, open_job=open_job, source=options.source, targets=options.targets)
+    shard = preprocess.shard_of(options.shard)
+    work = WorkFolder(options.out, plan, open_job, prepare, what="frames", shard=shard)
+    return preprocess.run(work, options, _summary, _warnings)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -73,12 +62,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--o_site", metavar="O", default="O", help="elements, with commas (default O)")
     parser.add_argument("--cage_radius", type=float, default=3.2, help="largest distance B to O (default 3.2 A)")
     parser.add_argument("--charges", metavar="Ba=2,Ti=4,O=-2", help="in e, in place of those in SOURCE")
-    parser.add_argument("--workers", type=int, default=1, help="processes (of each rank; default 1)")
+    preprocess.add_sharing(parser)
 
 
 def _plan(options: argparse.Namespace) -> dict[str, Any]:
     """All that decides what is written, in plain values: the same plan gives the same bytes. Raises ``UserError``."""
-    for name in ("n_nbrs", "radius", "cage_radius", "workers"):
+    for name in ("n_nbrs", "radius", "cage_radius"):
         if not 0 < getattr(options, name) < np.inf:
             raise UserError(f"preprocess: --{name} must be above 0, it is {getattr(options, name)}")
     if options.dt is not None and not 0 < options.dt < np.inf:
@@ -116,12 +105,11 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _identity(path: Path | None) -> dict[str, Any] | None:
-    """A file by name, size and time, so that one that changed is noticed."""
     if path is None:
         return None
     if not path.is_file():
         raise UserError(f"preprocess: {path}: {'not a file' if path.exists() else 'no such file'}")
-    return {"name": path.name, "bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
+    return state_of(path)
 
 
 def _elements(text: str | None) -> list[int]:
@@ -193,4 +181,4 @@ def _warnings(meta: dict[str, Any]) -> list[str]:
                      "small): what is missing counts nothing")  # fmt: skip
     if directions and directions["targets_without"]:
         texts.append(f"{directions['targets_without']:,} targets are not on the B site and have direction 0")
-    return texts
+    return [f"warning: {text}" for text in texts]

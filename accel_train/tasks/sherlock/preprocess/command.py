@@ -11,21 +11,20 @@ Files and folders belong to the run whose name stands in theirs, or are given as
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accel_train.command import Parser
-from accel_train.data.work_folder import WorkFolder, parse_shard
+from accel_train.data import preprocess
+from accel_train.data.units import plain_hash, state_of
+from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import UserError
-from accel_train.system.writing import refuse_unwritable, writing
-from accel_train.tasks.sherlock.data import VERSION, text_hash
+from accel_train.tasks.sherlock.data import VERSION
 from accel_train.tasks.sherlock.describe import summary
 from accel_train.tasks.sherlock.preprocess import confounds, inputs, mel
-from accel_train.tasks.sherlock.preprocess.finish import describe, roi_names
-from accel_train.tasks.sherlock.preprocess.job import Job, prepare
+from accel_train.tasks.sherlock.preprocess.finish import Job, roi_names
+from accel_train.tasks.sherlock.preprocess.job import prepare
 from accel_train.tasks.sherlock.preprocess.scan import MOST_TR_S, Setup
 from accel_train.tasks.sherlock.preprocess.sources import Features, Sound, Source, Text, Video
 
@@ -72,36 +71,22 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--text_dim", type=int, default=256, help="numbers of hashed text (default 256)")
     many("text_columns", "NAME", "columns of the annotations (default: the details, or text)", None)
     parser.add_argument("--text_model", type=Path, help="folder of static vectors or a sentence-transformers model")
-    parser.add_argument("--workers", type=int, default=1, help="processes (of each rank; default 1)")
-    parser.add_argument("--shard", metavar="I/N", default="0/1", help="do part I of N, as in "
-                        "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT (from 0)")  # fmt: skip
+    preprocess.add_sharing(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Preprocess; prints a summary, and what was found to stderr."""
-    for name, least in (("workers", 1), ("gap", 0), ("preshift", 0), ("drop_start", 0), ("frames", 1),
+    for name, least in (("gap", 0), ("preshift", 0), ("drop_start", 0), ("frames", 1),
                         ("audio_frames", 1), ("mels", 1), ("text_dim", 1)):  # fmt: skip
         if getattr(options, name) < least:
             raise UserError(f"preprocess: --{name} must be {least} or more")
     if options.tr is not None and not 0 < options.tr < MOST_TR_S:
         raise UserError(f"preprocess: --tr is in seconds, {options.tr:g} cannot be")
     setup = _setup(options)
-    out = Path(os.path.abspath(options.out))
-    work = WorkFolder(out, _plan(options, setup), "preprocess", "pieces", parse_shard(options.shard))
-    refuse_unwritable("--out", out.parent)
-    with writing("--out", work.folder):
-        finished = work.complete(
-            lambda folder: prepare(folder, setup, out),
-            partial(Job, setup=setup),
-            describe,
-            options.workers,
-        )
-    if finished is not None:
-        meta, done, seconds = finished
-        print(f"{options.out}: {done:,} pieces here in {seconds:,.1f} s\n{summary(meta)}")
-        for text in meta["found"]:
-            print(f"found: {text}", file=sys.stderr)
-    return 0
+    shard = preprocess.shard_of(options.shard)
+    open_job, fill = partial(Job, setup=setup), partial(prepare, setup=setup)
+    work = WorkFolder(options.out, _plan(options, setup), open_job, fill, what="pieces", shard=shard)
+    return preprocess.run(work, options, summary, lambda meta: [f"found: {text}" for text in meta["found"]])
 
 
 def _setup(options: argparse.Namespace) -> Setup:
@@ -196,7 +181,7 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
         "version": VERSION,
         "runs": setup.runs,
         "subjects": list(setup.brains),
-        "files": text_hash([brains, tables, stimulus, images, names, vectors]),
+        "files": plain_hash([brains, tables, stimulus, images, names, vectors]),
         "test": setup.test,
         "validation": setup.validation,
         "held_out_subjects": setup.held_out,
@@ -204,13 +189,8 @@ def _plan(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    """A file, or a header with its image, by name, size and time, so that one that changed is noticed."""
+def _identity(path: Path) -> dict[str, Any] | None:
+    """Of a file, or of a header with its image."""
     path = inputs.existing(path)
     other = path.with_suffix({".hdr": ".img", ".img": ".hdr"}.get(path.suffix, path.suffix))
-    pair = [path.stat(), *([other.stat()] if other != path and other.is_file() else [])]
-    return {
-        "name": path.name,
-        "bytes": sum(each.st_size for each in pair),
-        "modified_ns": max(each.st_mtime_ns for each in pair),
-    }
+    return state_of(path, *([other] if other != path and other.is_file() else []))

@@ -1,9 +1,8 @@
-"""When all pieces are there: the voxels that all viewers have, their statistics, and the manifest."""
+"""When all units are there: the voxels that all viewers have, their statistics, and the manifest."""
 
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from accel_train.data.units import plain_hash
 from accel_train.errors import DataError
-from accel_train.system.process import rank
-from accel_train.tasks.sherlock.data import VERSION, array_hash, text_hash
+from accel_train.tasks.sherlock.data import VERSION, array_hash
 from accel_train.tasks.sherlock.preprocess import nifti
-from accel_train.tasks.sherlock.preprocess.job import Job
+from accel_train.tasks.sherlock.preprocess.job import Pieces
 from accel_train.tasks.sherlock.preprocess.split import rows_of
 
 SAME_TRS, SAME_PIXELS = 5, 2.0
@@ -24,8 +23,15 @@ OFFSET = 0.5
 """A run whose mean is, in the median over voxels, further than so many deviations from that of training is told of."""
 
 
-def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write what needs all pieces, and return what meta.json says besides the options.
+class Job(Pieces):
+    """The work as each process opens it."""
+
+    def merge(self, records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        return describe(self, records, folder)
+
+
+def describe(job: Pieces, records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Write to ``folder`` what needs all units, and return what meta.json says besides the options.
 
     Raises:
         DataError: no voxel is left, or a viewer has no volume for training.
@@ -33,15 +39,16 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
     header = nifti.header(next(iter(next(iter(job.setup.brains.values())).values())))
     places, found = _mask(job, header, records)
     labels, names, chosen = _labels(job, header, places)
-    sums, more = _write_brains(job, places, chosen)
+    sums, more = _write_brains(job, folder, places, chosen)
     mask = np.zeros(int(np.prod(header.grid)), np.uint8)
     mask[places] = 1
-    _save_image(job, "mask.nii.gz", mask, header)
+    nifti.write(folder / "mask.nii.gz", mask, header)
     if job.setup.rois is not None:
-        _save_image(job, "rois.nii.gz", nifti.read_labels(job.setup.rois, header).astype(np.int32), header)
+        labels_there = nifti.read_labels(job.setup.rois, header).astype(np.int32)
+        nifti.write(folder / "rois.nii.gz", labels_there, header)
     modalities = {r["modality"]: {k: r[k] for k in ("kind", "shape", "dtype")} for r in records if "modality" in r}
     _refuse_other_shapes(records)
-    _write_stimulus_stats(job, modalities)
+    np.savez(folder / "stimulus_stats.npz", **_stimulus_stats(job, modalities))
     content = {
         "version": VERSION,
         "tr_s": job.clock.tr_s,
@@ -66,13 +73,13 @@ def describe(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "found": [*job.scan["found"], *found, *more, *_shared_beginnings(job)],
     }  # fmt: skip
     hashes = [record["hash"] for record in records if "hash" in record]
-    return {**content, "hash": text_hash([content, hashes])}
+    return {**content, "hash": plain_hash([content, hashes])}
 
 
 # -- voxels ----------------------------------------------------------------------------------------------------------
 
 
-def _mask(job: Job, header: nifti.Header, records: list[dict[str, Any]]) -> tuple[np.ndarray, list[str]]:
+def _mask(job: Pieces, header: nifti.Header, records: list[dict[str, Any]]) -> tuple[np.ndarray, list[str]]:
     """Places on the grid, ascending, that are finite in every volume of every viewer of training and change in the TRs
     for training; and what was found on the way."""
     volumes = [record for record in records if "subject" in record]
@@ -106,7 +113,7 @@ def _mask(job: Job, header: nifti.Header, records: list[dict[str, Any]]) -> tupl
     return np.flatnonzero(kept), found
 
 
-def _good(job: Job, subject: str) -> np.ndarray:
+def _good(job: Pieces, subject: str) -> np.ndarray:
     raws = [job.open_raw(subject, run) for run in job.setup.runs]
     good = np.all([raw.changes for raw in raws], 0)
     for raw in raws:
@@ -119,7 +126,9 @@ def _good(job: Job, subject: str) -> np.ndarray:
     return good
 
 
-def _labels(job: Job, header: nifti.Header, places: np.ndarray) -> tuple[np.ndarray, dict[str, str], np.ndarray | None]:
+def _labels(
+    job: Pieces, header: nifti.Header, places: np.ndarray
+) -> tuple[np.ndarray, dict[str, str], np.ndarray | None]:
     """Label of each column, names of the labels; and for parcels [voxels, parcels], what each takes of each voxel."""
     if job.setup.rois is None:
         return np.zeros(len(places), np.int64), {}, None
@@ -148,11 +157,14 @@ def roi_names(image: Path) -> dict[int, str]:
         raise DataError(f"{table}: must have the columns index and name, with whole numbers as index") from None
 
 
-def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
+def _write_brains(
+    job: Pieces, folder: Path, places: np.ndarray, chosen: np.ndarray | None
+) -> tuple[dict[str, Any], list[str]]:
     """fmri/ and fmri_stats.npz, a viewer at a time; returns variances and hashes, and what was found."""
     means, deviations, hashes, found = [], [], dict[str, str](), list[str]()
     total: dict[str, list[np.ndarray]] = {}
     for subject in job.setup.brains:
+        (own := folder / "fmri" / subject).mkdir(parents=True)
         runs = {run: _columns(job, subject, run, places, chosen) for run in job.setup.runs}
         mean, std = _mean_and_std([values[job.clock.train[run] & ~gone] for run, (values, gone) in runs.items()])
         means.append(mean)
@@ -163,11 +175,11 @@ def _write_brains(job: Job, places: np.ndarray, chosen: np.ndarray | None) -> tu
                 found.append(f"{subject}, {run}: its mean is {off:.1f} deviations from that of the TRs for training "
                              "(median over voxels); normalise each run before")  # fmt: skip
             z[missing] = np.nan
-            _save(job, f"fmri/{subject}/{run}.npy", z)
+            np.save(own / f"{run}.npy", z)
             hashes[f"{subject}/{run}"] = array_hash(z)
             if subject not in job.setup.held_out:
                 _add(total, run, z)
-    _save(job, "fmri_stats.npz", {"mean": np.stack(means), "std": np.stack(deviations)})
+    np.savez(folder / "fmri_stats.npz", mean=np.stack(means), std=np.stack(deviations))
     return {
         "fmri_variance": {"per_subject": 1.0, "average": _variance_of_mean(job, total)},
         "fmri_hashes": hashes,
@@ -188,7 +200,7 @@ def _mean_and_std(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _columns(
-    job: Job, subject: str, run: str, places: np.ndarray, chosen: np.ndarray | None
+    job: Pieces, subject: str, run: str, places: np.ndarray, chosen: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     raw = job.open_raw(subject, run)
     values = raw.columns(places)
@@ -202,7 +214,7 @@ def _add(total: dict[str, list[np.ndarray]], run: str, z: np.ndarray) -> None:
     total[run][1] += there
 
 
-def _variance_of_mean(job: Job, total: dict[str, list[np.ndarray]]) -> float:
+def _variance_of_mean(job: Pieces, total: dict[str, list[np.ndarray]]) -> float:
     """Mean square of the mean over viewers in the TRs for training."""
     rows = np.concatenate([
         (values / np.maximum(counts, 1))[job.clock.train[run] & (counts[:, 0] > 0)]
@@ -224,7 +236,7 @@ def _refuse_other_shapes(records: Sequence[dict[str, Any]]) -> None:
                                 f"{known['run']} has {known['dtype']} {known['shape']}")  # fmt: skip
 
 
-def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
+def _stimulus_stats(job: Pieces, modalities: dict[str, Any]) -> dict[str, Any]:
     """NAME_mean float64 [of one TR] and NAME_var, a number: the mean square of what differs from it; of codes
     NAME_counts int64 [codebooks, codes]. Over the TRs for training."""
     stats: dict[str, Any] = {}
@@ -248,23 +260,23 @@ def _write_stimulus_stats(job: Job, modalities: dict[str, Any]) -> None:
             raise DataError(f"{name}: never changes in the TRs for training; is it right? It is from "
                             f"{', '.join(sorted({path.name for path in files.values()}))}")  # fmt: skip
         stats |= {f"{name}_mean": mean, f"{name}_var": np.float64(squares / (count * mean.size))}
-    _save(job, "stimulus_stats.npz", stats)
+    return stats
 
 
-def _training_rows(job: Job, name: str) -> Iterator[np.ndarray]:
+def _training_rows(job: Pieces, name: str) -> Iterator[np.ndarray]:
     arrays = _arrays(job, name)
     for each in job.scan["split"]["train"]:
         if each["run"] in arrays:
             yield arrays[each["run"]][each["first"] : each["last"]]
 
 
-def _arrays(job: Job, name: str) -> dict[str, np.ndarray]:
+def _arrays(job: Pieces, name: str) -> dict[str, np.ndarray]:
     """Mapped, by run."""
-    runs = [run for source, run in job.stimuli if source.name == name]
+    runs = [run for source, run in job.stimuli.values() if source.name == name]
     return {run: np.load(job.content / "stimulus" / run / f"{name}.npy", mmap_mode="r") for run in runs}
 
 
-def _shared_beginnings(job: Job) -> list[str]:
+def _shared_beginnings(job: Pieces) -> list[str]:
     """Runs that begin with the same frames: what is in training and in a test alike is no test."""
     frames = [source for source in job.setup.sources if source.kind == "frames"]
     held_out = rows_of([*job.scan["split"]["validation"], *job.scan["split"]["test"]], job.clock.trs)
@@ -291,28 +303,3 @@ def _shared_beginnings(job: Job) -> list[str]:
 
 def _names(files: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, str]]:
     return {whose: {run: path.name for run, path in each.items()} for whose, each in files.items()}
-
-
-def _save(job: Job, name: str, content: np.ndarray | dict[str, Any]) -> None:
-    """Written in the work folder and moved: another rank may finish at the same time, with the same bytes."""
-    written = job.folder / f"writing-{rank()}-{os.getpid()}"
-    with open(written, "wb") as file:
-        if isinstance(content, dict):
-            np.savez(file, **content)
-        else:
-            np.save(file, content)
-    _move(job, written, name)
-
-
-def _save_image(job: Job, name: str, values: np.ndarray, header: nifti.Header) -> None:
-    written = job.folder / f"writing-{rank()}-{os.getpid()}.nii.gz"
-    nifti.write(written, values, header)
-    _move(job, written, name)
-
-
-def _move(job: Job, written: Path, name: str) -> None:
-    final = job.content / name
-    if not job.content.is_dir():
-        raise FileNotFoundError(job.content)  # another rank was faster
-    final.parent.mkdir(parents=True, exist_ok=True)
-    written.replace(final)

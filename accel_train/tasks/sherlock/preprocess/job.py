@@ -1,7 +1,7 @@
-"""The pieces of ``preprocess``: a modality of a run, or the volumes of a run of one viewer.
+"""The units of ``preprocess``: a modality of a run, or the volumes of a run of one viewer.
 
-A piece of volumes keeps the voxels that change in it, without confounds, in raw/ of the work folder; which of them all
-viewers have, and their mean and deviation, is known when all pieces are there: ``finish``.
+A unit of volumes keeps the voxels that change in it, without confounds, for the merge alone; which of them all viewers
+have, and their mean and deviation, is known when all units are there: ``finish``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from accel_train.data.work_folder import refuse_no_room
+from accel_train.data.units import Unit, refuse_no_room
 from accel_train.tasks.sherlock.data import array_hash
 from accel_train.tasks.sherlock.preprocess import confounds, nifti
 from accel_train.tasks.sherlock.preprocess.scan import Setup, clock_of, scan
@@ -48,34 +48,33 @@ class Raw(NamedTuple):
         return out
 
 
-class Job:
+class Pieces:
+    """What ``finish.Job`` merges."""
+
     def __init__(self, folder: Path, setup: Setup) -> None:
-        self.folder, self.content, self.setup = folder, folder / "content", setup
+        self.content, self.parts, self.setup = folder / "content", folder / "parts", setup
         self.scan: dict[str, Any] = json.loads((folder / "scan.json").read_text())
         self.clock = clock_of(self.scan)
-        self.stimuli = [(source, run) for source in setup.sources for run in source.files]
-        self.scans = [(subject, run) for subject in setup.brains for run in setup.runs]
-        self.pieces = len(self.stimuli) + len(self.scans)
+        self.stimuli = {Unit(f"stimulus/{run}/{source.name}.npy"): (source, run)
+                        for source in setup.sources for run in source.files}  # fmt: skip
+        self.scans = {Unit(f"{subject}/{run}", kept=False): (subject, run)
+                      for subject in setup.brains for run in setup.runs}  # fmt: skip
+        self.units = [*self.stimuli, *self.scans]
 
-    def items(self, piece: int) -> int:
-        return 1
-
-    def do(self, piece: int) -> dict[str, Any]:
-        if piece >= len(self.stimuli):
-            return self._volumes(*self.scans[piece - len(self.stimuli)])
-        source, run = self.stimuli[piece]
+    def do(self, unit: Unit, path: Path) -> dict[str, Any]:
+        if unit in self.scans:
+            return self._volumes(*self.scans[unit], path)
+        source, run = self.stimuli[unit]
         rows = np.ascontiguousarray(source.at_trs(run, self.clock))
-        path = self.content / "stimulus" / run / f"{source.name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rows)
         return {"modality": source.name, "kind": source.kind, "run": run, "shape": rows.shape[1:],
                 "dtype": str(rows.dtype), "hash": array_hash(rows)}  # fmt: skip
 
-    def _volumes(self, subject: str, run: str) -> dict[str, Any]:
-        path, first, trs = self.setup.brains[subject][run], self.scan["first"][subject][run], self.clock.trs[run]
-        volumes = nifti.read(path, first, first + trs)
-        if run == max(each for each, file in self.setup.brains[subject].items() if file == path):
-            nifti.refuse_damaged(path)  # once, whatever of it is used
+    def _volumes(self, subject: str, run: str, folder: Path) -> dict[str, Any]:
+        file, first, trs = self.setup.brains[subject][run], self.scan["first"][subject][run], self.clock.trs[run]
+        volumes = nifti.read(file, first, first + trs)
+        if run == max(each for each, other in self.setup.brains[subject].items() if other == file):
+            nifti.refuse_damaged(file)  # once, whatever of it is used
         tail, empty = equal_tail(volumes), ~np.isfinite(volumes).any(1)
         missing = empty | (np.arange(trs) >= trs - tail)
         if self.setup.confounds:
@@ -89,8 +88,7 @@ class Job:
         changes_in_train = changes(volumes[train]) if train.any() else np.ones(grid, bool)
         still = np.full(grid, np.nan, np.float32)
         still[finite] = there[0, finite] if len(there) else 0
-        folder = self.raw(subject, run)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         for name, array in (
             ("values", volumes[:, places]), ("places", places), ("still", still),
             ("changes", changes_in_train), ("missing", missing),
@@ -99,25 +97,22 @@ class Job:
         return {"subject": subject, "run": run, "tail": tail, "empty": int(empty.sum()),
                 "not_finite": int((~np.isfinite(volumes[~empty]).all(0)).sum())}  # fmt: skip
 
-    def raw(self, subject: str, run: str) -> Path:
-        return self.folder / "raw" / subject / run
-
     def missing(self, subject: str, run: str) -> list[int]:
         """TRs that were not measured."""
-        return np.flatnonzero(np.load(self.raw(subject, run) / "missing.npy")).tolist()
+        return np.flatnonzero(np.load(self.parts / subject / run / "missing.npy")).tolist()
 
     def open_raw(self, subject: str, run: str) -> Raw:
-        folder = self.raw(subject, run)
+        folder = self.parts / subject / run
         values = np.load(folder / "values.npy", mmap_mode="r")
         return Raw(values, *(np.load(folder / f"{name}.npy") for name in Raw._fields[1:]))
 
 
-def prepare(folder: Path, setup: Setup, out: Path) -> None:
+def prepare(folder: Path, setup: Setup) -> None:
     """Compare the headers of all files, and see whether there is room."""
     scanned = scan(setup)
     header = nifti.header(next(iter(next(iter(setup.brains.values())).values())))
     volumes = len(setup.brains) * sum(scanned["trs"].values())
-    refuse_no_room(f"preprocess: {out}", folder, volumes * int(np.prod(header.grid)) * 4 // 2)  # half are brain, or so
+    refuse_no_room("preprocess: --out", folder, volumes * int(np.prod(header.grid)) * 4 // 2)  # half are brain, or so
     (folder / "scan.json").write_text(json.dumps(scanned))
 
 

@@ -9,22 +9,21 @@ killed goes on when it is called again. OUT appears by one rename when all of it
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accel_train.command import Parser
-from accel_train.data.work_folder import WorkFolder, parse_shard
+from accel_train.data import preprocess
+from accel_train.data.units import plain_hash
+from accel_train.data.work_folder import WorkFolder
 from accel_train.errors import UserError
-from accel_train.system.writing import refuse_unwritable, writing
 from accel_train.tasks.tcn import lists
 from accel_train.tasks.tcn.preprocess import job
 from accel_train.tasks.tcn.quantise import DTYPES
 from accel_train.tasks.tcn.shots import SPLITS
-from accel_train.tasks.tcn.store import VERSION, manifest_hash
+from accel_train.tasks.tcn.store import VERSION
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,35 +43,27 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--t0_ms", type=float, help="time of the first sample, whatever file and list say")
     parser.add_argument("--dt_ms", type=float, help="from one sample of a file to the next, whatever file and list say")
     parser.add_argument("--max_bad", type=int, default=0, help="shots that may be unreadable (default 0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (of each rank; default 1)")
-    parser.add_argument("--shard", metavar="I/N", default="0/1", help="do part I of N, as in "
-                        "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT (from 0)")  # fmt: skip
+    preprocess.add_sharing(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Preprocess; prints a summary, and what deserves a warning to stderr."""
-    if options.workers < 1 or options.max_bad < 0:
-        raise UserError("preprocess: --workers must be 1 or more, --max_bad 0 or more")
+    if options.max_bad < 0:
+        raise UserError("preprocess: --max_bad must be 0 or more")
     if options.antialias and options.step == 1:
         raise UserError("preprocess: --antialias is for --step above 1")
     found = lists.find(options.disrupt, options.clear, options.disrupt_list, options.clear_list, options.flattop_only)
     plan = _plan(options, found.entries)
-    out = Path(os.path.abspath(options.out))
-    work = WorkFolder(out, plan, "preprocess", "shots", parse_shard(options.shard))
-    refuse_unwritable("--out", out.parent)
-    with writing("--out", work.folder):
-        finished = work.complete(
-            lambda folder: job.prepare(folder, found.entries, plan, out),
-            partial(job.Job, plan=plan, entries=found.entries, left_out=found.left_out),
-            partial(job.manifest, max_bad=options.max_bad),
-            options.workers,
-        )
-    if finished is not None:
-        meta, done, seconds = finished
-        print(f"{options.out}: {done:,} shots here in {seconds:,.1f} s\n{_summary(meta)}")
-        for text in _warnings(meta):
-            print(f"warning: {text}", file=sys.stderr)
-    return 0
+    work = WorkFolder(
+        options.out,
+        plan,
+        partial(job.Job, plan=plan, entries=found.entries, left_out=found.left_out),
+        partial(job.prepare, entries=found.entries, plan=plan),
+        what="shots",
+        shard=preprocess.shard_of(options.shard),
+        max_bad=options.max_bad,
+    )
+    return preprocess.run(work, options, _summary, _warnings)
 
 
 def _plan(options: argparse.Namespace, entries: list[lists.Entry]) -> dict[str, Any]:
@@ -80,7 +71,7 @@ def _plan(options: argparse.Namespace, entries: list[lists.Entry]) -> dict[str, 
     that was unreadable may be mended while the rest is kept."""
     return {
         "version": VERSION,
-        "shots": manifest_hash([entry.as_json() for entry in entries]),
+        "shots": plain_hash([entry.as_json() for entry in entries]),
         **{name: getattr(options, name) for name in ("dtype", "step", "antialias", "baseline_ms", "t0_ms", "dt_ms")},
         "flattop_only": options.flattop_only,
         "forward_fill": options.forward_fill,
@@ -111,4 +102,4 @@ def _warnings(meta: dict[str, Any]) -> list[str]:
     there = {(shot["split"], shot["disruptive"]) for shot in meta["shots"]}
     texts += [f"no {'disruptive' if kind else 'clear'} shot in {split}" for split in SPLITS for kind in (True, False)
               if (split, kind) not in there]  # fmt: skip
-    return texts
+    return [f"warning: {text}" for text in texts]

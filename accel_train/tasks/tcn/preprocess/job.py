@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from accel_train.data.bad import BadDataPolicy
-from accel_train.data.work_folder import forget, refuse_no_room
+from accel_train.data.units import Unit, plain_hash, refuse_no_room
 from accel_train.errors import DataError, UserError
 from accel_train.tasks.tcn.decimate import decimate
 from accel_train.tasks.tcn.hdf5 import Reading, Record, describe, open_record, refuse_channels
@@ -17,38 +17,35 @@ from accel_train.tasks.tcn.lists import Entry
 from accel_train.tasks.tcn.norm import Moments, moments, norm, together
 from accel_train.tasks.tcn.quantise import store
 from accel_train.tasks.tcn.robustness import forward_fill
-from accel_train.tasks.tcn.store import VERSION, Array, as_json, manifest_hash
+from accel_train.tasks.tcn.store import VERSION, Array, as_json
 
 PER_SHOT = ("scale", "offset", "baseline")
 
 
 class Job:
-    """Shots, which are the pieces of a ``WorkFolder``. A shot that cannot be used has a record that says why."""
+    """Shots, each a unit of a ``WorkFolder``."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], entries: Sequence[Entry], left_out: Sequence[str]) -> None:
-        self.folder, self.content, self.plan = folder, folder / "content", plan
-        self.entries, self.left_out, self.pieces = list(entries), list(left_out), len(entries)
+        self.plan, self.left_out = plan, list(left_out)
+        self.entries = {Unit(f"shots/{entry.number}.npy", (entry.path,)): entry for entry in entries}
+        self.units = list(self.entries)
         self.reading = Reading(plan["step"], plan["baseline_ms"], plan["t0_ms"], plan["dt_ms"])
         self.channels = int((folder / "channels.txt").read_text())
 
-    def items(self, piece: int) -> int:
-        return 1
-
-    def do(self, piece: int) -> dict[str, Any]:
-        """Raises ``AccessError`` if it is the machine, not the file, that is at fault."""
-        entry, policy = self.entries[piece], BadDataPolicy("skip")
+    def do(self, unit: Unit, path: Path) -> dict[str, Any]:
+        """Raises ``DataError`` for a file that cannot be used, ``AccessError`` if it is the machine's fault."""
+        entry, policy = self.entries[unit], BadDataPolicy("skip")
         with policy.at_stake("shots", entry.path), open_record(entry, self.reading) as record:
             refuse_channels(record, self.channels)
-            return self._convert(entry, record)
-        self._path(entry.number).unlink(missing_ok=True)
-        return {"number": entry.number, "bad": policy.events()[0].title}
+            return self._convert(entry, record, path)
+        raise DataError(policy.events()[0].title)
 
-    def _convert(self, entry: Entry, record: Record) -> dict[str, Any]:
+    def _convert(self, entry: Entry, record: Record, path: Path) -> dict[str, Any]:
         """Read and write some channels at a time, so that memory is that of these."""
         shot, integers = describe(entry, record, self.reading), self.plan["dtype"] == "int16"
         columns: dict[str, list[float]] = {name: [] for name in (*PER_SHOT, "error", "mean", "squares")}
         exact = filled = 0
-        with Array(self._path(entry.number), self.plan["dtype"], (record.channels, shot.samples)) as array:
+        with Array(path, self.plan["dtype"], (record.channels, shot.samples)) as array:
             for first in range(0, record.channels, record.group):
                 last = min(first + record.group, record.channels)
                 baseline = record.baseline(first, last)
@@ -71,64 +68,51 @@ class Job:
         return {**as_json(shot), "exact": exact, "filled": filled, "bytes": entry.path.stat().st_size,
                 "hash": array.hash, "columns": columns}  # fmt: skip
 
-    def _path(self, number: int) -> Path:
-        return self.content / "shots" / f"{number}.npy"
+    def merge(self, records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        return manifest(self, records, folder)
 
 
-def prepare(folder: Path, entries: Sequence[Entry], plan: dict[str, Any], out: Path) -> None:
+def prepare(folder: Path, entries: Sequence[Entry], plan: dict[str, Any]) -> None:
     """See how many channels there are, by the first file that can be read, and whether there is room."""
     reading = Reading(plan["step"], plan["baseline_ms"], plan["t0_ms"], plan["dt_ms"])
     policy = BadDataPolicy("skip")
     for entry in entries:
         with policy.at_stake("shots", entry.path), open_record(entry, reading) as record:
             size = np.dtype(plan["dtype"]).itemsize * record.channels * -(-record.samples // reading.step)
-            refuse_no_room(f"preprocess: {out}", folder, size * len(entries) // 2)  # shots differ; clearly too little
+            refuse_no_room("preprocess: --out", folder, size * len(entries) // 2)  # shots differ; clearly too little
             (folder / "channels.txt").write_text(str(record.channels))
-            (folder / "content" / "shots").mkdir()
             return
     raise UserError(f"preprocess: none of {len(entries)} files can be read; the first: {policy.events()[0].title}")
 
 
-def manifest(job: Job, records: list[dict[str, Any]], max_bad: int) -> dict[str, Any]:
-    """What meta.json says besides the options. Writes the arrays beside it.
-
-    Raises:
-        DataError: more than ``max_bad`` shots cannot be used. They are tried again when the command is repeated.
-    """
-    bad = [(piece, record["bad"]) for piece, record in enumerate(records) if "bad" in record]
-    if len(bad) > max_bad:
-        for piece, _ in bad:
-            forget(job.folder, piece)
-        lines = "".join(f"\n  {text}" for _, text in bad[:20]) + (f"\n  and {len(bad) - 20} more" if bad[20:] else "")
-        raise DataError(
-            f"preprocess: {len(bad)} of {len(records)} shots cannot be used, and --max_bad allows {max_bad}; mend "
-            f"them, or give --max_bad={len(bad)} to go on without (what is done is kept): {lines}"
-        )
-    good = [record for record in records if "bad" not in record]
-    columns = {name: np.array([record["columns"][name] for record in good]) for name in good[0]["columns"]}
+def manifest(job: Job, records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What meta.json says besides the options. Writes the arrays beside it."""
+    bad = [record["failed"] for record in records if "failed" in record]
+    good = [record for record in records if "failed" not in record]
     train = [row for row, record in enumerate(good) if record["split"] == "train"]
     if not train:
         raise DataError(
             "preprocess: no shot is for training, of which mean and deviation are taken; look at the splits"
         )
+    columns = {name: np.array([record["columns"][name] for record in good]) for name in good[0]["columns"]}
     total = together(_moments(good[row], columns, row) for row in train)
     mean, std = norm(total)
     for name in PER_SHOT:
-        np.save(job.content / f"{name}.npy", columns[name])
-    np.savez(job.content / "norm.npz", mean=mean, std=std)
+        np.save(folder / f"{name}.npy", columns[name])
+    np.savez(folder / "norm.npz", mean=mean, std=std)
     shots = [{name: value for name, value in record.items() if name != "columns"} for record in good]
     content = {
         "version": VERSION,
         "channels": job.channels,
         "shots": shots,
-        "bad": [text for _, text in bad],
+        "bad": bad,
         "left_out": job.left_out,
         "norm": {"shots": len(train), "samples": total.count, "constant": np.flatnonzero(total.squares == 0).tolist()},
         "exact": sum(record["exact"] for record in good) / (job.channels * len(good)),
         "largest_error": float((columns["error"] / std).max()),
     }
     sums = [columns[name].tolist() for name in PER_SHOT]
-    return {**content, "hash": manifest_hash([content, job.plan, sums, mean.tolist(), std.tolist()])}
+    return {**content, "hash": plain_hash([content, job.plan, sums, mean.tolist(), std.tolist()])}
 
 
 def _moments(record: dict[str, Any], columns: dict[str, np.ndarray], row: int) -> Moments:

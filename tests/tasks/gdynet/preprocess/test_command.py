@@ -17,7 +17,6 @@ pytest.importorskip("ase")
 
 from support.crystals import ALL, perovskite, plain_count
 
-from accel_train.data import work_folder
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.commands import COMMANDS
 from accel_train.tasks.gdynet.preprocess import blocks, frames
@@ -235,39 +234,17 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "MOST_FRAMES", 2)
 
 
-def test_killed_and_resumed_is_the_same(
-    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_other_options_or_another_file_are_another_folder(
+    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_npz(tmp_path / "t.npz")
-    main(arguments(source, tmp_path / "whole"))
-    done, real, real_write = [], blocks.Job.do, work_folder.write_atomic
-
-    def no_record(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    def dies_after_its_rows(self: blocks.Job, block: int) -> None:
-        if len(done) == 2:
-            monkeypatch.setattr(work_folder, "write_atomic", no_record)
-        done.append(block)
-        return real(self, block)
-
     with monkeypatch.context() as patch:
-        patch.setattr(blocks.Job, "do", dies_after_its_rows)
+        patch.setattr(blocks.Job, "do", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main(arguments(source, tmp_path / "out"))
-        monkeypatch.setattr(work_folder, "write_atomic", real_write)
-    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="unfinished work with another radius .radius there: 5.0.; repeat"):
         main(arguments(source, tmp_path / "out", "--radius", "6"))
-    redone: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(blocks.Job, "do", lambda self, block: (redone.append(block), real(self, block))[1])
-        assert main(arguments(source, tmp_path / "out")) == 0
-    assert (done, redone) == ([0, 1, 2], [2, 3])
-    same(tmp_path / "whole", tmp_path / "out", (*ARRAYS, "meta.json"))
-    capsys.readouterr()
-    assert main(arguments(source, tmp_path / "out")) == 0  # once more: nothing to do
-    assert "already there" in capsys.readouterr().out
+    assert main(arguments(source, tmp_path / "out")) == 0
     with pytest.raises(UserError, match="exists and was made otherwise"):
         main(arguments(source, tmp_path / "out", "--n_nbrs", "5"))
     write_npz(source)  # changed since: another time
@@ -350,14 +327,15 @@ def test_a_rank_alone_leaves_the_rest(
     source = write_npz(tmp_path / "t.npz")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(arguments(source, tmp_path / "out")) == 0
-    assert "rank 0 of 2 has done its frames" in capsys.readouterr().out
+    assert "part 0 of 2 is done; 3 of 7 frames are left to others" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:  # an error that only another rank meets is said by that rank
         patch.setenv("RANK", "1")
         patch.setattr(blocks, "nearest", lambda *_: (_ for _ in ()).throw(UserError("a bad frame")))
         with pytest.raises(UserError, match="a bad frame"):
             main(arguments(source, tmp_path / "out"))
-        assert capsys.readouterr().err == "accel-train: error: rank 1: a bad frame\n"
+        said = "accel-train: error: rank 1: preprocess: 3 of 7 frames cannot be used; mend them and repeat the command "
+        assert said in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert main(arguments(source, tmp_path / "out")) == 0
     monkeypatch.delenv("WORLD_SIZE")

@@ -278,7 +278,7 @@ def test_work_of_another_reader_is_not_gone_on_with(tmp_path: Path, monkeypatch:
     more = ["--out", str(tmp_path / "o"), "--targets", "Ti", "--n_nbrs", "4", "--radius", "4"]
     with monkeypatch.context() as patch:
         patch.setattr(command, "READER", 1)
-        patch.setattr(WorkFolder, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(WorkFolder, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             main([str(tmp_path / "t.xyz"), *more])
     with pytest.raises(UserError, match="unfinished work with another reader"):
