@@ -142,6 +142,7 @@ class Saver:
         if name := self._non_finite_weights():
             raise NonFiniteError(f"step {step}: the weights {name} are not finite; {what_is_kept(self.last_saved)}")
         self.check_folder()
+        self.lineage.look_at_files()
         other = self.lineage.share_contents()
         self._save(step, progress)
         if other is not None:
