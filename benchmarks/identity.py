@@ -112,15 +112,15 @@ def main() -> None:
             epoch(make(), 0)  # into the page cache
             for round_ in range(options.rounds):
                 alone = make()
-                alone.content_hashes().watched = True
+                alone.content_hashes().watch()
                 for which, number in (("first", 0), ("later", 1)):
                     with timed() as spent:
                         shares[which].append(_share(alone, number, spent))
                 pair = {watched: make() for watched in (True, False)}
+                pair[True].content_hashes().watch()
                 for which, number in (("first", 0), ("later", 1)):
                     costs = {}
                     for watched in (True, False)[:: 1 if round_ % 2 else -1]:
-                        pair[watched].content_hashes().watched = watched
                         costs[watched] = epoch(pair[watched], number)
                     ratios[which].append(tuple(a / b for a, b in zip(costs[True], costs[False], strict=True)))
             for which, found in ratios.items():

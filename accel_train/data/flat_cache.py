@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,13 @@ class FlatCache:
         )
         in_bytes = sum(array.nbytes for array in (*self._rows.values(), *self._flat.values()))
         self._each = max(1, BLOCK_BYTES * len(self) // max(1, in_bytes))
-        self.contents = Contents(-(-len(self) // self._each), self._place)
+        self.contents = Contents(-(-len(self) // self._each), self._place, self._paths(manifest["arrays"]))
+
+    def _paths(self, names: Iterable[str]) -> list[Path]:
+        return [self.folder / "flat" / f"{name}.npy" for name in names]
 
     def _map(self, name: str, about: Mapping[str, Any]) -> np.ndarray:
-        path = self.folder / "flat" / f"{name}.npy"
+        (path,) = self._paths([name])
         if path.stat().st_size != about["bytes"]:
             raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, not {about['bytes']:,}")
         array = np.load(path, mmap_mode="r").view(np.ndarray)
@@ -139,7 +142,7 @@ class FlatCache:
         return len(self._offsets) - 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FlatCache, (self.folder,)  # another process maps the files itself
+        return FlatCache, (self.folder,), {"contents": self.contents}  # another process maps the files itself
 
     def take(self, indices: np.ndarray) -> Ragged:
         """These items (int64), in this order."""

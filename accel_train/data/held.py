@@ -1,7 +1,7 @@
 """What a data set of one's own holds: the arrays among its attributes, and how they are known again.
 
 Arrays in memory and small files are hashed when a run starts. Of larger ones that have a row for each item, the rows
-are hashed when the items are read.
+are hashed when the items are read. Files that arrays are maps of are known, so that a change of them is noticed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Held:
         items: how many it has, or None.
 
     Attributes:
-        contents: the hashes of rows that are looked at when they are read; None if there are no such arrays.
+        contents: the hashes of rows that are looked at when they are read, and the files of all arrays; None if there
+            are neither.
         unknown: arrays too large to be hashed that have no row for each item, in words.
     """
 
@@ -57,16 +58,19 @@ class Held:
         self._rows = list(by_row.values())
         self._each = max(1, BLOCK_BYTES // max(1, sum(array[:1].nbytes for array in self._rows)))
         self.contents = None
-        if by_row and items is not None:
+        files = {name: path for name, array in walk.found.items() if (path := _file_of(array))}
+        if by_row or files:
+            blocks = -(-(items or 0) // self._each) if by_row else 0
+            told = files.values() if by_row.keys() <= files.keys() else ()  # else nothing would tell of other rows
             name = type(data).__name__
-            self.contents = Contents(-(-items // self._each), lambda block: self._place(block, items, name))
+            self.contents = Contents(blocks, lambda block: self._place(block, items or 0, name), told)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_at_start": {}}
 
     def look_at(self, items: np.ndarray) -> None:
         """These are read now."""
-        if self.contents is not None:
+        if self.contents is not None and self._rows:
             self.contents.look_around(items, self._each, lambda a, b: [array[a:b] for array in self._rows])
 
     def fingerprint(self) -> dict[str, Any]:
@@ -77,6 +81,15 @@ class Held:
     def _place(self, block: int, items: int, name: str) -> str:
         first = block * self._each
         return f"{name}, items {first:,} to {min(first + self._each, items) - 1:,}"
+
+
+def _file_of(array: Any) -> str:
+    """Of which file an array is a map that only reads; "" if of none."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap) and array.filename is not None:
+            return str(array.filename) if array.mode in ("r", "c") else ""  # others may be written to by their owner
+        array = array.base
+    return ""
 
 
 def _of_array(array: np.ndarray) -> tuple[Any, ...]:

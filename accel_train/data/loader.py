@@ -151,7 +151,7 @@ class Loader:
     def _from_process(self, job: Future[tuple[Batch | None, News | None]]) -> Batch | None:
         batch, news = result_of(job)
         if news is not None and (contents := self.source.content_hashes()) is not None:
-            contents.learn(news)
+            contents.learn(news, of_own_process=True)
         return batch
 
     def _read(self, place: Place) -> Batch | None:

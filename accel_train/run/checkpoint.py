@@ -22,8 +22,8 @@ from accel_train.system.writing import files_in, flush, flush_folder
 
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
-CONTENTS = "contents.npy"
-"""Hashes of what was read of the data, see ``contents.py``."""
+CONTENTS, CONTENTS_VALIDATION = "contents.npz", "contents_validation.npz"
+"""Hashes of what was read of the data, and by evaluations, see ``contents.py``."""
 VERSION = 2
 """Version of PROGRESS; raised with every change that an older reader, or a newer one, would not understand."""
 _HASHES = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}

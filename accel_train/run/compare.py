@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_train.config.plain import flatten
 from accel_train.run import identity
-from accel_train.run.checkpoint import CONTENTS, MANIFEST, PROGRESS
+from accel_train.run.checkpoint import CONTENTS, CONTENTS_VALIDATION, MANIFEST, PROGRESS
 from accel_train.system.writing import files_in
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """The files of a checkpoint that hold tensors, by name: models, optimisers, averages. The states of generators are
     not among them, since no step depends on these; nor is what says where the weights and the data come from."""
     names = {str(path.relative_to(folder)): path for path in files_in(folder)}
-    others = (MANIFEST, PROGRESS, identity.FILE, CONTENTS, "config.yaml")
+    others = (MANIFEST, PROGRESS, identity.FILE, CONTENTS, CONTENTS_VALIDATION, "config.yaml")
     return {n: path for n, path in sorted(names.items()) if n not in others and not n.startswith("random_states")}
 
 

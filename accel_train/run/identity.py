@@ -30,7 +30,7 @@ HEADER = "identity"
 """Of the header of exported safetensors: the digest."""
 VERSION = 1
 UNKNOWN = {"digest": None, "changed": ["not known: an earlier version of accel_train wrote it"]}
-_ASIDE = ("digest", "content", "gone_on_from")
+_ASIDE = ("digest", "content", "validation", "gone_on_from")
 """What the digest is not of: it depends on interruptions, or on how much was read."""
 _NO_MATTER = {"output_dir", "seed", "micro_batch_size", "memory_guard", "num_workers", "worker_type", "check_contract"}
 _NO_MATTER_FROM = "logging_steps"
@@ -39,19 +39,21 @@ _LENGTH = {"max_steps", "num_train_epochs"}
 _EVALUATION = {"eval_steps", "limit_eval_batches", "metric_for_best_model", "greater_is_better"}
 
 
-def made_of(task: Task, config: dict[str, Any], seed: int, data: dict[str, Any], device: str) -> dict[str, Any]:
+def made_of(
+    task: Task, config: dict[str, Any], seed: int, data: dict[str, Any], validation: dict[str, Any], device: str
+) -> dict[str, Any]:
     """What the weights of a run follow from, at any step.
 
     Args:
         config: as config.yaml has it.
-        data: the fingerprint of what is trained on.
+        data, validation: the fingerprints of what is trained on, and of what is evaluated on the way.
         device: its kind: cpu, cuda.
     """
     return {
         "version": VERSION,
         "config": _canonical(config, task.movable),
         "seed": seed,
-        "data": _about_data(data),
+        "data": about_data(data) | ({"validation": _digest(validation)} if _asks_evaluations(config) else {}),
         "versions": _versions(),
         "device": device,
         "code": _code_of(type(task)),
@@ -93,16 +95,12 @@ def describe(folder: Path) -> list[str]:
         return ["identity     not known: an earlier version of accel_train wrote it"]
     if (why := _wrong(folder, known)) != "":
         return [f"identity     NOT TO BE TRUSTED: {why}"]
-    data, content = known["data"], known.get("content")
-    counted = [f"{data[name]:,} {name}" for name in ("files", "rows", "items", "streams") if name in data]
+    data, validation = known["data"], known.get("validation")
     lines = [
         f"identity     {known['digest'][:16]}, step {known['step']:,}, seed {known['seed']}, on {known['device']}",
-        f"  data       {', '.join([*counted, 'fingerprint ' + data['digest'][:16]])}",
+        *_of_data("data", data, known.get("content")),
+        *(_of_data("validation", validation, validation["content"]) if validation else ()),
     ]
-    if content:
-        read_all = f"all {content['blocks']:,} blocks, {content['algorithm']} {content['digest']}"
-        part = f"{content['read']:,} of {content['blocks']:,} blocks have been read"
-        lines.append(f"  content    {read_all if content['digest'] else part}")
     lines.append("  versions   " + ", ".join(f"{name} {version}" for name, version in known["versions"].items()))
     if code := known["code"]:
         lines.append(f"  task code  {len(code['files'])} files, sha256 {code['sha256'][:16]}")
@@ -110,6 +108,15 @@ def describe(folder: Path) -> list[str]:
         lines.append(f"  before     step {link['step']:,} of {(link['digest'] or 'unknown')[:16]}; changed since:")
         lines += [f"    {line}" for line in link["changed"]]
     return lines
+
+
+def _of_data(what: str, data: dict[str, Any], content: dict[str, Any] | None) -> Iterator[str]:
+    counted = [f"{data[name]:,} {name}" for name in ("files", "rows", "items", "streams") if name in data]
+    yield f"  {what:<10} {', '.join([*counted, 'fingerprint ' + data['digest'][:16]])}"
+    if content:
+        read_all = f"all {content['blocks']:,} blocks, {content['algorithm']} {content['digest']}"
+        part = f"{content['read']:,} of {content['blocks']:,} blocks have been read"
+        yield f"  content    {read_all if content['digest'] else part}"
 
 
 def _wrong(folder: Path, known: dict[str, Any]) -> str:
@@ -139,15 +146,20 @@ def _header(path: Path) -> dict[str, str]:
 def _canonical(config: dict[str, Any], movable: tuple[str, ...]) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     kept = set(names[: names.index(_NO_MATTER_FROM)]) - _NO_MATTER
-    schedule = str(config["lr_scheduler_type"])
-    if schedule == "constant":
+    if str(config["lr_scheduler_type"]) == "constant":
         kept -= _LENGTH
-    if schedule == "plateau" or "." in schedule:  # it may ask for what evaluations found
+    if _asks_evaluations(config):
         kept |= _EVALUATION
     task = config["task"]
     arguments = {name: value for name, value in task["init_args"].items() if name not in movable}
     known = {"task": {**task, "init_args": arguments}} | {name: config[name] for name in names if name in kept}
     return scrub_tree(_without_folders(known))
+
+
+def _asks_evaluations(config: dict[str, Any]) -> bool:
+    """Whether learning rates may depend on what evaluations found."""
+    schedule = str(config["lr_scheduler_type"])
+    return schedule == "plateau" or "." in schedule
 
 
 def _without_folders(value: Any) -> Any:
@@ -161,7 +173,8 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
-def _about_data(data: dict[str, Any]) -> dict[str, Any]:
+def about_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Counts, and a digest, of a fingerprint."""
     counts: dict[str, Any] = {name: data[name] for name in ("items", "streams") if name in data}
     if files := data.get("files"):
         counts |= {"files": len(files), "rows": sum(file["rows"] for file in files)}

@@ -329,6 +329,7 @@ class Loop:
         state.evaluation_owed = True
         try:
             metrics, sums = validation.measure(session, busy=self.reporter.busy)
+            self.saver.lineage.look_at_files(validation=True)
             state.best_model.metric(metrics)
         except (UserError, NonFiniteError, EvaluationError) as error:
             self._save(False)  # the steps are not to blame

@@ -62,9 +62,10 @@ def about(a: Recorded, b: Recorded) -> Iterator[str]:
     may, identity = differences(configs[0], configs[1])
     yield from (f"config: {line}" for line in [*identity, *may] if not line.startswith(WHERE))
     saved = [_said(each, max(each.steps, default=0)) for each in (a, b)]
-    data, code = ([found.get(name) or {} for found in saved] for name in ("data", "code"))
-    if what := changed(data[0], data[1]):
-        yield f"data: {what} (was: A, now: B)"
+    code = [found.get("code") or {} for found in saved]
+    for name, what in (("data", "data"), ("validation", "validation data")):
+        if differs := changed(*(found.get(name) or {} for found in saved)):
+            yield f"{what}: {differs} (was: A, now: B)"
     if all(code) and code[0] != code[1]:
         yield "code: the source of the task"
     machines = [_read(each.folder / "environment.json") for each in (a, b)]

@@ -32,6 +32,7 @@ def replayed(
     checkpoint: Path | None,
     until: int,
     observers: Iterable[Observer] = (),
+    towards: Path | None = None,
 ) -> Generator[Loop]:
     """The loop of a run after step ``until``, as it was then; its folder is there while this is open. Every rank must
     call it. It stands earlier only where early stopping has ended it before.
@@ -40,6 +41,7 @@ def replayed(
         config: of the run at that time, on which its length, its log and its evaluations depend.
         checkpoint: where it begins, of a step that is not later; None: at the seed.
         observers: beside the one that writes ``metrics.jsonl`` into that folder.
+        towards: a checkpoint of the run that knows which data these steps had.
 
     Raises:
         StoppedError: somebody stopped it before.
@@ -57,6 +59,8 @@ def replayed(
                 further = [Jsonl(session.emit), DigestLog(), *observers]
                 loop = Loop(session, signals, further, until=until)
                 held.enter_context(loop.saver.folder_to_itself(loop.is_stopping))
+                if towards is not None:
+                    loop.saver.lineage.expect(towards)
             result = loop.run()
             if result.step != until and result.outcome != "completed":
                 raise StoppedError(f"stopped at step {result.step:,} of a replay to step {until:,}: {result.reason}")

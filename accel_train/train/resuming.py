@@ -11,7 +11,6 @@ import yaml
 
 from accel_train.classes import same_optimizer
 from accel_train.config.plain import differences
-from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
 from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
@@ -98,7 +97,7 @@ def _choose(saver: Saver) -> str | None:
     else:
         path = verified(Path(choice))
     path = path.resolve() if path.is_symlink() else path
-    _compare(session, path)
+    _compare(saver, path)
     _compare_optimizers(session, path)
     here = path.parent.resolve() == folder.root.resolve()
     for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
@@ -106,7 +105,8 @@ def _choose(saver: Saver) -> str | None:
     return str(path)
 
 
-def _compare(session: Session, path: Path) -> None:
+def _compare(saver: Saver, path: Path) -> None:
+    session = saver.session
     old = yaml.safe_load((path / "config.yaml").read_text())
     free, identity = differences(old, session.described, session.task.movable)
     if identity and not session.config.allow_changed_config:
@@ -115,13 +115,14 @@ def _compare(session: Session, path: Path) -> None:
             f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
             "or --allow_changed_config=true"
         )
-    if what := changed(read_progress(path).get("data", {}), session.data):
+    for why, what in saver.lineage.differences(path):
         if not session.config.allow_changed_data:
             raise UserError(
-                f"{path} was trained on other data, and its position means other items now: {what}. Give the data "
-                "of before, another output_dir, init_from to take its weights only, or --allow_changed_data=true"
+                f"{path} {why}: {what}. Give the data of before, another output_dir, init_from to take its weights "
+                "only, or --allow_changed_data=true"
             )
-        session.emit(Event("warning", f"resuming with changed data: {what}"))
+        of = "validation data" if "validation" in why else "data"
+        session.emit(Event("warning", f"resuming with changed {of}: {what}"))
     quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
     for line in [*identity, *(line for line in free if not line.startswith(quiet))]:
         session.emit(Event("warning", f"resuming with a changed config: {line}"))

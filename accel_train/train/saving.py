@@ -153,6 +153,7 @@ class Saver:
         if self.session.is_sharded and (name := self._non_finite_pieces()):
             raise self._not_finite(step, name)
         self.check_folder()
+        self.lineage.look_at_files()
         other = self.lineage.share_contents()
         states: snapshot.States = {}
         error = self._begin(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,11 +77,8 @@ class Session:
         self.source = self._source("train")
         self.data = self.source.fingerprint() if self.ranks.is_main else {}
         self.contents = self.source.content_hashes()
-        if self.contents is not None:
-            self.contents.watched, self.contents.tolerant = True, config.allow_changed_data
-        for what in unknown(self.source, self.data) if self.ranks.is_main else ():
-            self.emit(Event("note", what))
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
+        self._watch(None if config.eval_steps == 0 else eval_source)
         self.models = self._models()
         contract.refuse_sparse(self.models)
         self.objectives = contract.objectives_of(task)
@@ -94,6 +92,20 @@ class Session:
         self._check_evaluations()
 
     # -- building ----------------------------------------------------------------------------------------------------
+
+    def _watch(self, validation: BatchSource | None) -> None:
+        """What is known of the validation data; from now on the content of all data is looked at."""
+        self.validation: dict[str, Any] = validation.fingerprint() if validation and self.ranks.is_main else {}
+        self.validation_contents = validation.content_hashes() if validation else None
+        if self.validation_contents is self.contents:  # of one data set for both
+            self.validation_contents = None
+        for contents, of in ((self.contents, ""), (self.validation_contents, "validation data")):
+            if contents is not None:
+                contents.watch(of, self.config.allow_changed_data)
+        if self.ranks.is_main:
+            lines = unknown(self.source, self.data) + (unknown(validation, self.validation) if validation else [])
+            for line in dict.fromkeys(lines):
+                self.emit(Event("note", line))
 
     def _source(self, split: str) -> BatchSource:
         source = contract.source_of(self.task, split, self.global_batch_size, self.config.seed)
@@ -121,7 +133,8 @@ class Session:
     def events(self) -> list[Event]:
         """What readers found, since the last call, that whoever watches the run should hear of."""
         loaders = [self.loader, *([self.eval_loader] if self.eval_loader is not None else [])]
-        other = self.contents.found_other() if self.contents is not None else []
+        other = [line for contents in (self.contents, self.validation_contents) if contents is not None
+                 for line in contents.found_other()]  # fmt: skip
         more = f" ({len(other) - 1:,} more such blocks)" if len(other) > 1 else ""
         changed = [Event("warning", f"going on with changed data: {other[0]}{more}")] if other else []
         return [*changed, *(event for loader in loaders for event in loader.events())]

@@ -77,6 +77,7 @@ class RunState:
             "world_size": self.session.ranks.world_size,
             "made_on": machine(self.session.ranks.world_size, self.session.device),
             "data": self.session.data,
+            "validation": self.session.validation,
         }
 
     def restore(self, progress: dict[str, Any]) -> None:

@@ -191,8 +191,9 @@ def _check(recorded: Recorded, interval: Interval, topology: Topology) -> Verdic
     threads = torch.get_num_threads()
     torch.set_num_threads(made_on.get("threads", threads))
     start = recorded.checkpoints.path(interval.start) if interval.start else None
+    end = recorded.checkpoints.path(interval.end) if interval.saved else None
     try:
-        with replayed(task, config, start, interval.end) as loop:
+        with replayed(task, config, start, interval.end, towards=end) as loop:
             if loop.state.position.step != interval.end:
                 ended = f"ended at step {loop.state.position.step:,} ({loop.state.ended}), where the run went on"
                 return Verdict(interval, found=[ended], notes=notes)

@@ -71,7 +71,8 @@ class _Frames:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
         self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
         self._first = np.cumsum([0, *(trajectory.frames for trajectory in self.trajectories)])
-        self.contents = Contents(int(self._first[-1]), self._place)  # a block for each frame
+        mapped = [each.paths[name] for each in trajectories for name, _ in ON_DISK.values() if name in each.paths]
+        self.contents = Contents(int(self._first[-1]), self._place, mapped)  # a block for each frame
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from accel_train import keyed
+from accel_train.contents import named_hash
 from accel_train.data.lanes import Place
 from accel_train.data.ragged import Ragged
 from accel_train.data.remote.requests import path_of
@@ -93,9 +94,12 @@ class HeldOut:
 
     Args:
         events: what was held out; the order decides which events share their conditions when these are shuffled.
+        origin: the fingerprint of what they were read from.
     """
 
-    def __init__(self, events: Ragged) -> None:
+    def __init__(self, events: Ragged, origin: Mapping[str, Any] | None = None) -> None:
+        content = named_hash(*events.rows.values(), events.counts, *events.flat.values())
+        self._known_by = {**(origin or {}), "parts": {"the set of held-out events": content}}
         floor = drawn_again(events.rows["primary"], "floor", 2) == 1
         self.floor, self.events = events.take(floor), events.take(~floor)
         if len(self.events) == 0 or len(self.floor) == 0:
@@ -109,6 +113,9 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._known_by
 
     @cached_property
     def real(self) -> Sample:

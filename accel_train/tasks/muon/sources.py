@@ -112,7 +112,7 @@ class Sources:
             files, self.format, HELD_OUT_ROWS, lanes=reading.lanes, shuffle="files", prepare=prepare,
             staging=self.staging, groups=groups,
         )  # fmt: skip
-        return HeldOut(source.first(reading.eval_events))
+        return HeldOut(source.first(reading.eval_events), source.fingerprint())
 
     def _scan(self, patterns: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         """The files, and the rows of their row groups."""

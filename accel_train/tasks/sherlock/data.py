@@ -176,7 +176,7 @@ class Items:
             (viewer, *window) for viewer in range(len(groups)) for window in windows if self._measured(viewer, window)
         ], np.int64).reshape(-1, 4)  # fmt: skip
         self.unmeasured = len(groups) * len(windows) - len(self._windows)
-        self.contents = Contents(len(self), self._words)
+        self.contents = Contents(len(self), self._words, self._mapped(stretches))
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -260,6 +260,12 @@ class Items:
         if self.target == "average":
             out /= np.maximum(counts, 1)[..., None].astype(np.float32)
         return out, counts > 0
+
+    def _mapped(self, stretches: list[tuple[str, int, int]]) -> list[Path]:
+        runs = {run: None for run, _, _ in stretches}
+        stimuli = [f"stimulus/{run}/{name}" for run in runs for name in self.modalities if self.prepared.has(run, name)]
+        volumes = [f"fmri/{subject}/{run}" for run in runs for subject in self.subjects]
+        return [self.prepared.folder / f"{name}.npy" for name in (*stimuli, *volumes)]
 
     def _measured(self, viewer: int, window: tuple[int, int, int]) -> bool:
         run, first, last = window

@@ -234,6 +234,9 @@ class Hdf5Shots:
         made = plain_hash([[as_json(shot) for shot in self.shots], asdict(self.reading)])
         return {"files": [*files, {"name": "lists and options", "rows": len(files), "tag": made}]}
 
+    def files(self, shots: Sequence[Shot]) -> None:
+        return None
+
     def __reduce__(self) -> tuple[Any, ...]:  # another process opens the files again
         entries = list(self._entries.values())
         return Hdf5Shots, (entries, self.reading, self._norm_stats, self._max_bad, self.left_out)

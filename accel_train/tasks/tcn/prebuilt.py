@@ -67,7 +67,7 @@ class Prebuilt:
                 f"{receptive_field}, which levels, kernel_size, dilation_base and nrecept_target set"
             )
         self.mean, self.std = np.zeros(self.channels), np.ones(self.channels)
-        self.contents = Contents(len(labels), lambda item: f"{self.folder}, window {item}")
+        self.contents = Contents(len(labels), lambda item: f"{self.folder}, window {item}", self._files.mapped)
         self.counted, self.positive = np.zeros((2, len(labels)), np.int64)
         class_weights = np.zeros(0)
         for item, said in enumerate(labels):
@@ -212,6 +212,7 @@ class _Ragged:
 
 class _Ninja:
     def __init__(self, folder: Path) -> None:
+        self.mapped = [folder / name / "data.ninja" for name in NAMES]
         self._arrays = {name: _Ragged(folder / name) for name in NAMES}
         lengths = [len(array) for array in self._arrays.values()]
         if len(set(lengths)) > 1:
@@ -226,6 +227,8 @@ class _Ninja:
 
 class _Npz:
     """NUMBER.npz in the order of their numbers."""
+
+    mapped = None
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted((p for p in folder.glob("*.npz") if p.stem.isdecimal()), key=lambda path: int(path.stem))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +99,11 @@ class Shots(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """As ``BatchSource.fingerprint``."""
+        ...
+
+    def files(self, shots: Sequence[Shot]) -> list[Path] | None:
+        """Those that ``read`` of these shots maps into memory, as ``Contents`` has it: none if all are in memory, None
+        if they are read anew each time."""
         ...
 
 

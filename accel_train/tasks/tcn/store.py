@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -91,6 +92,9 @@ class Store:
         }
         meta = {"name": "meta.json", "rows": len(self.shots), "tag": self.manifest["hash"]}
         return {"files": [meta], "parts": parts}
+
+    def files(self, shots: Sequence[Shot]) -> list[Path]:
+        return [self._path(shot.number) for shot in shots]
 
     def verify(self) -> None:
         """Read all and compare with the hashes of the manifest. Raises ``DataError`` for the first that differs."""

@@ -73,7 +73,7 @@ class Windows:
         for item in range(len(self)):
             target, counts = self._label(item)
             self.counted[item], self.positive[item] = np.count_nonzero(counts), np.count_nonzero(target)
-        self.contents = Contents(len(self), self._words)
+        self.contents = Contents(len(self), self._words, data.files(self.shots))
 
     def __len__(self) -> int:
         return len(self._shot)
