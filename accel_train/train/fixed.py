@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from accel_train.train.step import AbandonedError, Stepper
 
 Pieces = list[list[Batch]]
 """Of each part of this rank, what goes through the models at once."""
+Mark = tuple[Tensor, int] | None
+"""A gradient, and how often it had been changed; None: there was none."""
 
 
 class FixedStepper(Stepper):
@@ -33,6 +37,7 @@ class FixedStepper(Stepper):
         self._piece = piece
         self._tree: Tree[Gradients] = parts.tree()
         self._values: dict[int, dict[str, Tensor]] = {}  # by part
+        self._reached_twice: set[str] = set()  # groups with parameters that one backward adds to several times
         self._last_pieces: tuple[Share, Pieces] = (None, [])
         if communicate(models):
             raise UserError("reduction: fixed cannot have a model whose ranks talk to each other in its forward pass "
@@ -59,27 +64,58 @@ class FixedStepper(Stepper):
 
     def _accumulate(self, group: Group, objective: Objective, batch: Share) -> dict[str, Tensor]:
         """The gradients of each part, in the tree."""
-        self._tree, self._values = self.parts.tree(), {}
-        params, pieces = self._reduced(group), self._pieces(batch)
+        pieces = self._pieces(batch)
         before = [buffer.clone() for buffer in group.buffers]
-        left = before
         totals = self._totals(group, objective, pieces, before)
-        for part, micro_batches in zip(self.parts.own, pieces, strict=True):
-            self._begin(group, objective, part, before)
-            values: dict[str, Tensor] = {}
-            for micro_batch in micro_batches:
-                loss = group.local(micro_batch, totals, objective)
-                self._backward(group, loss.value)
-                for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
-                    values[name] = values[name] + share.double() if name in values else share.double()
-            self._values[part] = values
-            if objective.name not in self._seen:
-                self._check_gradients(group)
-            self._tree.put(0, part, _taken(params))
-            if part == 0:
-                left = [buffer.clone() for buffer in group.buffers]
-        _put_back(group.buffers, left)
+        while not self._through(group, objective, pieces, totals, before):
+            self._reached_twice.add(group.name)
         return {}
+
+    def _through(
+        self, group: Group, objective: Objective, pieces: Pieces, totals: dict[str, Tensor], before: list[Tensor]
+    ) -> bool:
+        """False: autograd has added to a gradient twice, which is another order than that of the tree."""
+        self._tree, self._values = self.parts.tree(), {}
+        params, left = self._reduced(group), before
+        for couple in self._couples(group, pieces):
+            marks: list[Mark] = []
+            for part, micro_batches in couple:
+                marks = _marks(params)
+                self._begin(group, objective, part, before)
+                self._values[part] = self._differentiate(group, objective, micro_batches, totals)
+                if part == 0:
+                    left = [buffer.clone() for buffer in group.buffers]
+            if not _added_to_once(params, marks):
+                self._forget_gradients()
+                return False
+            level = len(couple) - 1
+            self._tree.put(level, couple[0][0] >> level, _taken(params))
+        _put_back(group.buffers, left)
+        return True
+
+    def _couples(self, group: Group, pieces: Pieces) -> Iterator[list[tuple[int, list[Batch]]]]:
+        """The parts of this rank; together those two whose gradients autograd may add up as it makes them, which spares
+        a pass through memory: siblings in the tree, of which the second is not cut."""
+        numbered = zip(self.parts.own, pieces, strict=True)
+        for couple in (list(parts) for _, parts in groupby(numbered, key=lambda each: each[0] // 2)):
+            if len(couple[-1][1]) <= 1 and group.name not in self._reached_twice:
+                yield couple
+            else:
+                yield from ([each] for each in couple)
+
+    def _differentiate(
+        self, group: Group, objective: Objective, micro_batches: list[Batch], totals: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Add to the gradients those of one part; its shares of the loss and of the terms."""
+        values: dict[str, Tensor] = {}
+        for micro_batch in micro_batches:
+            loss = group.local(micro_batch, totals, objective)
+            self._backward(group, loss.value)
+            for name, share in {"loss": loss.value.detach(), **loss.terms}.items():
+                values[name] = values[name] + share.double() if name in values else share.double()
+        if objective.name not in self._seen:
+            self._check_gradients(group)
+        return values
 
     def _totals(self, group: Group, objective: Objective, pieces: Pieces, before: list[Tensor]) -> dict[str, Tensor]:
         found: dict[int, dict[str, Tensor]] = {}
@@ -135,6 +171,19 @@ class FixedStepper(Stepper):
         """With the sums of gradients that are alive at once, beside the gradients that are being made."""
         found = super().memory()
         return found | {"partial sums": (self.parts.alive() - 1) * found["gradients"]}
+
+
+def _marks(params: list[nn.Parameter]) -> list[Mark]:
+    return [None if param.grad is None else (param.grad, param.grad._version) for param in params]
+
+
+def _added_to_once(params: list[nn.Parameter], marks: list[Mark]) -> bool:
+    """Since then, each at most: a graph within the graph (reentrant checkpointing) reaches a parameter several times,
+    and what it adds first would not be the gradient of a part."""
+    return all(
+        mark is None or (param.grad is mark[0] and mark[0]._version <= mark[1] + 1)
+        for param, mark in zip(params, marks, strict=True)
+    )
 
 
 def _taken(params: list[nn.Parameter]) -> Gradients:

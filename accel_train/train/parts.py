@@ -33,6 +33,9 @@ Span = tuple[int, int, int]
 MESSAGE_BYTES = 32 << 20
 """Gradients are exchanged in messages of this size, so that the memory they take does not grow with the model."""
 
+NOTHING = -0.0
+"""Added to a number, it leaves every bit of it; 0.0 would take the sign of a zero."""
+
 
 class Tree(Generic[T]):
     """Adds up as soon as it can. Nodes must be put in the order of their parts, without gaps.
@@ -136,17 +139,14 @@ class Parts:
         Args:
             reached: by parameter, whether it was in any part. The others keep no gradient.
         """
-        totals = nodes[0][2]
-        if self.ranks.world_size > 1:
-            totals = [
-                (_first(nodes, i, param) if there else None)
-                for i, (param, there) in enumerate(zip(params, reached, strict=True))
-            ]
-            for spans in _messages(totals):
-                self._exchange(spans, nodes, totals)
-        found = [total for total in totals if total is not None]
-        if found:
-            torch._foreach_add_(found, 0.0)  # a zero's sign would depend on which rank had reached what
+        if self.ranks.world_size == 1:
+            return nodes[0][2]
+        totals = [
+            (_first(nodes, i, param) if there else None)
+            for i, (param, there) in enumerate(zip(params, reached, strict=True))
+        ]
+        for spans in _messages(totals):
+            self._exchange(spans, nodes, totals)
         return totals
 
     def _exchange(self, spans: list[Span], nodes: list[Node[Gradients]], totals: Gradients) -> None:
@@ -154,11 +154,11 @@ class Parts:
         ranks, like = self.ranks.world_size, _flat(totals[spans[0][0]])
         assert like is not None
         width = -(-sum(stop - start for _, start, stop in spans) // ranks)
-        mine = like.new_zeros(len(nodes), ranks * width)
+        mine = like.new_empty(len(nodes), ranks * width)
         for row, (_, _, gradients) in zip(mine, nodes, strict=True):
             for at, (i, start, stop) in _places(spans):
-                if (gradient := _flat(gradients[i])) is not None:
-                    row[at : at + stop - start] = gradient[start:stop]
+                gradient = _flat(gradients[i])
+                row[at : at + stop - start] = NOTHING if gradient is None else gradient[start:stop]
         mine = mine.view(len(nodes), ranks, width).transpose(0, 1).reshape(-1, width)  # by who adds it up
         places = [_nodes_of(self.count, owned) for owned in self._owned]
         theirs = like.new_empty(sum(map(len, places)), width)
@@ -250,5 +250,6 @@ def _nodes_of(count: int, owned: range) -> list[tuple[int, int]]:
 
 
 def _most_nodes(count: int, owned: range) -> int:
-    """At most so many at once, with the leaf that comes next."""
-    return max(len(_nodes_of(count, owned[:done])) + 1 for done in range(len(owned)))
+    """At most so many at once, with what comes next: two leaves that are siblings, as one, or a leaf."""
+    begun = (done for done in range(len(owned)) if done == 0 or owned[done] % 2 == 0)
+    return max(len(_nodes_of(count, owned[:done])) + 1 for done in begun)

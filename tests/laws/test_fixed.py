@@ -24,6 +24,7 @@ TASKS = {
     "running statistics": ("Normed", {"items": 48}, {"global_batch_size": 16}),
     "a share that is not finite": ("Sore", {}, {}),
     "one that is not finite and reaches nothing": ("Sore", {"detached": True}, {}),
+    "gradients that one backward adds to twice": ("Checkpointed", {"items": 49, "twice": True}, {}),
     "a data set that draws": ("Drawing", {}, {"num_workers": 1}),
 }
 

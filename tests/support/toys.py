@@ -174,11 +174,20 @@ class Ragged(Toy):
 
 
 class Checkpointed(Toy):
-    """Reentrant checkpointing, whose graph is made in the backward pass only."""
+    """Reentrant checkpointing, whose graph is made in the backward pass only; if ``twice``, two of the same layers."""
+
+    def __init__(self, twice: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.twice = twice
 
     def _error(self, models, batch, power: int = 2):
+        if not torch.is_grad_enabled():
+            return super()._error(models, batch, power)
         first, *rest = models["model"]
-        hidden = checkpoint(nn.Sequential(*rest), first(batch["x"]), use_reentrant=True)
+        last = nn.Sequential(*rest)
+        hidden = checkpoint(last, first(batch["x"]), use_reentrant=True)
+        if self.twice:
+            hidden = hidden + checkpoint(last, first(batch["x"].square()), use_reentrant=True)
         return ((hidden[..., 0] - batch["y"]).abs() ** power * batch["mask"]).sum()
 
 
