@@ -33,7 +33,8 @@ RELAY_S = 1.0
 class Control:
     """Requests that reached this rank since the run began.
 
-    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal. The second SIGINT does not wait.
+    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal, or counts as one. The second
+    SIGINT does not wait.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Control:
         on_request: Callable[[], None] = lambda: None,
         on_status: Callable[[], None] = lambda: None,
         time_is_up: Callable[[], bool] = lambda: False,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
-        self.on_request, self.on_status, self.time_is_up = on_request, on_status, time_is_up
+        self.on_request, self.on_status, self.time_is_up, self.on_tick = on_request, on_status, time_is_up, on_tick
         self.save_requested = False
         self._asked: str | None = None
+        self._as_by_signal = False
         self._asked_at = 0.0
         self._closing = threading.Event()
 
@@ -85,9 +88,11 @@ class Control:
 
     @property
     def by_signal(self) -> bool:
-        return self.signals.reason is not None
+        return self.signals.reason is not None or self._as_by_signal
 
-    def stop(self, who: str) -> None:
+    def stop(self, who: str, as_by_signal: bool = False) -> None:
+        """``as_by_signal``: so that a scheduler starts the run again."""
+        self._as_by_signal = self._as_by_signal or (as_by_signal and self.stop_reason is None)
         self._asked = self.stop_reason or who
         self.on_request()
 
@@ -136,6 +141,7 @@ class Control:
 
     def _on_tick(self) -> None:
         """Several times a second, beside the loop."""
+        self.on_tick()
         self.poll()
         if self.stop_reason is None and self.time_is_up():
             self.stop("max_time")
