@@ -311,8 +311,10 @@ class Loop:
                 waited=clock.waited if main else 0.0,
                 step_seconds=clock.seconds_per_step() if main else 0.0,
                 lost_folder=bool(lost),
-            )
+            ),
+            here.take_own_seconds(),
         )
+        state.stragglers.add(state.scalars.everyone, len(self._batches_done))
         if votes.lost_folder:
             self.saver.check_folder()
         self._signalled = votes.by_signal > 0
@@ -385,6 +387,7 @@ class Loop:
             self.saver.lineage.begin_with(Path(self.config.init_from))
         session, state = self.session, self.state
         self.watch.begin(state.position.step + 1)
+        state.stragglers.hosts = self.watch.hosts
         self.reporter.start(self._further, resumed=restored is not None, alone=self.agenda.until is not None)
         for event in resuming.what_to_say(self.saver, self.state) if restored else ():
             self.emit(event)
