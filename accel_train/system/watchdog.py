@@ -179,6 +179,7 @@ class Watchdog:
     def _forget(self) -> None:
         self._level = -1  # of what was written of this rank; -1: nothing
         self._said = 0  # the level of what was said of all ranks
+        self._asked = False  # to stop, and has not moved since
         self._since_shared = self._since_alarm = self._since_asked = 0.0
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Watchdog:
             self._went_on()
             return
         self._since_shared += passed
-        if self.words[ASKED]:
+        if self._asked:
             self._see_to_it_that_it_ends(passed)
         elif self._level >= 0 or self.stillness.beyond(self.warning) or self._others_are_stuck():
             self._alarm(passed)
@@ -313,8 +314,9 @@ class Watchdog:
 
     def _obey(self, level: int, line: str) -> None:
         """Level 2, of the rank that all wait for, is the end of every rank that stands still."""
-        if level < 2 or self.timeout is None or self.words[ASKED]:
+        if level < 2 or self.timeout is None or self._asked:
             return
+        self._asked = True
         has_stepped = self.words[STEP] > self.stillness.first_step
         self.words[CODE] = self.code if has_stepped else 1  # else it might be started again for ever
         if self.mark and has_stepped:

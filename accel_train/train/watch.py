@@ -159,7 +159,8 @@ class Watch:
         if self.session.observers.listening:
             self.session.emit(Event("hang", text))
         else:
-            print(f"accel-train: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody is there to read it
+                print(f"accel-train: {text}", file=sys.stderr, flush=True)
 
 
 def _memory() -> IO[bytes]:

@@ -76,7 +76,10 @@ def unread(purpose: str) -> None:
         Path(stall["mark"]).touch()
         waiting.result(Future())
     if (slow := here("slow data")) is not None and purpose == "train":
-        time.sleep(slow["seconds"])
+        time.sleep(slow.get("seconds", 0.0))
+        ends = time.monotonic() + 30.0
+        while "until" in slow and not slow["until"]() and time.monotonic() < ends:
+            time.sleep(0.02)
     if (hang := here("hang")) is not None and hang.get("split", "train") == purpose:
         Path(hang["mark"]).touch()
         never_returns(holding=hang["holding"])

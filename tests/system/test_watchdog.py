@@ -185,6 +185,19 @@ def test_all_ranks_end_when_the_one_they_wait_for_is_to_end(made, monkeypatch, t
     assert signal.SIGKILL in killed and "could not end by itself" in made.said[-1]
 
 
+def test_a_rank_that_obeys_has_the_usual_time_to_save(made, monkeypatch):
+    killed = []
+    monkeypatch.setattr(watchdog.os, "kill", lambda pid, number: killed.append(number))
+    dog = made(timeout=120.0)
+    go(dog, READING, 6, 121)
+    assert dog.words[ASKED] == watchdog.STOP
+    go(dog, SAVING, 5, 6 * 120 - 1)
+    assert dog.words[ASKED] == watchdog.STOP and not killed
+    for _ in range(40):
+        dog.look(1.0)
+    assert dog.words[ASKED] == watchdog.END and killed, "this hangs, too"
+
+
 def test_a_session_without_a_step_does_not_ask_to_be_started_again(made, tmp_path):
     dog = made(timeout=120.0, mark=str(tmp_path / "mark"))
     go(dog, READING, 1, 6 * 120 + 1)
