@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,8 @@ LOOK_S = 1.0
 SHARED_S = 5.0
 """The folder that all watchdogs see is looked into so often, by a watchdog whose rank stands still; rank 0 waits twice
 as long for what the others write. Both are shorter where the warning comes early."""
+UNANSWERED_S = 60.0
+"""If that folder has not answered for so long, a rank that is to end does so without asking for the others."""
 STOP_S, END_S = 30.0, 5.0
 """A rank that was asked to stop, and notes nothing, is told to end after so long; and killed after so much more."""
 
@@ -89,6 +92,7 @@ class Stillness:
 
     def __init__(self, first_step: int) -> None:
         self.seconds = 0.0
+        self.moves = 0
         self.first_step = first_step
         self._seen: tuple[int, int, int] | None = None
         self._longest: dict[int, float] = {}  # by part
@@ -105,7 +109,7 @@ class Stillness:
         if self._seen is not None and self._seen[2] > self.first_step:
             part_before = self._seen[1]
             self._longest[part_before] = max(self._longest.get(part_before, 0.0), self.seconds)
-        self._seen, self.seconds = (count, part, step), 0.0
+        self._seen, self.seconds, self.moves = (count, part, step), 0.0, self.moves + 1
         return True
 
     def beyond(self, limit: float) -> bool:
@@ -174,35 +178,59 @@ class Watchdog:
         self.stillness = Stillness(first_step)
         self._mine, self._verdict = self.folder / f"rank-{rank}.txt", self.folder / "hang.txt"
         self._shared_s = min(SHARED_S, warning)
+        self._moves = 0
+        self._asked = False  # to stop, and has not moved since
+        self._since_asked = self._unanswered = 0.0
         self._forget()
 
     def _forget(self) -> None:
         self._level = -1  # of what was written of this rank; -1: nothing
         self._said = 0  # the level of what was said of all ranks
-        self._asked = False  # to stop, and has not moved since
-        self._since_shared = self._since_alarm = self._since_asked = 0.0
+        self._stacks_now = ""
+        self._since_shared = self._since_alarm = 0.0
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def watch(self, alive: int) -> None:
-        """Until the rank closes its end of the pipe ``alive``, or is gone."""
+        """Until the rank closes its end of the pipe ``alive``, or is gone. What touches the disk has a thread of its
+        own, since a disk that does not answer is why ranks stand still."""
         pause, last = min(LOOK_S, self.warning / 10), time.monotonic()
+        threading.Thread(target=self._tell, args=(pause,), daemon=True).start()
         while not select.select([alive], [], [], pause)[0] and os.getppid() == self.parent:
             now = time.monotonic()
             # A pause of the whole machine, or of the watchdog, is no time in which the rank stood still.
             passed, last = min(now - last, 2 * pause), now
-            with contextlib.suppress(OSError):  # a full disk: it goes on looking, and may still end the rank
-                self.look(passed)
+            self.look(passed)
+
+    def _tell(self, pause: float) -> None:
+        while True:
+            time.sleep(pause)
+            with contextlib.suppress(OSError):  # a full disk: this rank may still be ended
+                self.tell(pause)
+            self._unanswered = 0.0
 
     def look(self, passed: float) -> None:
+        """Count the seconds in which the rank stood still, and see to it that it ends once it is to."""
         count, part, step, _ = self.words[COUNT:ASKED]
         if self.stillness.look(count, part, step, 0.0 if _is_stopped(self.parent) else passed):
+            self._asked, self._since_asked = False, 0.0
+        elif self._asked:
+            self._since_asked += passed
+            self._see_to_it_that_it_ends()
+        elif self._unanswered >= UNANSWERED_S and self.timeout is not None and self.stillness.beyond(self.timeout):
+            line = f"{self._place(2)}, and {self.folder} does not answer"
+            _print(f"{line}\n{self._stacks_now}")
+            self._obey(2, line)
+        self._unanswered += passed
+
+    def tell(self, passed: float) -> None:
+        """Share with the other watchdogs what there is to say, and do as they say."""
+        if self._moves != self.stillness.moves:
+            self._moves = self.stillness.moves
             self._went_on()
             return
         self._since_shared += passed
-        if self._asked:
-            self._see_to_it_that_it_ends(passed)
-        elif self._level >= 0 or self.stillness.beyond(self.warning) or self._others_are_stuck():
+        if self._level >= 0 or self.stillness.beyond(self.warning) or self._others_are_stuck():
             self._alarm(passed)
 
     def _others_are_stuck(self) -> bool:
@@ -219,11 +247,11 @@ class Watchdog:
         ends = self.timeout is not None and self.stillness.beyond(self.timeout)
         level = 2 if ends else int(self.stillness.beyond(self.warning))
         if level > self._level:
-            stacks = self._stacks()
-            if DEBUGGERS.search(stacks):  # a person looks at it
+            self._stacks_now = self._stacks()
+            if DEBUGGERS.search(self._stacks_now):  # a person looks at it
                 self.stillness.seconds = 0.0
                 return
-            self._write(level, stacks)
+            self._write(level)
         self._since_alarm += passed
         if self.rank == 0 and self.world_size == 1:
             self._judge()
@@ -234,12 +262,15 @@ class Watchdog:
             elif self._since_alarm >= 2 * self._shared_s:
                 self._judge()
 
-    def _write(self, level: int, stacks: str) -> None:
-        """Where this rank is and what it does there, in the folder of the session."""
+    def _place(self, level: int) -> Place:
         step, part, waiting = self.words[STEP], self.words[PART], bool(self.words[WAITING])
-        place = Place(self.rank, self.host, step, part, waiting, round(self.stillness.seconds, 1), level)
+        return Place(self.rank, self.host, step, part, waiting, round(self.stillness.seconds, 1), level)
+
+    def _write(self, level: int) -> None:
+        """Where this rank is and what it does there, in the folder of the session."""
+        place = self._place(level)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self._mine, f"{place}\n{json.dumps(asdict(place))}\n\n{stacks}")
+        _replace(self._mine, f"{place}\n{json.dumps(asdict(place))}\n\n{self._stacks_now}")
         if self._level < 0 and self.recorder[0]:
             self._record()
         self._level = level
@@ -320,13 +351,11 @@ class Watchdog:
         has_stepped = self.words[STEP] > self.stillness.first_step
         self.words[CODE] = self.code if has_stepped else 1  # else it might be started again for ever
         if self.mark and has_stepped:
-            with contextlib.suppress(OSError):
-                Path(self.mark).touch()
+            threading.Thread(target=_touch, args=(self.mark,), daemon=True).start()
         self._put(WHY, line)
         self.words[ASKED] = STOP
 
-    def _see_to_it_that_it_ends(self, passed: float) -> None:
-        self._since_asked += passed
+    def _see_to_it_that_it_ends(self) -> None:
         assert self.timeout is not None
         stop_s, end_s = min(STOP_S, self.timeout), min(END_S, self.timeout)
         if self._since_asked >= stop_s + end_s:  # its interpreter is held
@@ -342,6 +371,11 @@ def _read(path: Path) -> Place | None:
         return Place(**json.loads(path.read_text(errors="replace").splitlines()[1]))
     except (OSError, ValueError, IndexError, TypeError):
         return None
+
+
+def _touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(path).touch()
 
 
 def _replace(path: Path, text: str) -> None:

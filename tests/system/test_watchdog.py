@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -94,6 +93,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "_print", said.append)
     monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(watchdog, "_is_stopped", lambda pid: False)
+    monkeypatch.setattr(watchdog.threading.Thread, "start", lambda thread: thread.run())
 
     def make(rank=0, world_size=1, **settings):
         number = os.memfd_create("notes")
@@ -112,9 +112,14 @@ def go(dog, part, step, seconds=0):
     """The rank notes this and then nothing for so long."""
     dog.words[COUNT] += 1
     dog.words[PART], dog.words[STEP] = part, step
-    dog.look(1.0)
+    look(dog, 1 + seconds)
+
+
+def look(dog, seconds=1):
     for _ in range(int(seconds)):
         dog.look(1.0)
+        dog.tell(1.0)
+        dog._unanswered = 0.0
 
 
 def together(dogs, first, second, seconds, steps=(6, 6)):
@@ -124,7 +129,7 @@ def together(dogs, first, second, seconds, steps=(6, 6)):
             go(dog, part, step)
     for _ in range(int(seconds)):
         for dog in dogs:
-            dog.look(1.0)
+            look(dog)
 
 
 def test_it_says_so_once_and_takes_it_back(made, tmp_path):
@@ -143,14 +148,23 @@ def test_it_says_so_once_and_takes_it_back(made, tmp_path):
     assert len(made.said) == 2
 
 
-def test_a_rank_that_can_still_speak_says_it_itself(made):
+def test_a_rank_that_can_still_speak_says_it_itself(made, monkeypatch):
     dog = made()
-    dog._put(NEWS, "x" * 5000)
-    assert dog.words[NEWS] == watchdog.TEXT_SIZE
-    threading.Timer(0, lambda: dog.words.__setitem__(NEWS, 0)).start()
-    while dog.words[NEWS]:
-        pass
-    assert made.said == []
+    monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: dog.words.__setitem__(NEWS, 0))
+    dog._say("x" * 5000)
+    assert made.said == [] and bytes(dog.page[1024:2560]) == b"x" * watchdog.TEXT_SIZE
+
+
+def test_a_folder_that_does_not_answer_saves_no_rank(made):
+    """Only memory is needed for that; the rank's stacks are on standard error."""
+    dog = made(1, 2, timeout=120.0)
+    go(dog, READING, 6)
+    dog._stacks_now = "stacks"
+    for _ in range(119):
+        dog.look(1.0)
+    assert dog.words[ASKED] == 0
+    dog.look(1.0)
+    assert dog.words[ASKED] == watchdog.STOP and made.said[0].endswith("\nstacks")
 
 
 def test_who_debugs_is_left_alone(made, tmp_path):
@@ -193,8 +207,7 @@ def test_a_rank_that_obeys_has_the_usual_time_to_save(made, monkeypatch):
     assert dog.words[ASKED] == watchdog.STOP
     go(dog, SAVING, 5, 6 * 120 - 1)
     assert dog.words[ASKED] == watchdog.STOP and not killed
-    for _ in range(40):
-        dog.look(1.0)
+    look(dog, 40)
     assert dog.words[ASKED] == watchdog.END and killed, "this hangs, too"
 
 
@@ -227,6 +240,7 @@ def test_time_in_which_nobody_ran_does_not_count(made, monkeypatch):
     dog, now = made(), [0.0]
     passed = []
     monkeypatch.setattr(dog, "look", passed.append)
+    monkeypatch.setattr(dog, "_tell", lambda pause: None)
 
     def slept(*arguments):
         now[0] += 3600.0
