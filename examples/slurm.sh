@@ -6,7 +6,8 @@
 #
 # Two minutes before the time limit SLURM sends USR1. The trainer then finishes its step, writes a checkpoint and exits
 # with `requeue_exit_code` (85), which tells "stopped, not finished" from success (0) and failure (anything else). This
-# script puts the job back into the queue; its next start continues from that checkpoint, in the same output_dir.
+# script puts the job back into the queue; its next start continues from that checkpoint, in the same output_dir. So it
+# does with a run that has stood still for half an hour (hang_timeout), if that has made steps since its start.
 
 #SBATCH --job-name=accel_train
 
@@ -44,6 +45,9 @@ export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MAIN_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node get different ports
 export MAIN_NODE MAIN_PORT
+# Made by a run that hung: of its exit code, `accelerate launch` leaves nothing.
+export ACCEL_TRAIN_REQUEUE_FILE="${SLURM_SUBMIT_DIR:-$PWD}/.accel_train-$SLURM_JOB_ID.hung"
+rm -f "$ACCEL_TRAIN_REQUEUE_FILE"
 
 # Wait for process $1 and return its exit status. A trapped signal interrupts `wait`, so wait again.
 await() {
@@ -75,7 +79,7 @@ export -f await node
 # srun passes USR1 on to its task on every node.
 # --cpus-per-task: srun does not take it over from sbatch.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash -c 'node "$@"' node "$@" --requeue_exit_code=85 &
+    bash -c 'node "$@"' node "$1" --hang_timeout=30min "${@:2}" --requeue_exit_code=85 &
 step=$!
 warned=false
 trap 'warned=true; echo "slurm.sh: the time is nearly up, asking the trainer to stop"; kill -USR1 "$step"' USR1
@@ -84,7 +88,11 @@ status=0
 await "$step" || status=$?
 
 # `accelerate launch` turns every exit code but 0 into 1, so after a warning "not finished" is what there is to see.
-# A failure without a warning is never put back: no job fails in a circle.
+# A failure without a warning or a sign of a hang is never put back: no job fails in a circle.
+if [ -e "$ACCEL_TRAIN_REQUEUE_FILE" ]; then
+    rm -f "$ACCEL_TRAIN_REQUEUE_FILE"
+    warned=true
+fi
 if [ "$status" -eq 85 ] || { [ "$status" -ne 0 ] && $warned; }; then
     echo "slurm.sh: stopped before the end, back into the queue"
     scontrol requeue "$SLURM_JOB_ID"

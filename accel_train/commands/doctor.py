@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,14 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from accel_train.command import Parser
+from accel_train.errors import UserError, brief
+from accel_train.system import process
+
+if TYPE_CHECKING:
+    from accel_train.train.world import Ranks
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 GB = 1e9
@@ -28,6 +34,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "pelican": (("pelicanfs", "fsspec"), "Parquet from a Pelican federation"),
     "gdynet": (("scipy", "ase"), "the gdynet task: neighbours, trajectory files"),
     "sherlock": (("nibabel", "openpyxl", "av"), "the sherlock task: volumes, tables, film"),
+    "monitor": (("pynvml", "psutil"), "power, heat and throttling of GPUs, memory of processes in the logs"),
 }
 """Extra: the modules it brings, and what for."""
 
@@ -41,12 +48,18 @@ class Line(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--launch", action="store_true", help="also start two processes and let them add a number")
+    parser.add_argument(
+        "--launch",
+        action="store_true",
+        help="also start two processes and let them add numbers; or, under accelerate launch or torchrun, those "
+        "that were started",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     text, healthy = report(options.launch)
-    print(text)
+    if not options.launch or process.rank() == 0:
+        print(text)
     return 0 if healthy else 1
 
 
@@ -54,7 +67,8 @@ def report(launch: bool = False) -> tuple[str, bool]:
     """(text for a person, whether nothing on this machine stands in the way of training).
 
     Args:
-        launch: also start two processes with accelerate and let them add a number, which takes some ten seconds.
+        launch: also start two processes with accelerate and let them add numbers, which takes some ten seconds; or, if
+            this is one of several already, let these do so.
     """
     checks: list[Callable[[], list[Line]]] = [_software, _processor, _memory, _gpus, _disk, _limits, _extras]
     if launch:
@@ -241,11 +255,54 @@ def _extras() -> list[Line]:
     return lines
 
 
-# -- two processes ---------------------------------------------------------------------------------------------------
+# -- several processes -----------------------------------------------------------------------------------------------
 
 
 def _launch() -> list[Line]:
-    """The whole way of a run over two processes, on the CPU: launcher, accelerate, gloo, one sum."""
+    """The whole way of a run over several processes: launcher, accelerate, gloo or NCCL, sums."""
+    return _two_processes() if process.world_size() == 1 else _these_processes()
+
+
+def _these_processes() -> list[Line]:
+    """Those that a launcher has started, on the devices and the network that a run would have."""
+    from accel_train.config.schema import TrainConfig
+    from accel_train.train.world import Ranks, leave_process_group, start_accelerate
+
+    try:
+        accelerator = start_accelerate(TrainConfig())
+        ranks = Ranks(accelerator)
+        machines = len(set(ranks.gather(platform.node())))
+        speed = _all_reduce(ranks, accelerator.device.type)
+        leave_process_group()
+    except (RuntimeError, UserError) as error:
+        return [Line(PROBLEM, "launch", f"the {process.world_size()} processes cannot add: {brief(error)}")]
+    on = f"{machines} machine{'s' * (machines > 1)}, on the {'GPU' if accelerator.device.type == 'cuda' else 'CPU'}"
+    return [Line(OK, "launch", f"{ranks.world_size} processes on {on}: {_as_text(*speed)}")]
+
+
+def _all_reduce(ranks: Ranks, device: str, size: int = 16_000_000, times: int = 10) -> tuple[float, float]:
+    """(bytes per second of a sum of ``size`` bytes over the ranks, seconds of one of 8 bytes): the medians."""
+    import torch
+
+    medians = []
+    for numbers in (size // 4, 2):
+        tensor, seconds = torch.zeros(numbers, device=device), []
+        for _ in range(times + 2):
+            ranks.all_agree(True)  # they begin together
+            begun = time.perf_counter()
+            ranks.sum(tensor)
+            tensor[0].item()  # waits for the device
+            seconds.append(time.perf_counter() - begun)
+        medians.append(statistics.median(seconds[2:]))
+    return size / medians[0], medians[1]
+
+
+def _as_text(speed: float, delay: float) -> str:
+    return f"all-reduce of 16 MB at {speed / GB:.2f} GB/s, of 8 bytes in {1e3 * delay:.2f} ms"
+
+
+def _two_processes() -> list[Line]:
+    """On the CPU of this machine."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes=2",
         "--num_machines=1", "--gpu_ids=-1,-1", "--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no",
@@ -261,8 +318,10 @@ def _launch() -> list[Line]:
         text = "two processes did not find each other in 120 s: is the loopback blocked? Try GLOO_SOCKET_IFNAME=lo"
         return [Line(PROBLEM, "launch", text)]
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"world_size"')]
-    if done.returncode == 0 and {"world_size": 2, "sum": 3.0} in answers:
-        return [Line(OK, "launch", f"two processes added a number in {time.perf_counter() - begun:.0f} s")]
+    right = [each for each in answers if (each["world_size"], each["sum"]) == (2, 3.0)]
+    if done.returncode == 0 and right:
+        took = f"two processes added a number in {time.perf_counter() - begun:.0f} s"
+        return [Line(OK, "launch", f"{took}; {_as_text(*right[0]['all_reduce'])}")]
     if answers:
         return [Line(PROBLEM, "launch", f"wrong answer: {answers}")]
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -280,8 +339,9 @@ def _add_a_number() -> None:
 
     ranks = Ranks(start_accelerate(TrainConfig()))
     total = ranks.host_sum(torch.tensor(ranks.rank + 1.0))
+    speed = _all_reduce(ranks, "cpu")
     if ranks.is_main:
-        print(json.dumps({"world_size": ranks.world_size, "sum": float(total)}), flush=True)
+        print(json.dumps({"world_size": ranks.world_size, "sum": float(total), "all_reduce": speed}), flush=True)
     leave_process_group()
     end_at_once(0)  # as the commands do
 

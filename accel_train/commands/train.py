@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
             print(f"accel-train: {result.outcome}, but not well: {result.reason}", file=sys.stderr)
     if not result.saved:
         return 1
-    return config.requeue_exit_code if result.by_signal else 0
+    return (signals.exit_code or 0) if result.by_signal else 0
 
 
 def _dry_run(result: Result) -> int:

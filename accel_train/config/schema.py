@@ -14,7 +14,7 @@ from accel_train.plan import Durations, Steps
 Length = int | str
 """A number of steps, or a duration: "1000st", "30ep", "2h"."""
 
-AlertKind = Literal["start", "stop", "crash", "status", "milestone", "anomaly", "cycle", "warning"]
+AlertKind = Literal["start", "stop", "crash", "hang", "status", "milestone", "anomaly", "cycle", "warning"]
 
 
 @dataclass
@@ -211,6 +211,18 @@ class TrainConfig(Checked):
     )
     requeue_exit_code: int = setting(
         0, "exit code after a stop by signal or for the end of a SLURM job, for what requeues on it.", Range(0, 255)
+    )
+    hang_warning: str | None = setting(
+        "5min",
+        "say which rank stands still, and where, after so long without a sign of progress (six times as long in an "
+        "evaluation, a save and the first step); stacks go to RUN/hangs. null for no watchdog.",
+        Durations(steps=False, clock=True),
+    )
+    hang_timeout: str | None = setting(
+        None,
+        'then, after so long ("30min"), stop and save if that is still possible, and end the program with '
+        "requeue_exit_code; null for never.",
+        Durations(steps=False, clock=True),
     )
     resume_from_checkpoint: str = setting("auto", "auto (the newest whole checkpoint of output_dir), never, or a path.")
     allow_changed_config: bool = setting(False, "resume even if the config says that it is another run.")

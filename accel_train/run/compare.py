@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CLOCK = ("wall_time", "items_per_s", "step_s", "wait_s", "eta_s")
 """What differs between two runs that are the same."""
+MACHINE = ("gpu/", "host/", "slowest/")
+"""And how the names begin of what is measured of machines."""
 MEMORY = "cuda/"
 """How the names of a GPU's memory begin: what was used before in the same process is part of it."""
 LEARNED = ("position", "scalars", "best_model", "skipped_in_row", "stepper", "phases")
@@ -54,7 +56,7 @@ def records(run: Path, after: int = -1, until: int | None = None) -> list[dict[s
         except ValueError:
             continue
         if after < record.get("step", 0) and (until is None or record.get("step", 0) <= until):
-            found.append({key: value for key, value in record.items() if key not in CLOCK})
+            found.append({k: v for k, v in record.items() if k not in CLOCK and not k.startswith(MACHINE)})
     return found
 
 

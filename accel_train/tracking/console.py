@@ -16,7 +16,7 @@ from accel_train.tracking.bar import Bar, NotebookBar, TerminalBar, in_notebook
 from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.tracking.records import duration, is_number, number, show_clock, show_terms
 
-STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "crash": "bold red"}
+STYLES = {"warning": "yellow", "anomaly": "bold yellow", "cycle": "bold red", "hang": "bold red", "crash": "bold red"}
 
 
 REDRAW_S = 0.1

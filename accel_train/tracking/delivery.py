@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from accel_train.system.http import NoRedirects, retry_after
 
-ALERTS = ("anomaly", "cycle", "crash")
+ALERTS = ("anomaly", "cycle", "crash", "hang")
 """The kinds that must not get lost among the others."""
 
 CAPACITY = 64

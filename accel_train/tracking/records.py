@@ -15,9 +15,12 @@ BOOKKEEPING = frozenset(
 )
 """Keys the loop writes into a record. Every other number is a term of the task; so is ``time``, which tasks do use."""
 
+MACHINE = ("cuda/", "gpu/", "host/", "slowest/")
+"""How the names begin of what a record says of machines."""
+
 
 def is_bookkeeping(key: str) -> bool:
-    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/", "cuda/", "last/"))
+    return key in BOOKKEEPING or key.startswith(("lr/", "grad_norm/", "last/", *MACHINE))
 
 
 def is_number(value: object) -> bool:
@@ -50,8 +53,8 @@ def tag_of(prefix: str, key: str) -> str:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record as tracker tags: ``tag_of`` each term or metric, and ``train/grad_norm``, ``lr``, ``cuda/...``,
-    ``perf/...``."""
+    """A record as tracker tags: ``tag_of`` each term or metric, and ``train/grad_norm``, ``lr``, ``perf/...``, and
+    what is said of machines."""
     prefix = "eval" if record.get("kind") == "eval" else "train"
     tags = {tag_of(prefix, key): float(value) for key, value in terms(record).items()}
     for key, value in record.items():
@@ -59,7 +62,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
             continue
         if key.split("/")[0] == "grad_norm":
             tags[f"train/{key}"] = float(value)
-        elif key.split("/")[0] in ("lr", "cuda"):
+        elif key.split("/")[0] == "lr" or key.startswith(MACHINE):
             tags[key] = float(value)
         elif key in ("items_per_s", "skipped"):
             tags[f"perf/{key}"] = float(value)

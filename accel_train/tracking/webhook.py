@@ -21,7 +21,7 @@ ALERT_URL_ENV = "ACCEL_TRAIN_ALERT_WEBHOOK_URL"
 DRAIN_S = 5.0
 """The end of a run waits so long for what is still to be sent."""
 COLOURS = {
-    "start": 3066993, "stop": 9807270, "crash": 16711680, "status": 3447003,
+    "start": 3066993, "stop": 9807270, "crash": 16711680, "hang": 15158332, "status": 3447003,
     "milestone": 3066993, "anomaly": 15158332, "cycle": 16711680, "warning": 15844367,
 }  # fmt: skip
 

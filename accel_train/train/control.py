@@ -36,8 +36,8 @@ JOB_END = "SLURM_JOB_END_TIME"
 class Control:
     """Requests that reached this rank since the run began.
 
-    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal, or the end of a job, which is
-    requeued alike. The second SIGINT does not wait.
+    ``stop_reason`` is None or says who asked; ``by_signal`` whether that was a signal, or counts as one: the end of a
+    job, a hang. The second SIGINT does not wait.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class Control:
         on_request: Callable[[], None] = lambda: None,
         on_status: Callable[[], None] = lambda: None,
         time_is_up: Callable[[], str] = lambda: "",
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.is_main, self.signals, self.alone = folder, is_main, signals, alone
-        self.on_request, self.on_status, self.time_is_up = on_request, on_status, time_is_up
+        self.on_request, self.on_status, self.time_is_up, self.on_tick = on_request, on_status, time_is_up, on_tick
         self.save_requested = False
         self._asked: str | None = None
+        self._as_by_signal = False
         self._asked_at = 0.0
         self._closing = threading.Event()
 
@@ -89,9 +91,11 @@ class Control:
 
     @property
     def by_signal(self) -> bool:
-        return self.signals.reason is not None or self._asked == JOB_END
+        return self.signals.reason is not None or self._as_by_signal
 
-    def stop(self, who: str) -> None:
+    def stop(self, who: str, as_by_signal: bool = False) -> None:
+        """``as_by_signal``: so that a scheduler starts the run again."""
+        self._as_by_signal = self._as_by_signal or (as_by_signal and self.stop_reason is None)
         self._asked = self.stop_reason or who
         self.on_request()
 
@@ -140,9 +144,10 @@ class Control:
 
     def _on_tick(self) -> None:
         """Several times a second, beside the loop."""
+        self.on_tick()
         self.poll()
         if self.stop_reason is None and (why := self.time_is_up()):
-            self.stop(why)
+            self.stop(why, as_by_signal=why == JOB_END)
         if (who := self.stop_reason) is None:
             return
         self._asked_at = self._asked_at or time.monotonic()

@@ -22,6 +22,8 @@ from accel_train.data.source import IndexedSource
 from accel_train.errors import EvaluationError, NonFiniteError, UserError, brief
 from accel_train.plan import Position
 from accel_train.system.waiting import StoppedError
+from accel_train.system.watchdog import EVALUATING
+from accel_train.system.whereabouts import here
 from accel_train.task import Batch, BatchSource, Gathers, Predicts, Task, hook
 from accel_train.train.gathering import Gathering
 from accel_train.train.parts import Parts
@@ -91,6 +93,7 @@ class Evaluator:
         with _failing_together(self.ranks), quietly(self.models), torch.no_grad(), shares as shares:
             for number, (_, _, share) in enumerate(itertools.islice(shares, batches), 1):
                 busy(number)
+                here.at(EVALUATING)
                 for part, batch in self._parts_of(share):
                     found, rows = self._statistics(batch)
                     summed = sums.setdefault(part, {})

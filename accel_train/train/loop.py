@@ -36,6 +36,8 @@ from accel_train.run import weights
 from accel_train.system import waiting
 from accel_train.system.secrets import scrub
 from accel_train.system.signals import Signals
+from accel_train.system.watchdog import ATTENDING, COMPUTING, ENDING, EVALUATING, READING, REPORTING, SAVING
+from accel_train.system.whereabouts import here
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
 from accel_train.train import resuming, validation
@@ -52,6 +54,7 @@ from accel_train.train.scalars import Votes
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
 from accel_train.train.step import AbandonedError
+from accel_train.train.watch import Watch
 from accel_train.train.world import telling_of_lost_ranks
 
 Update = tuple[str, dict[str, torch.Tensor], torch.Tensor]
@@ -104,9 +107,13 @@ class Loop:
         self.profiler = Profiler(session)
         self.agenda = Agenda(self.config, self.plan, self.probes, until)
         self._signals, self._further, self._on_step = signals, further, on_step
+        self.watch = Watch(
+            session, signals, lambda why: self.control.stop(why, as_by_signal=True),
+            lambda why: self.reporter.end("crashed", f"{why}; {what_is_kept(self.saver.last_saved)}"),
+        )  # fmt: skip
         self.control = Control(
             session.output_dir / "control", self.ranks.is_main, signals, self.ranks.world_size == 1,
-            self._sync_now, self.reporter.print_status, self._time_is_up,
+            self._sync_now, self.reporter.print_status, self._time_is_up, self.watch.tick,
         )  # fmt: skip
         self._began_at = -1
         self._signalled = False
@@ -129,6 +136,7 @@ class Loop:
                 raise
             finally:
                 gc.unfreeze()
+                self.watch.end()
                 self.saver.close()
 
     def is_stopping(self) -> bool:
@@ -142,6 +150,7 @@ class Loop:
         batches = self.session.loader.batches(position, self.config.num_train_epochs)
         while True:
             self.profiler.at(position.step)
+            here.at(READING, position.step + 1)
             waiting_since = time.perf_counter()
             try:
                 found = next(batches, None)
@@ -184,6 +193,7 @@ class Loop:
             group.set_lr(group.schedule(step, self.state.best_model.history))
             for repeat in range(objective.repeats):
                 current = replace(objective, step=step, epoch=position.epoch, repeat=repeat)
+                here.at(COMPUTING)
                 values, norm = stepper.step(current, share)
                 updates.append((objective.name, values, norm))
                 self.state.scalars.add(objective.name, step + 1, values, norm)
@@ -246,6 +256,7 @@ class Loop:
             short: the run ends here, though nothing was due; only save.
         """
         state, agenda, position = self.state, self.agenda, self.state.position
+        here.at(ATTENDING, position.step)
         votes = self._agree()
         if votes.written:
             self._settle()
@@ -254,6 +265,7 @@ class Loop:
         finished = self.plan.finished(position)
         phase_changed = position.phase_step == position.step
 
+        here.at(REPORTING)
         if agenda.log_every.due(position) or finished or phase_changed:
             self.reporter.log()
 
@@ -274,6 +286,7 @@ class Loop:
         if due and position.step > 0:  # a run that was stopped before its first step has nothing to keep
             self._save(improved, evaluated=sums is not None, wait=bool(awaited))
 
+        here.at(REPORTING)
         if sums is not None and agenda.until is None:
             self.reporter.figures(sums)
         self.probes.run(position.step, batches_of(self._share))
@@ -303,8 +316,10 @@ class Loop:
                 waited=clock.waited if main else 0.0,
                 step_seconds=clock.seconds_per_step() if main else 0.0,
                 lost_folder=bool(lost),
-            )
+            ),
+            here.take_own_seconds(),
         )
+        state.stragglers.add(state.scalars.everyone, len(self._batches_done))
         if votes.lost_folder:
             self.saver.check_folder()
         self._signalled = votes.by_signal > 0
@@ -326,6 +341,7 @@ class Loop:
     def _evaluate(self) -> tuple[bool, dict[str, torch.Tensor]]:
         """Evaluate, remember, and say whether this is the best model so far; and the sums that figures are made of."""
         session, state = self.session, self.state
+        here.at(EVALUATING)
         state.evaluation_owed = True
         try:
             metrics, sums = validation.measure(session, busy=self.reporter.busy)
@@ -354,6 +370,7 @@ class Loop:
         """A checkpoint of this step, or a warning. Unless somebody has to ``wait`` for it, it is only begun here."""
         step = self.state.position.step
         self.reporter.busy("saving")
+        here.at(SAVING)
         self._settle()
         self.saver.save(step, self.state.progress(), evaluated)
         if wait or not self.config.save_in_background:
@@ -383,6 +400,8 @@ class Loop:
             weights.load_weights(self.session.models, Path(self.config.init_from))
             self.saver.lineage.begin_with(Path(self.config.init_from))
         session, state = self.session, self.state
+        self.watch.begin(state.position.step + 1)
+        state.stragglers.hosts = self.watch.hosts
         self.reporter.start(self._further, resumed=restored is not None, alone=self.agenda.until is not None)
         for event in resuming.what_to_say(self.saver, self.state) if restored else ():
             self.emit(event)
@@ -406,6 +425,7 @@ class Loop:
     def _finish(self, reason: str) -> Result:
         done, step = self.state.done(), self.state.position.step
         outcome = "completed" if done else "stopped"
+        here.at(ENDING)
         if done:
             self.saver.export(self.session.output_dir / "model", self.state.about())
         saved = step in (self.saver.last_saved, self._began_at)

@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from accel_train.system.watchdog import REDUCING
+from accel_train.system.whereabouts import here
+
 
 class Reduction:
     """Sums the buckets of gradients over the ranks, in the order in which DDP's backward fills them, and knows which of
@@ -26,6 +29,7 @@ class Reduction:
 
     # torch compares the type of the bucket with its own: annotations must not be strings in this file
     def _send(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
+        here.at(REDUCING)
         work = dist.all_reduce(bucket.buffer(), group=self._group, async_op=True)
         assert work is not None
         sent = work.get_future().then(lambda done: done.value()[0])

@@ -14,6 +14,7 @@ from accel_train.task import Event
 from accel_train.tracking.chosen import observers_of
 from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.train.clock import cuda_memory
+from accel_train.train.hardware import Hardware
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
@@ -30,6 +31,7 @@ class Reporter:
         self.task, self.ranks = session.task, session.ranks
         self.observers, self.emit = session.observers, session.emit
         self._last: Record = {}  # log record
+        self._hardware = Hardware(session.device)
         self._has_figures = True
         self._rest_until = time.monotonic() + REST  # as if the first drawing took a second, matplotlib being imported
 
@@ -95,7 +97,9 @@ class Reporter:
         if len(rates) > 1:
             record |= {f"lr/{name}": lr for name, lr in rates.items()}
         record |= self.state.clock.rates(self.state.position.step, self.state.plan.total_steps)
+        record |= self.state.stragglers.take(record.get("step_s", 0.0))
         record |= cuda_memory(self.session.device)
+        record |= self._hardware.read()
         self.state.clock.new_window()
         self._last = record
         self.observers.call("on_log", record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -52,14 +53,21 @@ class StepScalars:
         self._unread: dict[str, list[tuple[int, dict[str, Tensor], Tensor]]] = {}
         self._rows: dict[str, list[list[float]]] = {}
         self.skipped = 0  # since the last log line
+        self.everyone: list[list[float]] = []  # what each rank said of itself in the last exchange
 
     def add(self, objective: str, step: int, values: dict[str, Tensor], norm: Tensor) -> None:
         self._unread.setdefault(objective, []).append((step, values, norm))
 
-    def exchange(self, votes: Votes) -> tuple[Votes, list[BadStep]]:
-        """Sum the votes and every unread row over all ranks. Every rank must have stepped the same objectives."""
+    def exchange(self, votes: Votes, own: Sequence[float] = ()) -> tuple[Votes, list[BadStep]]:
+        """Sum the votes and every unread row over all ranks. Every rank must have stepped the same objectives.
+
+        Args:
+            own: what all ranks should know of each; equally many of every rank.
+        """
         flat, layout = [float(vote) for vote in astuple(votes)], []
         at = len(flat)
+        flat += self._in_its_place(own)
+        end = len(flat)
         for objective, rows in self._unread.items():
             names = self._agree_on_names(objective, rows)
             layout.append((objective, names, [step for step, _, _ in rows]))
@@ -68,6 +76,8 @@ class StepScalars:
         if self.ranks.world_size > 1:
             flat = self.ranks.host_sum(torch.tensor(flat, dtype=torch.float64)).tolist()
         summed = Votes(*flat[:at])
+        self.everyone = [flat[i : i + len(own)] for i in range(at, end, max(len(own), 1))]
+        at = end
         bad: list[BadStep] = []
         for objective, names, steps in layout:
             kept = self._rows.setdefault(objective, [])
@@ -81,6 +91,11 @@ class StepScalars:
                     kept.append(row)
         self.skipped += len(bad)
         return summed, sorted(bad, key=lambda b: b.step)
+
+    def _in_its_place(self, own: Sequence[float]) -> list[float]:
+        """Zeros for the other ranks, so that a sum over all ranks has what is known of each."""
+        before, after = self.ranks.rank, self.ranks.world_size - self.ranks.rank - 1
+        return [*[0.0] * (before * len(own)), *own, *[0.0] * (after * len(own))]
 
     def _agree_on_names(self, objective: str, rows: list[tuple[int, dict[str, Tensor], Tensor]]) -> list[str]:
         """Column names; a rank that had no items learns them from the others the first time."""

@@ -15,6 +15,7 @@ from accel_train.train.clock import Clock
 from accel_train.train.nonfinite import NonFiniteGuard
 from accel_train.train.scalars import StepScalars
 from accel_train.train.session import Session
+from accel_train.train.stragglers import Stragglers
 
 
 class RunState:
@@ -33,6 +34,7 @@ class RunState:
         self.best_model = BestModel(config)
         self.non_finite = NonFiniteGuard(config.non_finite, config.max_skipped_steps, session.source)
         self.clock = Clock(0)
+        self.stragglers = Stragglers(session.emit)
         self.ended = ""
         self.trained: tuple[int, int] | None = None
         self.evaluation_owed = False

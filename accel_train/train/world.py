@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,9 +17,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import LostRankError, UserError, brief, what_is_kept
 from accel_train.system import process
+from accel_train.system.whereabouts import here
 from accel_train.tracking.chosen import other_trackers
 
 T = TypeVar("T")
+
+_RECORDER = ("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 
 
 def launched_for_gpus() -> bool:
@@ -42,6 +46,8 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     # Launched as several processes without a GPU, accelerate joins them only where the CPU is asked for.
     several_on_cpu = process.world_size() > 1 and not torch.cuda.is_available()
+    if process.world_size() > 1 and torch.cuda.is_available():
+        _begin_flight_record()
     accelerator = Accelerator(
         cpu=True if several_on_cpu or has_mps() else None,  # pyright: ignore[reportArgumentType]
         mixed_precision=precision,
@@ -65,6 +71,21 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def _begin_flight_record() -> None:
+    """NCCL then remembers its last collectives, and writes them down when asked for by a pipe."""
+    folder = tempfile.gettempdir()
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    for name, what in zip(_RECORDER, ("pipe", "dump"), strict=True):
+        os.environ.setdefault(name, os.path.join(folder, f"accel_train-{os.getpid()}-nccl-{what}-"))
+
+
+def flight_recorder(rank: int) -> tuple[str, str]:
+    """The pipe that asks NCCL's flight recorder of this rank for what it knows, and the file that it then writes; both
+    empty where there is none."""
+    pipe, dump = (os.environ.get(name, "") for name in _RECORDER)
+    return (f"{pipe}{rank}.pipe", f"{dump}{rank}") if pipe and dump else ("", "")
 
 
 @contextlib.contextmanager
@@ -97,13 +118,15 @@ class Ranks:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum in place, where the tensor lives."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with here.waiting:
+                dist.all_reduce(tensor)
         return tensor
 
     def host_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a CPU tensor in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, group=self._hosts)
+            with here.waiting:
+                dist.all_reduce(tensor, group=self._hosts)
         return tensor
 
     def broadcast_from_main(self, tensors: list[torch.Tensor]) -> None:
@@ -131,7 +154,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._hosts)
+        with here.waiting:
+            dist.all_gather_object(values, value, group=self._hosts)
         return values
 
     def from_main(self, value: T) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.processes import launch
 
 from accel_train.cli import main
 from accel_train.commands import doctor
@@ -37,6 +39,15 @@ def test_a_machine_that_runs_the_tests_is_healthy_and_it_is_quick():
 def test_two_processes_really_add_a_number():
     text, healthy = doctor.report(launch=True)
     assert healthy and lines(text)["launch"][0] == "ok" and "two processes added a number" in text
+    assert re.search(r"all-reduce of 16 MB at \d+\.\d\d GB/s, of 8 bytes in \d+\.\d\d ms", lines(text)["launch"][1])
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_launcher_are_measured():
+    running = launch(2, "doctor", "--launch")
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode == 0 and output.count("ready to train") == 1, "rank 0 alone prints"
+    assert "2 processes on 1 machine, on the CPU: all-reduce of 16 MB at " in lines(output)["launch"][1]
 
 
 def test_processes_that_cannot_start_are_a_problem(monkeypatch: pytest.MonkeyPatch):

@@ -180,8 +180,8 @@ def test_keyword_arguments_are_those_of_the_base_class():
         ({"max_step": 5}, "max_step: no such option (did you mean max_steps?)"),
         (
             {"webhook": {"kinds": ["stopp"]}},
-            "webhook.kinds[0]: expected start or stop or crash or status or milestone or anomaly or cycle or warning, "
-            "got 'stopp' (did you mean stop?)",
+            "webhook.kinds[0]: expected start or stop or crash or hang or status or milestone or anomaly or cycle or "
+            "warning, got 'stopp' (did you mean stop?)",
         ),
         ({"webhook": {"kind": []}}, "webhook.kind: no such option (did you mean webhook.kinds?)"),
         ({"optimizer": "SGD"}, "optimizer: expected {...}, got 'SGD' (did you mean optimizer.class_path=SGD?)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 
 from accel_train.errors import DataError
@@ -75,8 +77,25 @@ def unread(purpose: str) -> None:
     if (stall := here("stall")) is not None and stall.get("split", "train") == purpose:
         Path(stall["mark"]).touch()
         waiting.result(Future())
+    if (slow := here("slow data")) is not None and purpose == "train":
+        time.sleep(slow.get("seconds", 0.0))
+        ends = time.monotonic() + 30.0
+        while "until" in slow and not slow["until"]() and time.monotonic() < ends:
+            time.sleep(0.02)
+    if (hang := here("hang")) is not None and hang.get("split", "train") == purpose:
+        Path(hang["mark"]).touch()
+        never_returns(holding=hang["holding"])
     if (bad := here("bad data")) is not None and bad.get("split", "train") == purpose:
         raise DataError("injected: nothing to read")
+
+
+def never_returns(holding: bool) -> None:
+    """A library that waits for ever, ``holding`` the interpreter or not."""
+    while not psutil.Process().children():  # its watchdog is not there yet
+        time.sleep(0.01)
+    library, mutex = (ctypes.PyDLL if holding else ctypes.CDLL)(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
 
 
 class _NanGradient(torch.autograd.Function):

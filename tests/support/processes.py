@@ -25,6 +25,7 @@ from unittest import mock
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
+from accel_train.system.signals import caught
 from support.probe import train
 from support.runs import ON_CPU, steps_saved
 
@@ -113,7 +114,8 @@ def _serve(pipe, rank: int, world_size: int, meeting: str) -> None:
         )  # fmt: skip
     with open(os.devnull, "w") as quiet, contextlib.suppress(EOFError):
         while (job := pipe.recv()) is not None:
-            with contextlib.redirect_stdout(None if job.get("loud") else quiet):
+            as_program = caught(program=True) if job.get("program") else contextlib.nullcontext()
+            with contextlib.redirect_stdout(None if job.get("loud") else quiet), as_program:
                 try:
                     answer = train(job)
                 except BaseException:

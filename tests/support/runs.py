@@ -16,7 +16,7 @@ ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 def config(folder: Path | str, **settings: Any) -> dict[str, Any]:
     """Settings that fit the toys: 7 steps per epoch of 50 items, the last with two items."""
     defaults = dict(output_dir=str(folder), max_steps=24, global_batch_size=8, learning_rate=0.01, logging_steps=5,
-                    eval_steps=6, save_steps=None, num_workers=0, report_to=[])  # fmt: skip
+                    eval_steps=6, save_steps=None, num_workers=0, report_to=[], hang_warning=None)  # fmt: skip
     return defaults | settings
 
 

@@ -412,4 +412,4 @@ def test_arguments_are_checked_and_a_url_among_them_is_not_repeated():
         assert TOKEN not in str(caught.value)
     with pytest.raises(UserError, match="kinds.*expected start or stop.*nonsense"):
         WebhookConfig(kinds=["nonsense"])  # pyright: ignore[reportArgumentType]
-    assert set(KINDS) == {"start", "stop", "crash", "status", "milestone", "anomaly", "cycle", "warning"}
+    assert set(KINDS) == {"start", "stop", "crash", "hang", "status", "milestone", "anomaly", "cycle", "warning"}
