@@ -13,9 +13,10 @@ import torch
 
 from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, what_is_kept
 from accel_train.run import folder as run_folder
+from accel_train.run import late, weights
 from accel_train.run import lock as run_lock
-from accel_train.run import weights
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
+from accel_train.system import waiting
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
 from accel_train.task import Event
@@ -158,7 +159,8 @@ class Saver:
             self.ranks.all_agree(False)
         if not error:
             try:
-                self.session.accelerator.save_state(str(folder))
+                if self.ranks.is_main or self.session.is_sharded:  # otherwise, all that others have is generators
+                    self.session.accelerator.save_state(str(folder))
                 averages.save(self.session.stepper.averages, folder, self.ranks.is_main)
                 if self.ranks.is_main:
                     run_folder.write_json(folder / PROGRESS, progress)
@@ -167,10 +169,14 @@ class Saver:
             except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
                 error = brief(problem)
         self.check_folder()
+        written = self.ranks.gather(late.sizes_in(folder) if self.session.is_sharded and not error else {})
         if self.ranks.all_agree(not error) and self.ranks.is_main:
             try:
+                with waiting.to_the_end():
+                    for sizes in written:
+                        late.await_files(folder, sizes)
                 self.checkpoints.commit(step)
-            except OSError as problem:
+            except (OSError, UserError) as problem:
                 error = brief(problem)
         errors = [e for e in self.ranks.gather(error) if e]
         if errors:
