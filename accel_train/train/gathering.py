@@ -9,6 +9,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from accel_train.errors import UserError
+from accel_train.run import late
 from accel_train.train.world import Ranks
 
 Kind = tuple[str, tuple[int, ...]]
@@ -80,6 +81,8 @@ class Gathering:
 
     def _join(self, i: int, itemsize: int, shape: tuple[int, ...], counts: tuple[dict[int, int], ...]) -> Path:
         size, path = itemsize * int(np.prod(shape[1:])), self._path(i)
+        sizes = {self._path(i, r).name: size * sum(each.values()) for r, each in enumerate(counts) if each}
+        late.await_files(self.folder, sizes)
         with contextlib.ExitStack() as opened:
             parts = {r: opened.enter_context(open(self._path(i, r), "rb")) for r, each in enumerate(counts) if each}
             whole = opened.enter_context(open(path, "wb"))

@@ -12,7 +12,9 @@ import yaml
 from accel_train.classes import same_optimizer
 from accel_train.config.plain import differences
 from accel_train.errors import UserError, brief
-from accel_train.run.checkpoint import read_progress, verified
+from accel_train.run import late
+from accel_train.run.checkpoint import MANIFEST, read_progress, verified
+from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
 from accel_train.train import averages
 from accel_train.train.groups import Group
@@ -20,6 +22,7 @@ from accel_train.train.optim import renew_groups, renew_options
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
+from accel_train.train.world import Ranks
 
 
 def restore(saver: Saver) -> dict[str, Any] | None:
@@ -28,7 +31,8 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     answer: tuple[str, Any] = ("none", None)
     if session.ranks.is_main:
         try:
-            answer = ("path", _choose(saver))
+            chosen = _choose(saver)
+            answer = ("path", chosen and (chosen, (Path(chosen) / MANIFEST).read_text()))
         except UserError as error:
             answer = ("error", str(error))
         except OSError as error:
@@ -38,7 +42,8 @@ def restore(saver: Saver) -> dict[str, Any] | None:
         raise UserError(value)
     if value is None:
         return None
-    path = Path(value)
+    path = Path(value[0])
+    _see(session.ranks, path, manifest=value[1])
     try:
         session.accelerator.load_state(str(path))
         averages.load(session.stepper.averages, path)
@@ -51,6 +56,17 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress
+
+
+def _see(ranks: Ranks, path: Path, manifest: str) -> None:
+    """What rank 0 has chosen is there on all machines, or all say where it is not."""
+    problem: Exception | None = None
+    try:
+        late.await_checkpoint(path, manifest)
+    except (UserError, StoppedError) as error:
+        problem = error
+    if problems := [each for each in ranks.gather(problem) if each is not None]:
+        raise problems[0]
 
 
 def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:

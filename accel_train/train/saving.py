@@ -16,8 +16,8 @@ import torch
 
 from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, what_is_kept
 from accel_train.run import folder as run_folder
+from accel_train.run import late, weights
 from accel_train.run import lock as run_lock
-from accel_train.run import weights
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
 from accel_train.system import waiting
 from accel_train.system.waiting import StoppedError
@@ -156,17 +156,19 @@ class Saver:
         self.lineage.look_at_files()
         other = self.lineage.share_contents()
         states: snapshot.States = {}
+        sizes: dict[str, int] = {}
         error = self._begin(step)
         if not error:
             try:
                 states = self._write_now(step, progress)
+                sizes = late.sizes_in(self.checkpoints.temporary(step)) if self.session.is_sharded else {}
             except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
                 error = brief(problem)
         self.check_folder()
-        error = next((each for each in self.ranks.gather(error) if each), "")
+        error, written = _of_all(self.ranks.gather((error, sizes)))
         work: Future[_Outcome] | None = None
         if self.ranks.is_main and not error:
-            work = waiting.in_thread(lambda: self._write(step, started, states), f"saving step {step}")
+            work = waiting.in_thread(lambda: self._write(step, started, states, written), f"saving step {step}")
         self._on_its_way = _OnItsWay(step, error, work)
         if other is not None:
             raise other
@@ -190,22 +192,28 @@ class Saver:
             averaged = averages.whole_averages(session.stepper.averages)
             if averaged and main:
                 states[weights.AVERAGES] = {name: value.to("cpu", copy=True) for name, value in averaged.items()}
-        else:
+        elif main:  # all that others have is generators
             snapshot.write_rest(session.accelerator, folder)
-            if main:
-                states = self._snapshots.take(session.accelerator, session.stepper.averages)
+            states = self._snapshots.take(session.accelerator, session.stepper.averages)
         if main:
             run_folder.write_json(folder / PROGRESS, progress)
             self.lineage.write(folder, step)
         return states
 
-    def _write(self, step: int, started: float, states: snapshot.States) -> _Outcome:
-        """On rank 0, beside the loop unless that waits for it; ``started`` is of ``time.monotonic``."""
+    def _write(self, step: int, started: float, states: snapshot.States, written: dict[str, int]) -> _Outcome:
+        """On rank 0, beside the loop unless that waits for it.
+
+        Args:
+            started: of ``time.monotonic``.
+            written: by other ranks; bytes of files that this one may see late.
+        """
         if name := self._non_finite_weights(states):
             raise self._not_finite(step, name)
         folder = self.checkpoints.temporary(step)
         snapshot.write(folder, states)
         run_folder.write_config(folder / "config.yaml", self.session.described)
+        with waiting.to_the_end():
+            late.await_files(folder, written)
         if lost := self.lost_folder():
             raise LockLostError(lost)
         self.checkpoints.commit(step)
@@ -326,6 +334,12 @@ class _OnItsWay:
             return _Outcome(problem)
         except Exception as problem:  # a full disk comes as OSError, RuntimeError or SafetensorError
             return _Outcome(brief(problem))
+
+
+def _of_all(gathered: list[tuple[str, dict[str, int]]]) -> tuple[str, dict[str, int]]:
+    """The first error of the ranks, and the sizes of all their files."""
+    error = next((error for error, _ in gathered if error), "")
+    return error, {name: size for _, sizes in gathered for name, size in sizes.items()}
 
 
 def _tried(otherwise: str, do: Callable[[], object]) -> list[str]:

@@ -17,6 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import LostRankError, UserError, brief, what_is_kept
 from accel_train.system import process
+from accel_train.system.connections import fail_with_their_machines
 from accel_train.system.whereabouts import here
 from accel_train.tracking.chosen import other_trackers
 
@@ -114,6 +115,7 @@ class Ranks:
             # NCCL cannot sum host memory; votes and metrics must not wait for the GPU.
             gloo = dist.get_backend() == "gloo"
             self._hosts = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            fail_with_their_machines()  # nobody waits for half an hour for a rank whose machine is gone
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum in place, where the tensor lives."""

@@ -117,7 +117,7 @@ def test_two_ranks_use_the_same_older_one(made, tmp_path):
     job = {"task_args": {"dropout": 0.2}}
     run(job | {"config": config(tmp_path / "whole", **SETTINGS)}, 2)
     run(job | {"config": config(tmp_path / "hurt", **SETTINGS), "stop_at": {"step": 12}}, 2)
-    DAMAGES["flipped"](tmp_path / "hurt/checkpoints/step-000000012/random_states_1.pkl")
+    DAMAGES["flipped"](tmp_path / "hurt/checkpoints/step-000000012/random_states_0.pkl")
     results = run(job | {"config": config(tmp_path / "hurt", **SETTINGS)}, 2)
     assert {min(r["samples"]) for r in results} == {9}
     assert weights_files(tmp_path / "hurt") == weights_files(tmp_path / "whole")
