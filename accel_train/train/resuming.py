@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from accel_train.classes import same_optimizer
 from accel_train.config.plain import differences
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
-from accel_train.run.checkpoint import read_progress, verified
+from accel_train.run.checkpoint import MANIFEST, read_progress, verified
+from accel_train.system import waiting
 from accel_train.task import Event
 from accel_train.train import averages
 from accel_train.train.groups import Group
@@ -21,6 +23,9 @@ from accel_train.train.optim import renew_groups, renew_options
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
+
+SEEN_S = 60.0
+"""How long a machine waits for a checkpoint that another one sees."""
 
 
 def restore(saver: Saver) -> dict[str, Any] | None:
@@ -40,6 +45,9 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     if value is None:
         return None
     path = Path(value)
+    if not session.ranks.all_agree(_appears(path / MANIFEST)):
+        raise UserError(f"{path} is not there for every process: where a run goes on, all of its machines must see the "
+                        "same output_dir")  # fmt: skip
     try:
         session.accelerator.load_state(str(path))
         averages.load(session.stepper.averages, path)
@@ -52,6 +60,16 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress
+
+
+def _appears(file: Path) -> bool:
+    """On a shared disk, what one machine has just written may be there for another one a little later."""
+    ends = time.monotonic() + SEEN_S
+    while not file.exists():
+        if time.monotonic() > ends:
+            return False
+        waiting.sleep(0.1)
+    return True
 
 
 def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
@@ -73,37 +91,49 @@ def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
 
 def _choose(saver: Saver) -> str | None:
     """The checkpoint to resume from (on rank 0), after all checks of whether this run may go on from it."""
-    session, folder = saver.session, saver.checkpoints
+    session, folder, mirror = saver.session, saver.checkpoints, saver.mirror
     choice = session.config.resume_from_checkpoint
     folder.tidy()
     for done in folder.mend_links():
         session.emit(Event("warning", done))
     if choice == "never":
-        for path in folder.set_aside(-1):
-            session.emit(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
-        return None
-    if choice == "auto":
-        path, damaged = folder.newest_verified()
-        for damage in damaged:
-            session.emit(Event("warning", f"checkpoint {damage} - not used"))
-        if path is None:
-            if damaged:
-                raise UserError(
-                    f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
-                    "resume_from_checkpoint=never starts over"
-                )
-            return None
+        path = None
+    elif choice == "auto":
+        path = _newest(saver)
     elif "/" not in choice and not Path(choice).exists():
         raise UserError(f"checkpoint {choice} does not exist; resume_from_checkpoint is auto, never or a path")
     else:
         path = verified(Path(choice))
-    path = path.resolve() if path.is_symlink() else path
-    _compare(session, path)
-    _compare_optimizers(session, path)
-    here = path.parent.resolve() == folder.root.resolve()
-    for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
-        session.emit(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
-    return str(path)
+        path = path.resolve() if path.is_symlink() else path
+    step = -1
+    if path is not None:
+        _compare(session, path)
+        _compare_optimizers(session, path)
+        if path.parent.resolve() == folder.root.resolve():
+            step = read_progress(path)["position"]["step"]
+    if mirror is not None:
+        mirror.claim(step if step >= 0 else None)
+    for moved in folder.set_aside(step):
+        newer, earlier = "is newer than the checkpoint this run goes on from", "is of an earlier run"
+        session.emit(Event("warning", f"{moved.name} {newer if path else earlier}, and set aside"))
+    return None if path is None else str(path)
+
+
+def _newest(saver: Saver) -> Path | None:
+    """The newest whole checkpoint, of the run folder or its mirror."""
+    session, folder = saver.session, saver.checkpoints
+    path, damaged = folder.newest_verified()
+    for damage in damaged:
+        session.emit(Event("warning", f"checkpoint {damage} - not used"))
+    if saver.mirror is not None:
+        step = None if path is None else folder.step_of(path.name)
+        path = saver.mirror.bring_newer(step, session.config.allow_changed_config) or path
+    if path is None and damaged:
+        raise UserError(
+            f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
+            "resume_from_checkpoint=never starts over"
+        )
+    return path
 
 
 def _compare(session: Session, path: Path) -> None:
