@@ -1,4 +1,4 @@
-"""The checkpoints of a run a second time, elsewhere: what is there, whose it is, and how it comes back.
+"""The checkpoints of a run a second time, elsewhere: whose they are, how they get there and how they come back.
 
 ``URL/NAME`` looks like the run folder NAME: ``checkpoints/step-.../``, the logs, the best models. Of a checkpoint the
 manifest is written last, so one without it is not there; whoever reads one verifies it as any other. ``mirror.json``
@@ -15,34 +15,28 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from accel_train.config.plain import flatten
-from accel_train.data.remote.remote_folder import RemoteFolder
 from accel_train.data.remote.requests import MissingError
 from accel_train.errors import AccessError, UserError
-from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, entry_of, verify
+from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, entry_of
 from accel_train.run.folder import write_json
+from accel_train.run.mirror_folder import FILE, ForeignError, MirrorFolder, as_object
 from accel_train.system import waiting
 from accel_train.system.secrets import scrub
 from accel_train.system.writing import files_in
 from accel_train.task import Event
 
-FILE = "mirror.json"
-"""In the mirror, and in the run folder."""
 LOGS = ("metrics.jsonl", "digests.jsonl", "events.jsonl")
 _KEPT = (*LOGS, "config.yaml", "environment.json", "tracker_id")
 _MODELS = ("best", "phases")
 LOOK_S = 60.0
 """A run that can go on without its mirror waits at most so long for it when it starts."""
 FEW_RETRIES = 3
-
-
-class ForeignError(UserError):
-    """The mirror is another's, and nothing may be written there."""
 
 
 class AheadError(UserError):
@@ -80,8 +74,10 @@ class Mirror:
         lost: Callable[[], str] = lambda: "",
     ) -> None:
         self.output_dir, self.checkpoints, self.about, self.emit, self.lost = output_dir, checkpoints, about, emit, lost
-        self.folder = RemoteFolder(f"{place.rstrip('/')}/{output_dir.resolve().name}")
+        slash = "" if place.endswith("/") else "/"
+        self.folder = MirrorFolder(f"{place}{slash}{output_dir.resolve().name}", checkpoints)
         self.newest: int | None = None
+        self._run: str | None = None  # by which the run is known there
         self._session = secrets.token_hex(8)
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         self._claimed = self._silent = False
@@ -101,15 +97,14 @@ class Mirror:
             UserError: it is of another run, or cannot be reached and there is nothing else to go on from.
         """
         with self._patience(step):
-            mark = waiting.call(lambda: self._look(allow_changed), None if step is None else LOOK_S)
-            for found in self.whole() if mark is not None else ():
-                if step is not None and found <= step:
-                    break
-                if not (reason := self._download(found)):
+            seconds = None if step is None else LOOK_S
+            mark, newer = waiting.call(lambda: (self._look(allow_changed), self.folder.newer_than(step)), seconds)
+            for found in newer if mark is not None else ():
+                if not (reason := self.folder.download(found, self.checkpoints.begin(found))):
                     return self._take(found, mark or {})
                 self._damaged.add(found)
                 self.checkpoints.abandon(found)
-                self.emit(Event("warning", f"checkpoint {self.folder}/{self._name(found)}: {reason} - not used"))
+                self.emit(Event("warning", f"checkpoint {self.folder}/{self.folder.name(found)}: {reason} - not used"))
         return None
 
     def claim(self, step: int | None) -> None:
@@ -149,7 +144,8 @@ class Mirror:
             self.folder.retries = None
 
     def _look(self, allow_changed: bool) -> dict[str, Any] | None:
-        mark = self._mark()
+        self._run = self._run or (read(self.output_dir) or {}).get("run")
+        mark = self.folder.mark()
         if mark is not None:
             self._refuse_another(mark, allow_changed)
         elif there := {*_KEPT, "checkpoints"} & set(self.folder.names("")):
@@ -160,8 +156,7 @@ class Mirror:
     def _refuse_another(self, mark: dict[str, Any], allow_changed: bool) -> None:
         """The run folder knows its mirror by an id. An empty folder takes it for its own if the same is learned."""
         hint = "give another checkpoint_mirror, or another name of output_dir"
-        mine = self._id()
-        if mine is None and not self.checkpoints.steps():
+        if self._run is None and not self.checkpoints.steps():
             old, new = (flatten({name: each.get(name) for name in ("config", "seed")}) for each in (mark, self.about()))
             changed = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys())
                        if old.get(k) != new.get(k)]  # fmt: skip
@@ -171,7 +166,7 @@ class Mirror:
                     f"{self.folder} belongs to another run: {'; '.join(changed[:3])}{more}; {hint} "
                     "(--allow_changed_config=true goes on from it)"
                 )
-        elif mine != mark.get("run"):
+        elif self._run != mark.get("run"):
             raise ForeignError(
                 f"{self.folder} belongs to another run than {self.output_dir} (of "
                 f"{mark.get('host')}, since {mark.get('since')}); {hint}"
@@ -179,51 +174,13 @@ class Mirror:
 
     def _claim(self, step: int | None) -> None:
         mark = self._look(allow_changed=True)  # whether it may be changed was asked before
-        newer = itertools.takewhile(lambda there: step is None or there > step, self._steps())
-        if found := [there for there in newer if there not in self._damaged and self._manifest(there) is not None]:
-            raise AheadError(f"{self.folder} holds newer checkpoints (step {found[0]:,})")
+        if newer := [there for there in self.folder.newer_than(step) if there not in self._damaged]:
+            raise AheadError(f"{self.folder} holds newer checkpoints (step {newer[0]:,})")
         for damaged in self._damaged:
-            self.folder.remove(f"{self._name(damaged)}/{MANIFEST}")
-        self._keep_id((mark or {}).get("run") or self._id() or secrets.token_hex(4))
+            self.folder.remove(f"{self.folder.name(damaged)}/{MANIFEST}")
+        self._keep_id((mark or {}).get("run") or self._run or secrets.token_hex(4))
         self._write_mark((mark or {}).get("files", {}))
         self._claimed = True
-
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    def whole(self) -> Iterator[int]:
-        """Steps of which all was written, newest first."""
-        return (step for step in self._steps() if self._manifest(step) is not None)
-
-    def _steps(self) -> list[int]:
-        found = (self.checkpoints.step_of(name) for name in self.folder.names("checkpoints"))
-        return sorted((step for step in found if step is not None), reverse=True)
-
-    def _manifest(self, step: int) -> dict[str, Any] | None:
-        return _json(self.folder.read(f"{self._name(step)}/{MANIFEST}"))
-
-    def _mark(self) -> dict[str, Any] | None:
-        data = self.folder.read(FILE)
-        mark = _json(data)
-        if data is not None and mark is None:
-            raise ForeignError(
-                f"{self.folder}/{FILE}, which says whose mirror this is, is damaged; remove it if "
-                "the mirror is this run's"
-            )
-        return mark
-
-    def _download(self, step: int) -> str:
-        """Into a temporary folder beside the checkpoints; says what is wrong with it."""
-        folder, there = self.checkpoints.begin(step), self._name(step)
-        try:
-            self.folder.get(f"{there}/{MANIFEST}", folder / MANIFEST)
-            files = (_json((folder / MANIFEST).read_bytes()) or {}).get("files")
-            for name in files if isinstance(files, dict) else ():
-                if ".." in name.split("/") or name.startswith("/"):
-                    return f"{MANIFEST} names {name!r}"
-                self.folder.get(f"{there}/{name}", folder / name)
-        except MissingError:  # the manifest knows which
-            pass
-        return verify(folder) or ""
 
     def _take(self, step: int, mark: dict[str, Any]) -> Path:
         """What was downloaded becomes a checkpoint of the run folder, after all that it is to find there."""
@@ -263,7 +220,7 @@ class Mirror:
         Raises:
             AccessError, OvertakenError; ForeignError: nothing can be copied any more; AheadError: nor for now.
         """
-        source, there = self.checkpoints.path(step), self._name(step)
+        source, there = self.checkpoints.path(step), self.folder.name(step)
         self.checkpoints.in_use.add(step)
         try:
             manifest = (source / MANIFEST).read_bytes()
@@ -281,7 +238,7 @@ class Mirror:
             self.checkpoints.in_use.discard(step)
         self.newest, self._best = step, (progress["best_model"]["best"] or {}).get("step")
         with contextlib.suppress(OSError):  # a full disk; this is only for people
-            self._keep_id(self._id() or "", step)
+            self._keep_id(self._run or "", step)
         return new
 
     def _copy(self, source: Path, there: str, names: Iterable[str], go_on: Callable[[], None]) -> None:
@@ -298,11 +255,11 @@ class Mirror:
         limit, every = self.checkpoints.limit, self.checkpoints.keep_every
         if limit is None:
             return
-        kept = {self._best, *itertools.islice(self.whole(), limit)}
-        for step in self._steps():
+        kept = {self._best, *itertools.islice(self.folder.whole(), limit)}
+        for step in self.folder.steps():
             if step not in kept and not (every and step % every == 0):
-                self.folder.remove(f"{self._name(step)}/{MANIFEST}")  # first: a kill leaves no torn one
-                self.folder.remove(self._name(step))
+                self.folder.remove(f"{self.folder.name(step)}/{MANIFEST}")  # first: a kill leaves no torn one
+                self.folder.remove(self.folder.name(step))
 
     def _still_mine(self, step: int) -> None:
         if why := self.lost():
@@ -316,7 +273,7 @@ class Mirror:
             raise AheadError(f"{error} than this session; start the run again to go on from there") from None
 
     def _check_mark(self) -> None:
-        mark = self._mark()
+        mark = self.folder.mark()
         if mark is None:  # somebody has emptied it
             self._sent = {}
         elif mark.get("session") != self._session:
@@ -351,31 +308,24 @@ class Mirror:
 
     def _write_mark(self, files: dict[str, Any]) -> None:
         about = self.about()
-        mark = {"version": 1, "run": self._id(), "session": self._session, "host": socket.gethostname(),
+        mark = {"version": 1, "run": self._run, "session": self._session, "host": socket.gethostname(),
                 "since": self._since, "config": about["config"], "seed": about["seed"], "files": files}  # fmt: skip
         self.folder.write(FILE, json.dumps(mark, indent=1).encode())
 
-    # -- in the run folder -------------------------------------------------------------------------------------------
-
-    def _id(self) -> str | None:
-        """By which the mirror of this run is known; None in a folder that has none yet."""
-        return (read(self.output_dir) or {}).get("run")
-
     def _keep_id(self, run: str, step: int | None = None) -> None:
+        """In the run folder."""
+        self._run = run
         copied = {"step": step, "copied": datetime.now().astimezone().isoformat(timespec="seconds")} if step else {}
         known = read(self.output_dir) or {}
         new = {**known, "run": run, "url": scrub(str(self.folder)), **copied}
         if new != known:
             write_json(self.output_dir / FILE, new)
 
-    def _name(self, step: int) -> str:
-        return f"checkpoints/{self.checkpoints.path(step).name}"
-
 
 def read(output_dir: Path) -> dict[str, Any] | None:
     """What a run folder says of its mirror: ``run``, ``url``, and ``step`` and ``copied`` of the last copy."""
     with contextlib.suppress(OSError):
-        return _json((output_dir / FILE).read_bytes())
+        return as_object((output_dir / FILE).read_bytes())
     return None
 
 
@@ -386,11 +336,3 @@ def describe(output_dir: Path) -> str:
         return ""
     state = f"step {known['step']:,}, copied {known['copied']}" if known.get("step") else "nothing copied yet"
     return f"mirror {known['url']}: {state}"
-
-
-def _json(data: bytes | None) -> dict[str, Any] | None:
-    """A JSON object; None if it is none."""
-    with contextlib.suppress(ValueError):
-        found = json.loads(data) if data is not None else None
-        return found if isinstance(found, dict) else None
-    return None

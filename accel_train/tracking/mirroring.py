@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accel_train.errors import UserError, brief
-from accel_train.run.mirror import AheadError, ForeignError, Mirror, OvertakenError
+from accel_train.run.mirror import AheadError, Mirror, OvertakenError
+from accel_train.run.mirror_folder import ForeignError
 from accel_train.system import waiting
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer, Record, Run

@@ -17,7 +17,8 @@ from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
 from accel_train.run import mirror as mirrors
 from accel_train.run.checkpoint import CheckpointFolder, verify
-from accel_train.run.mirror import AheadError, ForeignError, Mirror, OvertakenError
+from accel_train.run.mirror import AheadError, Mirror, OvertakenError
+from accel_train.run.mirror_folder import ForeignError
 
 ABOUT = {"config": {"learning_rate": 0.01, "task": {"class_path": "x.Y"}}, "seed": 3}
 
@@ -360,3 +361,13 @@ def test_a_mirror_that_was_copied_by_hand_is_the_run_folder(tmp_path):
     other = Folder(tmp_path / "b" / "run", place)
     assert mirrors.describe(other.path) == "" and other.start() == 4 and other.titles() == ""
     assert mirrors.describe(tmp_path) == ""
+
+
+def test_what_is_damaged_here_comes_back_from_there(tmp_path):
+    one = Folder(tmp_path / "a" / "run", "memory://")
+    one.start()
+    for step in (4, 8):
+        one.save(step).mirror.copy(step)
+    (one.checkpoints.path(8) / "model.safetensors").write_text("damaged")
+    assert Folder(tmp_path / "a" / "run", "memory://").start() == 8
+    assert one.checkpoints.newest_verified() == (one.checkpoints.path(8), [])

@@ -10,7 +10,8 @@ import pytest
 from support.processes import wait_for
 
 from accel_train.errors import AccessError
-from accel_train.run.mirror import AheadError, ForeignError, OvertakenError
+from accel_train.run.mirror import AheadError, OvertakenError
+from accel_train.run.mirror_folder import ForeignError
 from accel_train.system import waiting
 from accel_train.task import Task
 from accel_train.tracking import mirroring
