@@ -20,7 +20,7 @@ from accel_train.config.trust import imports_for
 from accel_train.config.yaml_text import load_mapping
 from accel_train.errors import DataError, FoundError, UserError, exit_code_of, relative_to, suggest
 from accel_train.registry import find
-from accel_train.run import identity
+from accel_train.run import identity, mirror
 from accel_train.run.checkpoint import CheckpointFolder, read_progress, verify
 from accel_train.run.saved import kind_of_folder, what_it_is_not
 from accel_train.run.weights import read_described
@@ -155,6 +155,8 @@ def _show_run(folder: Path) -> str:
         damage = verify(path)
         state = "verified" if damage is None else f"DAMAGED: {damage}"
         lines.append(f"  step {step:>10,}  {_size(path):>9}  {state}" + (f"  {marks[step]}" if step in marks else ""))
+    if copied := mirror.describe(folder):
+        lines.append(copied)
     half = [p.name for p in sorted(checkpoints.root.glob(".writing-*")) if p.is_dir()]
     if half:
         lines.append(f"  unfinished, removed when the run goes on: {', '.join(half)}")

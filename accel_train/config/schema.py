@@ -192,6 +192,12 @@ class TrainConfig(Checked):
     save_keep_every: int | None = setting(
         None, "keep a checkpoint at each multiple of so many steps for ever.", Range(1)
     )
+    checkpoint_mirror: str | None = setting(
+        None,
+        "copy checkpoints, and what else is needed to go on, to this directory or URL (any that fsspec can write to "
+        "and remove from), in a folder named like the run, beside the training; a start goes on from the newest whole "
+        "one on either side. A failure is said and never ends the run.",
+    )
 
     metric_for_best_model: str = setting(
         "loss", "evaluation metric that decides the best model.", heading="the best model, early stopping"
@@ -259,8 +265,12 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if re.search("://[^/]*@", self.tb_sync_to or ""):  # the config is written into the run folder
-            raise UserError("tb_sync_to: a URL with a user or password in it is not taken; use the store's own login")
+        for name in ("tb_sync_to", "checkpoint_mirror"):  # the config is written into the run folder
+            if re.search("://[^/]*@", getattr(self, name) or ""):
+                raise UserError(f"{name}: a URL with a user or password in it is not taken; use the store's own login")
+        if re.match("(https?|pelican|osdf)://", self.checkpoint_mirror or ""):
+            raise UserError("checkpoint_mirror: behind https:// and pelican:// files can be neither removed nor safely "
+                            "replaced; give a directory or a store of objects (s3://, gs://)")  # fmt: skip
         for name in ("output_dir", "resume_from_checkpoint", "init_from"):
             if "://" in (value := getattr(self, name) or ""):
                 raise UserError(f"{name}: {value} is a URL; this must be a folder of this machine")

@@ -50,18 +50,21 @@ class CheckpointFolder:
 
     def __init__(self, root: Path, limit: int | None = None, keep_every: int | None = None) -> None:
         self.root, self.limit, self.keep_every = Path(root), limit, keep_every
+        self.in_use = set[int]()  # steps that are being copied elsewhere and stay until that is done
 
     def path(self, step: int) -> Path:
         return self.root / f"{_PREFIX}{step:09d}"
 
     def steps(self) -> list[int]:
         """Steps of all finished checkpoints, oldest first."""
-        found = []
-        for path in self.root.glob(f"{_PREFIX}*") if self.root.is_dir() else ():
-            number = path.name.removeprefix(_PREFIX)
-            if number.isdecimal() and path.name == self.path(int(number)).name and path.is_dir():
-                found.append(int(number))
-        return sorted(found)
+        paths = self.root.glob(f"{_PREFIX}*") if self.root.is_dir() else ()
+        found = (self.step_of(path.name) for path in paths if path.is_dir())
+        return sorted(step for step in found if step is not None)
+
+    def step_of(self, name: str) -> int | None:
+        """The step of a finished checkpoint with this name; None if no checkpoint is called so."""
+        number = name.removeprefix(_PREFIX)
+        return int(number) if number.isdecimal() and name == self.path(int(number)).name else None
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -77,8 +80,12 @@ class CheckpointFolder:
 
     def commit(self, step: int) -> Path:
         """Make the temporary folder a checkpoint: manifest, flush, rename (rank 0, after every rank wrote)."""
+        write_manifest(self.temporary(step), {"step": step})
+        return self.put_in_place(step)
+
+    def put_in_place(self, step: int) -> Path:
+        """Make a checkpoint of the temporary folder, which has its manifest."""
         temporary, final = self.temporary(step), self.path(step)
-        write_manifest(temporary, {"step": step})
         flush_folder(temporary)
         if os.path.lexists(final) and not final.is_dir():  # a stray thing of that name
             os.replace(final, self.root / f"set-aside-{final.name}")
@@ -127,7 +134,7 @@ class CheckpointFolder:
         if self.limit is None:
             return []
         steps = self.steps()
-        kept = set(steps[-self.limit :]) | {self.linked("best")}
+        kept = set(steps[-self.limit :]) | {self.linked("best")} | self.in_use
         if self.keep_every:
             kept |= {step for step in steps if step % self.keep_every == 0}
         removed = [step for step in steps if step not in kept]
@@ -259,13 +266,14 @@ def _because(damaged: list[Damage]) -> str:
 
 
 def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
-    kind = next(iter(_HASHES))
-    entries = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, kind: _hash(path, kind)}
-        for path in files_in(folder)
-        if path.name != MANIFEST
-    }
+    entries = {str(path.relative_to(folder)): entry_of(path) for path in files_in(folder) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps({"version": 1, **extra, "files": entries}, indent=1))
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    kind = next(iter(_HASHES))
+    return {"size": path.stat().st_size, kind: _hash(path, kind)}
 
 
 def verify(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FILES = [
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "metrics.json", "events.jsonl", "digests.jsonl",
-    "tracker_id",
+    "tracker_id", "mirror.json",
 ]  # fmt: skip
 _FOLDERS = ["checkpoints", "control", "tensorboard", "figures", "phases", "profile"]
 

@@ -41,5 +41,5 @@ def rehearsal(task: Task, config: TrainConfig, folder: Path) -> TrainConfig:
         logging_steps=1, eval_steps=config.eval_steps and 1, limit_eval_batches=1, save_steps=1,
         early_stopping_patience=patience and patience + len(phases), early_stopping_target=None, max_time=None,
         resume_from_checkpoint="never", report_to=[], webhook=WebhookConfig(kinds=[]), tb_sync_to=None,
-        profile_steps=None, hang_warning=None,
+        checkpoint_mirror=None, profile_steps=None, hang_warning=None,
     )  # fmt: skip

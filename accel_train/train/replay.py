@@ -76,7 +76,7 @@ def _in_folder(config: TrainConfig, folder: Path, checkpoint: Path | None) -> Tr
     return replace(
         config, output_dir=str(folder), resume_from_checkpoint=str(checkpoint) if checkpoint else "never",
         per_device_batch_size=None, allow_changed_config=config.allow_changed_config or by_rank,
-        report_to=[], webhook=WebhookConfig(kinds=[]), tb_sync_to=None, save_steps=None, save_total_limit=1,
-        save_keep_every=None, max_time=None, profile_steps=None, histogram_steps=0, monitor_steps=0,
+        report_to=[], webhook=WebhookConfig(kinds=[]), tb_sync_to=None, checkpoint_mirror=None, save_steps=None,
+        save_total_limit=1, save_keep_every=None, max_time=None, profile_steps=None, histogram_steps=0, monitor_steps=0,
         report_first_batch=False, hang_warning=None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from accel_train.errors import UserError
 from accel_train.run.figures import save_figures
 from accel_train.task import Event
 from accel_train.tracking.chosen import observers_of
+from accel_train.tracking.mirroring import Mirroring
 from accel_train.tracking.observer import Observer, Record, Run
 from accel_train.train.clock import cuda_memory
 from accel_train.train.hardware import Hardware
@@ -74,6 +75,8 @@ class Reporter:
             try:
                 self.saver.write_about()
                 chosen = [] if alone else observers_of(session.config, session.accelerator, self.emit)
+                if (mirror := self.saver.mirror) is not None:
+                    chosen.append(Mirroring(mirror, self.saver.last_saved, self.emit))
                 self.observers.start([*chosen, *further], run)
             except UserError as error:
                 problem = str(error)

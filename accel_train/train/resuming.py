@@ -88,37 +88,49 @@ def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
 
 def _choose(saver: Saver) -> str | None:
     """The checkpoint to resume from (on rank 0), after all checks of whether this run may go on from it."""
-    session, folder = saver.session, saver.checkpoints
+    session, folder, mirror = saver.session, saver.checkpoints, saver.mirror
     choice = session.config.resume_from_checkpoint
     folder.tidy()
     for done in folder.mend_links():
         session.emit(Event("warning", done))
     if choice == "never":
-        for path in folder.set_aside(-1):
-            session.emit(Event("warning", f"resume_from_checkpoint=never: {path.name} of an earlier run is set aside"))
-        return None
-    if choice == "auto":
-        path, damaged = folder.newest_verified()
-        for damage in damaged:
-            session.emit(Event("warning", f"checkpoint {damage} - not used"))
-        if path is None:
-            if damaged:
-                raise UserError(
-                    f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
-                    "resume_from_checkpoint=never starts over"
-                )
-            return None
+        path = None
+    elif choice == "auto":
+        path = _newest(saver)
     elif "/" not in choice and not Path(choice).exists():
         raise UserError(f"checkpoint {choice} does not exist; resume_from_checkpoint is auto, never or a path")
     else:
         path = verified(Path(choice))
-    path = path.resolve() if path.is_symlink() else path
-    _compare(saver, path)
-    _compare_optimizers(session, path)
-    here = path.parent.resolve() == folder.root.resolve()
-    for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
-        session.emit(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
-    return str(path)
+        path = path.resolve() if path.is_symlink() else path
+    step = -1
+    if path is not None:
+        _compare(saver, path)
+        _compare_optimizers(session, path)
+        if path.parent.resolve() == folder.root.resolve():
+            step = read_progress(path)["position"]["step"]
+    if mirror is not None:
+        mirror.claim(step if step >= 0 else None)
+    for moved in folder.set_aside(step):
+        newer, earlier = "is newer than the checkpoint this run goes on from", "is of an earlier run"
+        session.emit(Event("warning", f"{moved.name} {newer if path else earlier}, and set aside"))
+    return None if path is None else str(path)
+
+
+def _newest(saver: Saver) -> Path | None:
+    """The newest whole checkpoint, of the run folder or its mirror."""
+    session, folder = saver.session, saver.checkpoints
+    path, damaged = folder.newest_verified()
+    for damage in damaged:
+        session.emit(Event("warning", f"checkpoint {damage} - not used"))
+    if saver.mirror is not None:
+        step = None if path is None else folder.step_of(path.name)
+        path = saver.mirror.bring_newer(step, session.config.allow_changed_config) or path
+    if path is None and damaged:
+        raise UserError(
+            f"{folder.root}: every checkpoint is damaged ({damaged[0].path.name}: {damaged[0].reason}); "
+            "resume_from_checkpoint=never starts over"
+        )
+    return path
 
 
 def _compare(saver: Saver, path: Path) -> None:

@@ -19,6 +19,7 @@ from accel_train.run import folder as run_folder
 from accel_train.run import late, weights
 from accel_train.run import lock as run_lock
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
+from accel_train.run.mirror import Mirror
 from accel_train.system import waiting
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
@@ -44,6 +45,10 @@ class Saver:
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
         self.lineage = Lineage(session)
+        self.mirror: Mirror | None = None  # rank 0 alone uses it
+        if place := config.checkpoint_mirror:
+            about = lambda: self.lineage.made  # noqa: E731
+            self.mirror = Mirror(place, self.output_dir, self.checkpoints, about, self.emit, self.lost_folder)
         self._warned: set[str] = set()
         self._snapshots = snapshot.Snapshots(copies=config.save_in_background)
         self._on_its_way: _OnItsWay | None = None
