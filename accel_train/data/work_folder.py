@@ -9,16 +9,16 @@ share nothing but these files; and what is merged is merged in the order of the 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -105,10 +105,11 @@ class WorkFolder:
                 ``prepare`` and ``Job.merge`` raise.
         """
         part, parts = self.share
-        if not self._begin():
-            return None
         start = time.monotonic()
         try:
+            if not self._begin():
+                return None
+            start = time.monotonic()
             job = self.open_job(self.folder)
             items, failed = self._run(job, workers)
             seconds = time.monotonic() - start
@@ -116,7 +117,7 @@ class WorkFolder:
         except FileNotFoundError:
             if not self.is_finished():
                 raise
-            shutil.rmtree(self.folder, ignore_errors=True)  # what came too late
+            self._clear()  # what came too late
             print(f"{self.out} is there: another process has finished it")
             return None
         except UserError as error:
@@ -184,7 +185,7 @@ class WorkFolder:
                 self._prepare()
         if not self.is_finished():
             return True
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         print(f"{self.out} is already there, made with these options")
         return False
 
@@ -199,7 +200,8 @@ class WorkFolder:
     def _prepare(self) -> None:
         """Make the work folder, by one rename."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.out.parent))
+        made = self.out.parent / f"{self.folder.name}.{uuid.uuid4().hex}"
+        made.mkdir()
         try:
             (made / "content").mkdir()
             (made / "done").mkdir()
@@ -213,6 +215,11 @@ class WorkFolder:
                     raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """When OUT is there: the work folder, and those in which a call was killed, or is, before they had its name."""
+        for folder in (self.folder, *self.out.parent.glob(f"{glob.escape(self.folder.name)}.{'?' * 32}")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _writing(self) -> Generator[Path]:
@@ -272,30 +279,37 @@ class WorkFolder:
             except UserError as error:
                 failure = Failure(str(error), isinstance(error, DataError) and not isinstance(error, AccessError))
                 record = {"failed": failure.text}
-            if marker.exists():  # another call was faster
-                return None
-            self._place(path, number, unit, there=failure is None)
+            if marker.exists() or not self._place(path, number, unit, there=failure is None):
+                return None  # another call was faster
         if failure is None or failure.of_data:
             marker = marker if failure is None else marker.with_suffix(".failed")
             write_atomic(marker, json.dumps(record, indent=1), sync=True)
         return failure
 
-    def _place(self, path: Path, number: int, unit: Unit, there: bool) -> None:
-        """Give what a unit has made its name, in place of what was made of other files, or before a kill."""
+    def _place(self, path: Path, number: int, unit: Unit, there: bool) -> bool:
+        """Give what a unit has made its name, in place of what was made of other files, or before a kill. False if
+        another call does so at this very moment, whose marker then counts."""
         base = self.folder / ("content" if unit.kept else "parts")
         if not unit.kept:
             base.mkdir(exist_ok=True)
-        final = base / unit.name
+        final, there = base / unit.name, there and path.exists()
         if final.exists():
             for marker in (self.folder / "done").glob(f"{number:08d}-*"):
                 marker.unlink(missing_ok=True)
-            shutil.rmtree(final) if final.is_dir() else final.unlink(missing_ok=True)
-        if not there or not path.exists():
-            return
-        (flush_folder if path.is_dir() else flush)(path)
-        for parent in reversed(PurePath(unit.name).parents[:-1]):
-            (base / parent).mkdir(exist_ok=True)  # not what is above: content/ may be OUT by now
-        path.replace(final)
+            if final.is_dir() or not there:
+                with suppress(FileNotFoundError):
+                    final.rename(path.with_name(f"{path.name}.old"))
+        if there:
+            (flush_folder if path.is_dir() else flush)(path)
+            for parent in reversed(PurePath(unit.name).parents[:-1]):
+                (base / parent).mkdir(exist_ok=True)  # not what is above: content/ may be OUT by now
+            try:
+                path.replace(final)
+            except OSError:
+                if not final.is_dir():
+                    raise
+                return False
+        return True
 
     # -- OUT ---------------------------------------------------------------------------------------------------------
 
@@ -326,7 +340,7 @@ class WorkFolder:
                 place.mkdir(exist_ok=True) if path.is_dir() else path.replace(place)
             content.rename(self.out)
         flush(self.out.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         return meta
 
     def _refusal(self, job: Job, bad: dict[int, Failure], leavable: bool) -> str:
