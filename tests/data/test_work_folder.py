@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_train.data import unit_processes, work_folder
+from accel_train.data import unit_files, unit_processes, work_folder
 from accel_train.data.preprocess import shard_of
 from accel_train.data.units import Unit, create_rows, refuse_no_room, write_rows
 from accel_train.data.work_folder import WorkFolder
@@ -215,7 +215,7 @@ def test_a_marker_is_of_what_is_there(tmp_path, files, monkeypatch):
     before = (files / "3").stat()
     (files / "3").write_text("zzz")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(work_folder, "write_atomic", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(unit_files, "write_atomic", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         texts(tmp_path).complete()
     (files / "3").write_text("yy")
     os.utime(files / "3", ns=(before.st_atime_ns, before.st_mtime_ns))
