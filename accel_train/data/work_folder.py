@@ -1,33 +1,32 @@
 """A folder that is made unit by unit, by processes, ranks and jobs, through kills: each once and never half.
 
-``.OUT.COMMAND/`` holds plan.json (what is asked), content/ (what will be OUT), parts/ (what the merge alone needs),
-writing/ (what has no name yet), whatever ``prepare`` leaves there for ``open_job``, and done/, a marker for each unit.
-The name of a marker has a hash of the plan, the unit and the state of its input files; it is written when what the unit
-has made has its name. What has a marker needs not be done again. Whose a unit is follows from its number, so processes
-share nothing but these files; and what is merged is merged in the order of the units, whoever did them.
+``.OUT.COMMAND/`` holds plan.json (what is asked), whatever ``prepare`` leaves there for ``open_job``, and the files of
+``unit_files``: content/, which will be OUT, and a marker for each unit that is done. Whose a unit is follows from its
+number, so processes share nothing but these files; and what is merged is merged in the order of the units, whoever did
+them.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from accel_train.data.unit_files import Failure, UnitFiles
 from accel_train.data.unit_processes import Progress, in_processes
-from accel_train.data.units import Job, OpenJob, Unit, plain_hash, state_of
-from accel_train.errors import AccessError, DataError, UserError
+from accel_train.data.units import Job, OpenJob, Unit
+from accel_train.errors import DataError, UserError
 from accel_train.system import process
-from accel_train.system.writing import flush, flush_folder, write_atomic
+from accel_train.system.writing import write_atomic
 
 WAIT = 3600.0
 """Seconds for which other ranks wait for rank 0 to prepare."""
@@ -43,13 +42,6 @@ class Finished(NamedTuple):
     meta: dict[str, Any]
     items: int
     seconds: float
-
-
-class Failure(NamedTuple):
-    """Why a unit could not be done, and whether its data are to blame: then it may be one of ``max_bad``."""
-
-    text: str
-    of_data: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +83,10 @@ class WorkFolder:
     def folder(self) -> Path:
         return self.out.with_name(f".{self.out.name}.{self.command}")
 
+    @property
+    def _files(self) -> UnitFiles:
+        return UnitFiles(self.folder, self.plan)
+
     def complete(self, workers: int = 1) -> Finished | None:
         """Do what is missing of this process's units, and finish OUT if those of all are there.
 
@@ -107,8 +103,8 @@ class WorkFolder:
         part, parts = self.share
         if not self._begin():
             return None
-        start = time.monotonic()
         try:
+            start = time.monotonic()
             job = self.open_job(self.folder)
             items, failed = self._run(job, workers)
             seconds = time.monotonic() - start
@@ -116,7 +112,7 @@ class WorkFolder:
         except FileNotFoundError:
             if not self.is_finished():
                 raise
-            shutil.rmtree(self.folder, ignore_errors=True)  # what came too late
+            self._clear()  # what came too late
             print(f"{self.out} is there: another process has finished it")
             return None
         except UserError as error:
@@ -140,11 +136,8 @@ class WorkFolder:
 
     def do(self, name: str) -> str | None:
         """Do one unit, in any process that sees the folder. What is wrong with it, else None."""
-        global _opened
-        if _opened is None or (_opened[0].folder, _opened[0].plan) != (self.folder, self.plan):
-            _opened = self, self.open_job(self.folder)
-        job = _opened[1]
-        failure = self._do(job, [unit.name for unit in job.units].index(name))
+        job = self.open_job(self.folder)
+        failure = self._files.do(job, [unit.name for unit in job.units].index(name))
         return None if failure is None else failure.text
 
     def is_finished(self) -> bool:
@@ -184,7 +177,7 @@ class WorkFolder:
                 self._prepare()
         if not self.is_finished():
             return True
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         print(f"{self.out} is already there, made with these options")
         return False
 
@@ -199,7 +192,8 @@ class WorkFolder:
     def _prepare(self) -> None:
         """Make the work folder, by one rename."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.out.parent))
+        made = self.out.parent / f"{self.folder.name}.{uuid.uuid4().hex}"
+        made.mkdir()
         try:
             (made / "content").mkdir()
             (made / "done").mkdir()
@@ -211,23 +205,16 @@ class WorkFolder:
             except OSError:  # another call was faster
                 if not self.is_prepared():
                     raise
+        except FileNotFoundError:
+            if not self.is_finished():  # then what was prepared here is gone already
+                raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    @contextmanager
-    def _writing(self) -> Generator[Path]:
-        """A folder of nobody else's, for what has no name yet; gone afterwards."""
-        made = self.folder / "writing" / uuid.uuid4().hex
-        made.parent.mkdir(exist_ok=True)
-        made.mkdir()
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-
-    def _marker(self, number: int, unit: Unit) -> Path:
-        key = plain_hash([self.plan, unit.name, [state_of(path) for path in unit.inputs]])
-        return self.folder / "done" / f"{number:08d}-{key[:16]}.json"
+    def _clear(self) -> None:
+        """When OUT is there: the work folder, and those in which a call was killed, or is, before they had its name."""
+        for folder in (self.folder, *self.out.parent.glob(f"{glob.escape(self.folder.name)}.{'?' * 32}")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     # -- units -------------------------------------------------------------------------------------------------------
 
@@ -235,7 +222,7 @@ class WorkFolder:
         """This process's units without a marker; one that failed is tried again."""
         part, parts = self.share
         mine = range(part, len(job.units), parts)
-        return [number for number in mine if not self._marker(number, job.units[number]).exists()]
+        return [number for number in mine if not self._files.marker(number, job.units[number]).exists()]
 
     def _run(self, job: Job, workers: int) -> tuple[int, dict[int, Failure]]:
         """How many items were done, and which units could not be."""
@@ -254,7 +241,7 @@ class WorkFolder:
     def _results(self, job: Job, todo: list[int], workers: int) -> Generator[tuple[int, Failure | None]]:
         """Units as they end, and what is wrong with them."""
         if workers == 1 or len(todo) < 2:
-            yield from ((number, self._do(job, number)) for number in todo)
+            yield from ((number, self._files.do(job, number)) for number in todo)
             return
         try:
             yield from in_processes(_do_here, todo, workers, _start, (self,))
@@ -262,71 +249,24 @@ class WorkFolder:
             more = "call again with fewer --workers, what is done is kept"
             raise UserError(f"{self.command}: a worker process died (out of memory?); {more}") from None
 
-    def _do(self, job: Job, number: int) -> Failure | None:
-        unit = job.units[number]
-        marker = self._marker(number, unit)  # of the files as they are before they are read
-        with self._writing() as made:
-            path, failure = made / PurePath(unit.name).name, None
-            try:
-                record = job.do(unit, path)
-            except UserError as error:
-                failure = Failure(str(error), isinstance(error, DataError) and not isinstance(error, AccessError))
-                record = {"failed": failure.text}
-            if marker.exists():  # another call was faster
-                return None
-            self._place(path, number, unit, there=failure is None)
-        if failure is None or failure.of_data:
-            marker = marker if failure is None else marker.with_suffix(".failed")
-            write_atomic(marker, json.dumps(record, indent=1), sync=True)
-        return failure
-
-    def _place(self, path: Path, number: int, unit: Unit, there: bool) -> None:
-        """Give what a unit has made its name, in place of what was made of other files, or before a kill."""
-        base = self.folder / ("content" if unit.kept else "parts")
-        if not unit.kept:
-            base.mkdir(exist_ok=True)
-        final = base / unit.name
-        if final.exists():
-            for marker in (self.folder / "done").glob(f"{number:08d}-*"):
-                marker.unlink(missing_ok=True)
-            shutil.rmtree(final) if final.is_dir() else final.unlink(missing_ok=True)
-        if not there or not path.exists():
-            return
-        (flush_folder if path.is_dir() else flush)(path)
-        for parent in reversed(PurePath(unit.name).parents[:-1]):
-            (base / parent).mkdir(exist_ok=True)  # not what is above: content/ may be OUT by now
-        path.replace(final)
-
     # -- OUT ---------------------------------------------------------------------------------------------------------
 
     def _finish(self, job: Job, failed: dict[int, Failure]) -> dict[str, Any] | int:
         """Merge and give OUT its name if every unit is there; returns its meta, or how many items are others' to do."""
-        content, records, known, left = self.folder / "content", list[dict[str, Any]](), dict[int, Failure](), 0
-        for number, unit in enumerate(job.units):
-            marker = self._marker(number, unit)
-            record = _read(marker)
-            if record is None and (record := _read(marker.with_suffix(".failed"))) is not None:
-                known[number] = Failure(record["failed"], of_data=True)
-            records.append(record or {})
-            left += unit.items * (record is None)
-        if not content.is_dir():
-            raise FileNotFoundError(content)  # another was faster
+        files = self._files
+        records, known = files.records(job.units)
+        left = _items(unit for unit, record in zip(job.units, records, strict=True) if record is None)
         bad = failed if left else {**known, **failed}
         leavable = all(each.of_data for each in failed.values())
         if len(bad) > (self.max_bad or 0) or not leavable:
             raise DataError(self._refusal(job, bad, leavable))
         if left:
             return left
-        with self._writing() as made:
-            meta = {**job.merge(records, made), "options": self.plan}
+        with files.writing() as made:
+            meta = {**job.merge([record or {} for record in records], made), "options": self.plan}
             write_atomic(made / "meta.json", json.dumps(meta, indent=1))
-            flush_folder(made)
-            for path in sorted(made.rglob("*")):  # others may do the same now, with the same bytes
-                place = content / path.relative_to(made)
-                place.mkdir(exist_ok=True) if path.is_dir() else path.replace(place)
-            content.rename(self.out)
-        flush(self.out.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            files.publish(made, self.out)
+        self._clear()
         return meta
 
     def _refusal(self, job: Job, bad: dict[int, Failure], leavable: bool) -> str:
@@ -345,19 +285,12 @@ class WorkFolder:
         return "\n  ".join([said, *lines])
 
 
-def _read(marker: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(marker.read_text())
-    except FileNotFoundError:
-        return None
-
-
 def _items(units: Iterable[Unit]) -> int:
     return sum(unit.items for unit in units)
 
 
 _opened: tuple[WorkFolder, Job] | None = None
-"""Of this process, which does many units: opening may take a while."""
+"""Of a worker, which does many units: opening may take a while."""
 
 
 def _start(work: WorkFolder) -> None:
@@ -370,4 +303,4 @@ def _start(work: WorkFolder) -> None:
 def _do_here(number: int) -> Failure | None:
     assert _opened is not None
     work, job = _opened
-    return work._do(job, number)
+    return work._files.do(job, number)

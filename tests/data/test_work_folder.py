@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_train.data import unit_processes, work_folder
+from accel_train.data import unit_files, unit_processes, work_folder
 from accel_train.data.preprocess import shard_of
 from accel_train.data.units import Unit, create_rows, refuse_no_room, write_rows
 from accel_train.data.work_folder import WorkFolder
@@ -205,6 +206,23 @@ def test_what_was_made_of_a_file_that_changed_is_made_again(tmp_path, files):
     ]  # fmt: skip
 
 
+def test_a_marker_is_of_what_is_there(tmp_path, files, monkeypatch):
+    """A file changes, what is made of it has its name but no marker yet at a kill, and the file changes back."""
+    (files / "2").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Texts, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        texts(tmp_path).complete()
+    before = (files / "3").stat()
+    (files / "3").write_text("zzz")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(unit_files, "write_atomic", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        texts(tmp_path).complete()
+    (files / "3").write_text("yy")
+    os.utime(files / "3", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert texts(tmp_path).complete().items == 1
+    assert (tmp_path / "out/a/3/twice").read_text() == "yyyy"
+
+
 def test_units_that_may_be_left_out_are_known_to_all_parts(tmp_path, files):
     """But what is no fault of their data is never left out."""
     assert texts(tmp_path, shard=(1, 2), max_bad=1).complete() is None
@@ -224,21 +242,23 @@ def test_another_scheduler_does_units_in_any_order(tmp_path):
     check(tmp_path)
 
 
-def test_who_comes_late_changes_nothing(tmp_path, capsys):
-    """Another process finishes while this one is at a unit, or merges."""
-    for late in ("do", "merge"):
+def test_who_comes_late_changes_nothing(tmp_path, monkeypatch, capsys):
+    """Another process finishes while this one is at a unit, when it has done its units, or merges."""
+    for owner, what in ((Squares, "do"), (WorkFolder, "_run"), (Squares, "merge")):
+        real = getattr(owner, what)
 
-        class Late(Squares):
-            def hinder(self, *arguments, what=late):
-                complete(tmp_path)
-                return getattr(super(), what)(*arguments)
+        def late(*arguments, owner=owner, what=what, real=real):
+            if what == "_run":
+                real(*arguments)
+            monkeypatch.setattr(owner, what, real)
+            complete(tmp_path)
+            return real(*arguments) if what != "_run" else (0, {})
 
-        setattr(Late, late, Late.hinder)
-        assert complete(tmp_path, open_job=Late) is None
+        monkeypatch.setattr(owner, what, late)
+        assert complete(tmp_path) is None
         assert capsys.readouterr().out.endswith("out is there: another process has finished it\n")
         check(tmp_path)
-        (tmp_path / "out" / "meta.json").rename(tmp_path / "log")
-        (tmp_path / "out" / "squares.npy").unlink()
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from support.shots import write_shots
 from support.viewers import small_study
 
 from accel_train.command import Command
-from accel_train.data import work_folder
-from accel_train.data.work_folder import WorkFolder
+from accel_train.data import unit_files, work_folder
+from accel_train.data.unit_files import UnitFiles
 from accel_train.errors import UserError
 from accel_train.tasks.gdynet.preprocess import blocks
 
 KILLED_IN: dict[str, tuple[Any, str, Callable[[int], int]]] = {
-    "a unit": (WorkFolder, "_place", lambda units: 2),
-    "its marker": (work_folder, "write_atomic", lambda units: 3),  # the first is the plan
-    "the merge": (work_folder, "write_atomic", lambda units: units + 2),
+    "a unit": (UnitFiles, "_place", lambda units: 2),
+    "its marker": (unit_files, "write_atomic", lambda units: 2),
+    "the merge": (work_folder, "write_atomic", lambda units: 2),  # the first is the plan
     "the rename": (Path, "rename", lambda units: 2),  # the first is that of the work folder
 }
 """What is called, and at which call the process dies."""
@@ -79,8 +79,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def followed(patch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the units that are done from here on."""
-    done, real = [], WorkFolder._do
-    patch.setattr(WorkFolder, "_do", lambda self, job, number: (done.append(number), real(self, job, number))[1])
+    done, real = [], UnitFiles.do
+    patch.setattr(UnitFiles, "do", lambda self, job, number: (done.append(number), real(self, job, number))[1])
     return done
 
 
