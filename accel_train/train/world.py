@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from datetime import timedelta
@@ -75,11 +77,15 @@ def start_accelerate(config: TrainConfig) -> Accelerator:
 
 
 def _begin_flight_record() -> None:
-    """NCCL then remembers its last collectives, and writes them down when asked for by a pipe."""
-    folder = tempfile.gettempdir()
+    """NCCL then remembers its last collectives, and writes them down when asked for by a pipe. Whoever has set that up
+    keeps it."""
+    if set(_RECORDER) & os.environ.keys():
+        return
+    folder = tempfile.mkdtemp(prefix="accel_train-nccl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
     for name, what in zip(_RECORDER, ("pipe", "dump"), strict=True):
-        os.environ.setdefault(name, os.path.join(folder, f"accel_train-{os.getpid()}-nccl-{what}-"))
+        os.environ[name] = os.path.join(folder, f"{what}-")
 
 
 def flight_recorder(rank: int) -> tuple[str, str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 
 import psutil
 from support.processes import Child, Team, run, wait_for
 from support.runs import assert_same_run, config, damaged, steps_saved
 
-from accel_train.train import watch
+from accel_train.train import watch, world
 from accel_train.train.watch import _leave
 
 SETTINGS = dict(max_steps=24, eval_steps=0, logging_steps=5, save_steps=6, requeue_exit_code=75)
@@ -27,7 +29,13 @@ def events(folder, kind):
 
 
 def watchdogs(pid=None):
-    return [each for each in psutil.Process(pid).children() if any("watchdog.py" in part for part in each.cmdline())]
+    return [each for each in psutil.Process(pid).children() if "watchdog.py" in " ".join(shown(each, "cmdline") or [])]
+
+
+def shown(process, what):
+    """None if it is gone by now."""
+    with contextlib.suppress(psutil.Error):
+        return getattr(process, what)()
 
 
 def test_a_rank_that_holds_its_interpreter(tmp_path):
@@ -80,7 +88,8 @@ def test_no_watchdog_outlives_its_rank(tmp_path, monkeypatch):
     child = Child(job(tmp_path / "killed", max_steps=100_000, hang_warning="5s"))
     (watchdog,) = wait_for(lambda: watchdogs(child.pid), 30)
     child.kill()
-    wait_for(lambda: not watchdog.is_running(), 10, "the end of the watchdog of a rank that was killed")
+    gone = lambda: shown(watchdog, "status") in (None, psutil.STATUS_ZOMBIE)  # noqa: E731
+    wait_for(gone, 30, "the end of the watchdog of a rank that was killed")
     monkeypatch.setattr(watch, "START_S", 0.0)
     slow = {"slow data": {"steps": [3], "until": watchdogs}}
     for faults, error in ((slow, None), (slow | {"crash": {"steps": [9]}}, "RuntimeError")):
@@ -89,6 +98,19 @@ def test_no_watchdog_outlives_its_rank(tmp_path, monkeypatch):
         (result,) = run(job(tmp_path / f"{error}", faults, hang_warning="1h"))
         assert (result["error"] or [None])[0] == error and len(began) == 1 and watchdogs() == []
         assert not (tmp_path / f"{error}" / "hangs").exists()
+
+
+def test_nccl_is_asked_to_remember(monkeypatch):
+    """Unless somebody has asked it already; a watchdog then knows where."""
+    for name in ("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert world.flight_recorder(3) == ("", "")
+    monkeypatch.setattr(world.os, "environ", dict(os.environ))
+    world._begin_flight_record()
+    pipe, dump = world.flight_recorder(3)
+    assert pipe.endswith("/pipe-3.pipe") and dump.endswith("/dump-3") and os.path.isdir(os.path.dirname(pipe))
+    world._begin_flight_record()
+    assert world.flight_recorder(3) == (pipe, dump)
 
 
 def test_a_watchdog_that_cannot_be_started_is_a_warning(tmp_path, monkeypatch):

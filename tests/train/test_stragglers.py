@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from support.processes import run
 from support.runs import config, records
 
 from accel_train.tracking import records as shown
+from accel_train.train.scalars import StepScalars, Votes
 from accel_train.train.stragglers import Stragglers
 
 
@@ -64,6 +66,24 @@ def test_parts_of_an_interval_add_up():
     made.add([[0.1, 0.0], [0.0, 0.1]], 1)
     made.add([[0.1, 0.0], [0.0, 0.3]], 1)
     assert made.take(0.1) == {"slowest/rank": 1, "slowest/ratio": pytest.approx(2.0)}
+
+
+def test_one_all_reduce_has_all_of_it():
+    class Ranks:
+        rank, world_size, is_main = 1, 3, False
+        sent: list[list[float]] = []
+
+        def host_sum(self, tensor):
+            self.sent.append(tensor.tolist())
+            others = torch.zeros_like(tensor)
+            others[-6:] = torch.tensor([1.0, 2.0, 0.0, 0.0, 5.0, 6.0])
+            return tensor + others
+
+    ranks = Ranks()
+    scalars = StepScalars(ranks)  # pyright: ignore[reportArgumentType]
+    scalars.exchange(Votes(stop=1.0), (3.0, 4.0))
+    assert scalars.everyone == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert len(ranks.sent) == 1 and ranks.sent[0][-6:] == [0.0, 0.0, 3.0, 4.0, 0.0, 0.0]
 
 
 def test_a_slow_reader_of_two_ranks(tmp_path):
