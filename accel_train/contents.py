@@ -81,14 +81,15 @@ class Contents:
         self._all_seen = not found and self.files is not None and bool(self._seen.all())
         return found
 
-    def look(self, block: int, *arrays: np.ndarray) -> None:
-        """A block has been read.
+    def look(self, block: int, arrays: Iterable[np.ndarray]) -> None:
+        """A block has been read, or is copied while it is looked at: its hash is one of all bytes of ``arrays``, one
+        after another, and each is asked for when the one before has been hashed.
 
         Raises:
             DataError: it holds something else than before.
         """
         if self._watched and block % self.every == 0:
-            self._note(block // self.every, hash_of(*arrays) or 1)
+            self._note(block // self.every, _hash_of(arrays) or 1)
 
     def look_around(self, items: np.ndarray, each: int, slices: Callable[[int, int], list[np.ndarray]]) -> None:
         """Items have been read that are small: the blocks of ``each`` neighbours around them are looked at, once.
@@ -100,7 +101,7 @@ class Contents:
             return
         blocks = np.unique(items // each)
         for block in blocks[self.due(blocks)].tolist():
-            self.look(block, *slices(block * each, (block + 1) * each))
+            self.look(block, slices(block * each, (block + 1) * each))
 
     def _note(self, at: int, found: int) -> None:
         known = int(self.hashes[at])
@@ -199,8 +200,10 @@ def _first(paths: list[str]) -> str:
 
 def hash_of(*arrays: Any) -> int:
     """64 bits of the bytes of these arrays, one after another."""
-    if len(arrays) == 1:
-        return xxhash.xxh3_64_intdigest(_bytes_of(arrays[0]))
+    return xxhash.xxh3_64_intdigest(_bytes_of(arrays[0])) if len(arrays) == 1 else _hash_of(arrays)
+
+
+def _hash_of(arrays: Iterable[Any]) -> int:
     together = xxhash.xxh3_64()
     for array in arrays:
         together.update(_bytes_of(array))
@@ -214,6 +217,8 @@ def named_hash(*arrays: Any) -> str:
 
 def _bytes_of(array: Any) -> Any:
     if isinstance(array, (bytes, memoryview)):
+        return array
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.flags.c_contiguous:
         return array
     array = np.ascontiguousarray(array)  # also of a single number
     return array.reshape(-1).view(np.uint8) if array.size else b""

@@ -254,7 +254,7 @@ class LanesSource(BatchSource):
             ragged = next(found, None)
             if ragged is not None:
                 arrays = (*ragged.rows.values(), ragged.counts, *ragged.flat.values())
-                self._contents.look(int(self._first_block[group]) + number, *arrays)
+                self._contents.look(int(self._first_block[group]) + number, arrays)
             if start + rows > skip:
                 yield self._arrange(ragged, epoch, group, number, rows, max(skip - start, 0), place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def hashed(monkeypatch) -> list[int]:
     """Blocks that are looked at from now on."""
     found, look = list[int](), Contents.look
 
-    def noted(self: Contents, block: int, *arrays: np.ndarray) -> None:
+    def noted(self: Contents, block: int, arrays: Iterable[np.ndarray]) -> None:
         found.append(block)
-        look(self, block, *arrays)
+        look(self, block, arrays)
 
     monkeypatch.setattr(Contents, "look", noted)
     return found
@@ -211,13 +211,13 @@ def test_ranks_tell_each_other():
     for contents, blocks in ((first, (0, 1)), (second, (1, 2))):
         contents.watch()
         for block in blocks:
-            contents.look(block, np.arange(block))
+            contents.look(block, [np.arange(block)])
     news = [first.news(), second.news()]
     for each in (first, second):
         for found in news:
             each.learn(found)
     assert np.array_equal(first.hashes, second.hashes) and first.about()["read"] == 3
-    second.look(3, np.arange(3))
+    second.look(3, [np.arange(3)])
     second.hashes[0] += np.uint64(1)
     with pytest.raises(DataError, match="block 0: content differs"):
         second.learn(news[0])

@@ -6,6 +6,7 @@ edges need beyond the neighbours and their distances is computed on the device.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,8 +70,9 @@ class _Frames:
             for finding in checks.too_short(trajectory, lags[-1]):
                 raise DataError(finding.text)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])  # the first item of each trajectory; at last the total
-        self._good = np.zeros((len(lengths), max(lengths) + lags[-1]), bool)
         self._first = np.cumsum([0, *(trajectory.frames for trajectory in self.trajectories)])
+        self._firsts: list[int] = self._first.tolist()
+        self._good = np.zeros(int(self._first[-1]), bool)  # frames of all trajectories
         mapped = [each.paths[name] for each in trajectories for name, _ in ON_DISK.values() if name in each.paths]
         self.contents = Contents(int(self._first[-1]), self._place, mapped)  # a block for each frame
 
@@ -100,8 +102,7 @@ class _Frames:
         """Raises DataError with file, frame and atom for a value that cannot be right."""
         which, first = self.place(indices)
         frames = first[:, None] + self.lags
-        self._look_at_new(np.broadcast_to(which[:, None], frames.shape), frames)
-        self._hash_new(which, frames)
+        self._look_at_new((self._first[which][:, None] + frames).ravel())
         batch = {}
         for name, (array, dtype) in ON_DISK.items():
             if array in self.trajectories[0].arrays:
@@ -116,21 +117,20 @@ class _Frames:
         frames = [(self.trajectories[number].name, [frame + lag for lag in self.lags]) for number, frame in places]
         return [f"{name}, frame {' and '.join(map(str, numbers))}" for name, numbers in frames]
 
-    def _look_at_new(self, which: np.ndarray, frames: np.ndarray) -> None:
-        new = ~self._good[which, frames]
-        for trajectory, frame in sorted({*zip(which[new].tolist(), frames[new].tolist(), strict=True)}):
-            checks.look_at(self.trajectories[trajectory], frame)
-            self._good[trajectory, frame] = True
-
-    def _hash_new(self, which: np.ndarray, frames: np.ndarray) -> None:
-        blocks = (self._first[which][:, None] + frames).ravel()
-        for block in {*blocks[self.contents.due(blocks)].tolist()}:
-            one, frame = self._frame(block)
-            self.contents.look(block, *(one.arrays[name][frame] for name, _ in ON_DISK.values() if name in one.arrays))
+    def _look_at_new(self, frames: np.ndarray) -> None:
+        new, due = {*frames[~self._good[frames]].tolist()}, {*frames[self.contents.due(frames)].tolist()}
+        for each in sorted(new | due):  # a frame at a time, while it is in the processor's cache
+            one, frame = self._frame(each)
+            if each in new:
+                checks.look_at(one, frame)
+                self._good[each] = True
+            if each in due:
+                arrays = (one.arrays[name][frame] for name, _ in ON_DISK.values() if name in one.arrays)
+                self.contents.look(each, arrays)
 
     def _frame(self, block: int) -> tuple[Trajectory, int]:
-        which = int(np.searchsorted(self._first, block, side="right")) - 1
-        return self.trajectories[which], block - int(self._first[which])
+        which = bisect.bisect_right(self._firsts, block) - 1
+        return self.trajectories[which], block - self._firsts[which]
 
     def _place(self, block: int) -> str:
         one, frame = self._frame(block)

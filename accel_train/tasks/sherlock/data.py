@@ -223,7 +223,7 @@ class Items:
         batch["subject"], batch["run"], batch["tr"] = self.place(indices)
         for row in self.contents.due(indices):
             looked_at = (batch["fmri"], *(batch[f"stimulus/{name}"] for name in self.modalities))
-            self.contents.look(int(indices[row]), *(array[row] for array in looked_at))
+            self.contents.look(int(indices[row]), (array[row] for array in looked_at))
         return batch
 
     def fingerprint(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Prebuilt:
             if self.weighted:
                 batch["weight"][row] = weight
         for row in self.contents.due(np.asarray(items)):
-            self.contents.look(items[row], *(batch[name][row] for name in ("x", "target", "counts", *self._also)))
+            self.contents.look(items[row], (batch[name][row] for name in ("x", "target", "counts", *self._also)))
         return batch
 
     @property

@@ -9,7 +9,8 @@ and outputs there do not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ from accel_train.tasks.tcn.robustness import kept_channels
 from accel_train.tasks.tcn.shots import SPLITS, Shot, Shots
 
 Arrays = dict[str, np.ndarray]
+PIECE_BYTES = 1 << 18
+"""Of a window, so much is copied and then hashed while it is in the processor's cache."""
 
 
 class Windows:
@@ -107,15 +110,18 @@ class Windows:
             "offset": np.empty(shape, np.float32),
             **self.labels(indices),
         }
-        due = {*self.contents.due(np.asarray(indices))}
-        for row, item in enumerate(np.asarray(indices).tolist()):
+        indices = np.asarray(indices)
+        due = {*indices[self.contents.due(indices)].tolist()}
+        for row, item in enumerate(indices.tolist()):
             shot, start = self.shots[self._shot[item]], int(self._start[item])
-            last = min(start + self.nsub, shot.samples)
-            batch["x"][row, :, : last - start] = data.read(shot.number, start, last)
-            batch["x"][row, :, last - start :] = 0
             batch["scale"][row], batch["offset"][row] = data.scale(shot.number), data.offset(shot.number)
-            if row in due:  # while they are in the processor's cache
-                self.contents.look(item, batch["x"][row], batch["scale"][row], batch["offset"][row])
+            samples = data.read(shot.number, start, min(start + self.nsub, shot.samples))
+            if item in due:
+                due.remove(item)
+                copied = _copied(samples, batch["x"][row], PIECE_BYTES)
+                self.contents.look(item, itertools.chain(copied, (batch["scale"][row], batch["offset"][row])))
+            else:
+                next(_copied(samples, batch["x"][row]))
         batch["shot"], batch["first"] = self.place(indices)
         return batch
 
@@ -264,6 +270,16 @@ class Stratified(WindowSource):
 
     def _generator(self, *what: int | str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=keyed.key(self.seed, "stratified", *what)))
+
+
+def _copied(samples: np.ndarray, into: np.ndarray, most_bytes: int | None = None) -> Iterator[np.ndarray]:
+    """Channels of ``into`` [C, nsub], some at a time, as soon as they have been copied; zeros behind the samples."""
+    channels = len(into) if most_bytes is None else max(1, most_bytes * len(into) // into.nbytes)
+    for begin in range(0, len(into), channels):
+        piece = into[begin : begin + channels]
+        piece[:, : samples.shape[1]] = samples[begin : begin + channels]
+        piece[:, samples.shape[1] :] = 0
+        yield piece
 
 
 def _cut(shot: Shot, nsub: int, receptive_field: int, stride: int) -> np.ndarray:
