@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_train import contract
+from accel_train.data import loader
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.plan import Position
@@ -143,6 +144,9 @@ def _look(loop: Loop, begin: int) -> Moment:
     session, position = loop.session, loop.state.position
     stepper, task = session.stepper, session.task
     epoch, batch, parts, names = next_batch(loop)
+    if isinstance(batch, list):
+        raise UserError(f"step {position.step + 1}: cannot be looked at, not with reduction: fixed, whose batch is in "
+                        "parts; `accel-train verify` is for both")  # fmt: skip
     moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, names)
     moment.unusual = [line for of_rank in session.ranks.gather(_unusual(names, parts)) for line in of_rank]
     before = {name: _copied(model) for name, model in session.models.items()}
@@ -155,18 +159,15 @@ def _look(loop: Loop, begin: int) -> Moment:
     return moment
 
 
-def next_batch(loop: Loop) -> tuple[int, Batch | None, list[Batch], list[str]]:
+def next_batch(loop: Loop) -> tuple[int, loader.Share, list[Batch], list[str]]:
     """Of the step that a replay stands before: its epoch, this rank's share of the batch, the same as batches of one
     item each, and their names."""
     session, position = loop.session, loop.state.position
     with contextlib.closing(session.loader.batches(position, session.config.num_train_epochs)) as batches:  # type: ignore
-        epoch, number, batch = next(batches)
-    if isinstance(batch, list):
-        raise UserError(f"step {position.step + 1}: cannot be looked at, not with reduction: fixed, whose batch is in "
-                        "parts; `accel-train verify` is for both")  # fmt: skip
+        epoch, number, share = next(batches)
     session.plan.begin_epoch(position, epoch)
-    parts = session.task.split(batch, 1) if batch is not None else []
-    return epoch, batch, parts, _names(session, parts, position, number)
+    items = [item for batch in loader.batches_of(share) for item in session.task.split(batch, 1)]
+    return epoch, share, items, _names(session, items, position, number)
 
 
 def next_updates(loop: Loop) -> Iterator[Objective]:
@@ -306,5 +307,8 @@ def _names(session: Session, parts: list[Batch], position: Position, number: int
     if all(len(each) == 1 for each in found):
         return [name for (name,) in found]
     if isinstance(source, IndexedSource) and type(task).split is Task.split:
-        return [f"item {item}" for item in source.share(position.epoch, number, ranks.rank, ranks.world_size).tolist()]
+        own = [(ranks.rank, ranks.world_size)]
+        if session.parts is not None:
+            own = [(part, session.parts.count) for part in session.parts.own]
+        return [f"item {item}" for place in own for item in source.share(position.epoch, number, *place).tolist()]
     return [f"rank {ranks.rank}, item {i} of its share" for i in range(len(parts))]

@@ -22,6 +22,7 @@ from accel_train.run.folder import machine
 from accel_train.task import Task
 from accel_train.train.loop import Loop
 from accel_train.train.replay import replayed
+from accel_train.train.sharding import is_sharded
 from accel_train.train.verifying import Recorded, counted
 from accel_train.train.witness import Parting, StepSeen, first_difference, witness
 from accel_train.train.world import Ranks, start_accelerate
@@ -68,11 +69,16 @@ def about(a: Recorded, b: Recorded) -> Iterator[str]:
             yield f"{what}: {differs} (was: A, now: B)"
     if all(code) and code[0] != code[1]:
         yield "code: the source of the task"
-    machines = [_read(each.folder / "environment.json") for each in (a, b)]
-    old, new = (flatten({name: found.get(name) for name in ENVIRONMENT}) for found in machines)
+    old, new = (_environment(each) for each in (a, b))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"environment: {name}: {old.get(name)} -> {new.get(name)}"
+
+
+def _environment(recorded: Recorded) -> dict[str, Any]:
+    found = _read(recorded.folder / "environment.json")
+    found["device"] = str(found.get("device")).partition(":")[0]  # cpu, where a rank has written cpu:0
+    return flatten({name: found.get(name) for name in ENVIRONMENT})
 
 
 def _said(recorded: Recorded, step: int) -> dict[str, Any]:
@@ -173,17 +179,25 @@ def found_by_replay(a: Recorded, b: Recorded, known: Stretch) -> Found:
 
 
 def _cannot(a: Recorded, b: Recorded) -> str:
-    """Why they cannot be replayed here; "" if they can."""
+    """Why they cannot be replayed here; "" if they can. With ``reduction: fixed`` any number of ranks will do."""
     accelerator = start_accelerate(TrainConfig(report_to=[]))
+    if is_sharded(accelerator):
+        raise UserError("diff: under FSDP there are no digests, so only what is written can be compared")
     here = machine(Ranks(accelerator).world_size, accelerator.device)
-    made = [_made_on(each) for each in (a, b)]
     for name in MADE_ON:
-        one, other = (each.get(name, here[name]) for each in made)
-        if one != other:
-            return f"A was made with {name} {one} and B with {name} {other}, which round in another way"
-        if one != here[name]:
-            return f"both were made with {name} {one}, and here it is {here[name]}: replay them where they were made"
+        bound = {side: _made_on(each).get(name, here[name]) for side, each in (("A", a), ("B", b))
+                 if name != "ranks" or not _is_fixed(each)}  # fmt: skip
+        if len(set(bound.values())) > 1:
+            return f"A was made with {name} {bound['A']} and B with {name} {bound['B']}, which round in another way"
+        for side, made in bound.items():
+            if made != here[name]:
+                who = "both were" if len(bound) == 2 else f"{side} was"
+                return f"{who} made with {name} {made}, and here it is {here[name]}: start diff as the run was started"
     return ""
+
+
+def _is_fixed(recorded: Recorded) -> bool:
+    return load_mapping(recorded.folder / "config.yaml", "diff").get("reduction") == "fixed"
 
 
 def _made_on(recorded: Recorded, step: int | None = None) -> dict[str, Any]:
@@ -224,8 +238,6 @@ def _digests(recorded: Recorded, begin: int, end: int) -> dict[int, dict[str, An
         with _once_more(recorded, interval.start, interval.end, interval.end, 1) as loop:
             log = compare.digests(loop.session.output_dir) if loop.ranks.is_main else {}
             found |= loop.ranks.from_main(log)
-            if loop.session.is_sharded:
-                raise UserError("diff: under FSDP there are no digests, so only what is written can be compared")
     return found
 
 

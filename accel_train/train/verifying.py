@@ -185,6 +185,8 @@ def _check(recorded: Recorded, interval: Interval, topology: Topology) -> Verdic
     accelerator = start_accelerate(replace(config, output_dir="", report_to=[]))
     ranks = Ranks(accelerator)
     here = machine(ranks.world_size, accelerator.device)
+    if config.reduction == "fixed":
+        made_on["ranks"] = ranks.world_size  # any number gives the same bits
     if topology == "same":
         _refuse_another(recorded, interval, made_on, here)
     notes = _reasons(made_on, here, config, accelerator.device)

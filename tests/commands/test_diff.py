@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from support import planted
 from support.planted import Planted
-from support.processes import run
+from support.processes import launch, run
 from support.runs import config
 
 from accel_train import Trainer
 from accel_train.cli import main
 from accel_train.run.checkpoint import write_manifest
+from accel_train.train import parting
 from accel_train.train.loop import Step
 
 
@@ -194,6 +196,46 @@ def test_on_other_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "both were made with ranks 2, and here it is 1" in report["replayed"]["parting"]["text"]
 
 
+FIXED = {"reduction": "fixed", "reduction_parts": 4}
+
+
+def on_ranks(ranks: int, folder: Path, plant: str = "", **settings: Any) -> Path:
+    usual = config(folder, max_steps=16, eval_steps=0, save_steps=8, save_total_limit=None, digest_steps=4,
+                   check_contract=False)  # fmt: skip
+    task = {"task": f"{planted.__file__}:Planted", "task_args": {"plant": plant}}
+    assert [each["error"] for each in run(task | {"config": usual | settings}, ranks)] == [None] * ranks
+    return folder
+
+
+def test_fixed_on_any_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Equal digests; and where they part, one process finds it for all."""
+    one = on_ranks(1, tmp_path / "one", **FIXED)
+    two = on_ranks(2, tmp_path / "two", "label", **FIXED)
+    three = on_ranks(3, tmp_path / "three", **FIXED)
+    code, report = diff(capsys, one, three, "--trust")
+    assert code == 0 and report["written"]["compared"].startswith("4 digests"), report
+    code, report = diff(capsys, three, two, "--trust")
+    found = report["replayed"]
+    assert (found["step"], found["parting"]["kind"], found["notes"]) == (ITEM_3, "rows", []), report
+    assert found["parting"]["text"] == "item 3 has other values (y)"
+
+
+ON_TWO = {
+    "row": f"step {ITEM_3}: rows: item 3 has other values (x)",
+    "gradient": "step 11: gradient: the same loss, and other gradients: model.0.weight",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, FIXED], ids=["ordinary", "fixed"])
+@pytest.mark.parametrize("plant", ON_TWO)
+def test_replayed_on_two_ranks(tmp_path: Path, plant: str, settings: dict[str, Any]):
+    a, b = on_ranks(2, tmp_path / "a", **settings), on_ranks(2, tmp_path / "b", plant, **settings)
+    program = launch(2, "diff", str(a), str(b), "--trust")
+    said, _ = program.communicate(timeout=100)
+    assert program.returncode == 1 and ON_TWO[plant] in said and "is not repeated" not in said, said
+
+
 @pytest.mark.slow
 def test_another_version_of_the_code(a: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     """Under the same name: only the one that is here can be replayed."""
@@ -233,11 +275,17 @@ def test_in_words(a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert said[-1].startswith("step 1: update: the same gradients, and another update:")
 
 
-def test_what_cannot_be_said_is_one_line(a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_said_is_one_line(
+    a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     code, report = diff(capsys, a, tmp_path)
     assert code == 2 and f"{tmp_path}: no run folder" in report["error"]
     trained(tmp_path / "b", max_steps=3, logging_steps=3, digest_steps=0)
     code, report = diff(capsys, a, tmp_path / "b")
     assert code == 2 and "have no step in common with a digest, a log line or a checkpoint" in report["error"]
+    trained(tmp_path / "c", seed=1, max_steps=5)
+    monkeypatch.setattr(parting, "is_sharded", lambda _: True)
+    code, report = diff(capsys, a, tmp_path / "c")
+    assert code == 2 and "diff: under FSDP there are no digests" in report["error"]
     code, report = diff(capsys, a, a, "--every")
     assert code == 2 and "diff: unrecognized arguments: --every" in report["error"]
