@@ -16,6 +16,8 @@ if [ $# -eq 0 ] || [ -z "${MAIN:-}" ]; then
 fi
 
 export PATH="${VENV:-.venv}/bin:$PATH"
+# Without it torchrun (seen with torch 2.13) keeps the address of an earlier round to itself, and who joins waits in vain.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # per process; the same everywhere, or bits differ
 
 # Machines meet on MAIN, the one that must stay. PROCESSES: of each machine; gpu is one for each of its GPUs.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.digests import assert_equal_bits
-from support.launchers import train
+from support.launchers import train, with_config
 from support.processes import ROOT, program, wait_for
 from support.runs import steps_saved
 
@@ -26,15 +26,9 @@ def submit(there, folder: Path, *command: str):
     return there.until_closed(job), folder / "time is up"
 
 
-def written(folder: Path, command: list[str]) -> list[str]:
-    """The script wants a config first."""
-    (folder / "config.yaml").write_text("seed: 0\n")
-    return [str(folder / "config.yaml"), *command[1:]]
-
-
 @pytest.mark.cluster
 def test_requeued_until_it_is_done(lab, tmp_path, whole):
-    job, time_is_up = submit(lab(2), tmp_path / "job", *written(tmp_path, train(tmp_path / "run", slow=0.05)))
+    job, time_is_up = submit(lab(2), tmp_path / "job", *with_config(tmp_path, train(tmp_path / "run", slow=0.05)))
     wait_for(lambda: len(steps_saved(tmp_path / "run")) > 1, what="checkpoints")
     time_is_up.touch()
     said = job.communicate(timeout=200)[0]
@@ -45,7 +39,7 @@ def test_requeued_until_it_is_done(lab, tmp_path, whole):
 
 @pytest.mark.cluster
 def test_a_failure_is_not_requeued(lab, tmp_path):
-    job, _ = submit(lab(2), tmp_path / "job", *written(tmp_path, train(tmp_path / "run", learning_rate=-1)))
+    job, _ = submit(lab(2), tmp_path / "job", *with_config(tmp_path, train(tmp_path / "run", learning_rate=-1)))
     said = job.communicate(timeout=200)[0]
     assert job.returncode and said.count("sbatch: start") == 1, said
     assert "learning_rate" in said

@@ -25,6 +25,12 @@ def train(folder: Path, slow: float = 0.0, **more: Any) -> list[str]:
     return arguments(folder, slow, **SETTINGS | more)
 
 
+def with_config(folder: Path, command: list[str]) -> list[str]:
+    """The same for a script, which wants a config first."""
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return [str(folder / "config.yaml"), *command[1:]]
+
+
 def plain(hosts: Sequence[Host], command: list[str], program: str = PROGRAM) -> list[subprocess.Popen[str]]:
     """A rank on each, told by variables who it is, as many schedulers do."""
     meeting = {"WORLD_SIZE": str(len(hosts)), "MASTER_ADDR": hosts[0].name, "MASTER_PORT": PORT, "LOCAL_RANK": "0"}
@@ -35,16 +41,21 @@ def plain(hosts: Sequence[Host], command: list[str], program: str = PROGRAM) -> 
 
 
 def torchrun(
-    hosts: Sequence[Host], command: list[str], ranks: int = 1, program: str = PROGRAM, nodes: str = "", *more: str
+    hosts: Sequence[Host], command: list[str], ranks: int = 1, program: str = PROGRAM
 ) -> list[subprocess.Popen[str]]:
-    """``nodes``: how many may take part, as ``1:2``; they then meet by the c10d rendezvous of the first."""
-    if nodes:
-        meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint=node0:{PORT}", "--rdzv-id=lab"]
-    else:
-        meeting = [f"--nnodes={len(hosts)}", f"--master-addr={hosts[0].name}", f"--master-port={PORT}"]
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", *meeting, *more]
-    rank = (lambda i: []) if nodes else (lambda i: [f"--node-rank={i}"])
-    return [host.start(*launch, *rank(i), "-m", program, *command) for i, host in enumerate(hosts)]
+    meeting = [f"--nnodes={len(hosts)}", f"--master-addr={hosts[0].name}", f"--master-port={PORT}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", *meeting]
+    return [host.start(*launch, f"--node-rank={i}", "-m", program, *command) for i, host in enumerate(hosts)]
+
+
+def elastic(hosts: Sequence[Host], folder: Path, command: list[str], nodes: str) -> list[subprocess.Popen[str]]:
+    """By the script of the examples, on so many machines, which meet on node0; soon, and with a trainer that is soon
+    impatient. ``folder``: for the script."""
+    script = (ROOT / "examples" / "torchrun.sh").read_text()
+    assert "-m accel_train train" in script
+    (folder / "torchrun.sh").write_text(script.replace("-m accel_train train", f"-m {IMPATIENT} train"))
+    told = {"MAIN": "node0", "NODES": nodes, "VENV": sys.prefix, "PROCESSES": "1", "LAST_CALL": "2"}
+    return [host.start("bash", str(folder / "torchrun.sh"), *command, **told) for host in hosts]
 
 
 def accelerate(
