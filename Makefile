@@ -27,10 +27,10 @@ STAMP := $(VENV)/.accel_train-installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-gpu test-lowest lint types format docs bench clean
+.PHONY: help install train test test-slow test-cluster test-gpu test-lowest lint types format docs bench clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make train TASK=collatz ARGS=\"--seed=1 --max_steps=100\""
 	@echo "  make train CONFIG=runs/x/config.yaml LAUNCH=accelerate_configs/multi_gpu.yaml"
@@ -64,7 +64,11 @@ test: $(STAMP) ## run the test suite (minutes); ARGS= goes to pytest
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests too
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not cluster" $(ARGS)
+
+# One after the other: each starts the processes of several machines.
+test-cluster: $(STAMP) ## run the tests on several hosts (network namespaces, on Linux)
+	$(PY) -m pytest tests/cluster -m "cluster or not cluster" $(ARGS)
 
 test-gpu: $(STAMP) ## run the tests that need a GPU
 	$(PY) -m pytest -m gpu $(ARGS)

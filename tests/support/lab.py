@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,15 +45,16 @@ class Host:
             raise NoLabError("a host could not be made")
         self.first = int(Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text())
         self._processes = os.readlink(f"/proc/{self.first}/ns/pid")
-        self._inside = _enter(self.first, "--net", "--uts", "--mount", "--pid")
+        self.inside = _enter(self.first, "--net", "--uts", "--mount", "--pid")
         lab.ip(f"link add {self.name} type veth peer name eth0 netns {self.first}")
         lab.ip(f"link set {self.name} master bridge up")
         for what in (f"address add {self.address}/24 dev eth0", "link set eth0 up"):
-            _do([*self._inside, "ip", *what.split()])
+            _do([*self.inside, "ip", *what.split()])
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """A command on this host; what it says is to be read, since a pipe holds 64 KB."""
-        return program([*self._inside, *command], env={"GLOO_SOCKET_IFNAME": "eth0"} | environment)
+        named = {"GLOO_SOCKET_IFNAME": "eth0"} | environment
+        return self.lab.until_closed(program([*self.inside, *command], env=named))
 
     def processes(self, *words: str) -> list[int]:
         """Those here whose command line has all these words; numbers of the machine's, by which they may be killed."""
@@ -86,10 +89,69 @@ class Host:
         self._holder.wait(10)
 
     def close(self) -> None:
-        self._holder.kill()
-        self._holder.wait(10)
-        if self._holder.stdout is not None:
-            self._holder.stdout.close()
+        _end(self._holder)
+
+
+class LateFolder:
+    """A shared folder as one host sees it: what others write is there ``seconds`` later, and the other way round.
+
+    Nothing is, before ``begin``.
+    """
+
+    def __init__(self, host: Host, folder: Path, copy: Path, seconds: float) -> None:
+        self.seconds = seconds
+        self._sides = (folder, copy)
+        self._carried: tuple[dict[str, int], dict[str, int]] = ({}, {})  # to each side: inodes by name
+        self._seen: dict[tuple[str, int], float] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._carry_all)
+        for each in self._sides:
+            each.mkdir(exist_ok=True)
+        _do([*host.inside, "mount", "--bind", str(copy), str(folder)])
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _carry_all(self) -> None:
+        while not self._closing.wait(0.05):
+            for source, target in ((0, 1), (1, 0)):
+                with contextlib.suppress(OSError):  # renamed while we look
+                    self._carry(source, target)
+
+    def _carry(self, source: int, target: int) -> None:
+        """Folders before what is in them; files by hard links, so that they are whole at once."""
+        there, here, carried = self._sides[source], self._sides[target], self._carried[target]
+        found = {str(path.relative_to(there)): path for path in sorted(there.rglob("*"))}
+        for name in sorted(set(carried) - set(found), reverse=True):
+            _remove(here / name)
+            del carried[name]
+        for name, path in found.items():
+            inode = path.lstat().st_ino
+            if name in self._carried[source] or carried.get(name) == inode:
+                continue
+            if time.monotonic() - self._seen.setdefault((name, inode), time.monotonic()) >= self.seconds:
+                _link(path, here / name)
+                carried[name] = inode
+
+
+def _link(path: Path, new: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        new.mkdir(exist_ok=True)
+    else:
+        new.unlink(missing_ok=True)
+        os.link(path, new, follow_symlinks=False)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Lab:
@@ -103,6 +165,7 @@ class Lab:
         names = [f"10.77.0.{i + 1} node{i}\n" for i in range(16)]
         self.hosts_file.write_text("127.0.0.1 localhost\n" + "".join(names))
         self.hosts: list[Host] = []
+        self._started: list[subprocess.Popen[str]] = []
         spaces = ["unshare", "--user", "--map-root-user", "--net"]
         self._holder = subprocess.Popen(
             [*spaces, *END_WITH_TESTS, "sh", "-c", "echo ready && exec sleep infinity"],
@@ -125,14 +188,19 @@ class Lab:
         self.hosts.append(Host(self, len(self.hosts)))
         return self.hosts[-1]
 
+    def until_closed(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        """It ends with the lab, if it has not before."""
+        self._started.append(process)
+        return process
+
     def ip(self, arguments: str) -> None:
         _do([*self.inside, "ip", *arguments.split()])
 
     def close(self) -> None:
         for host in self.hosts:
             host.close()
-        self._holder.kill()
-        self._holder.communicate()
+        for process in (*self._started, self._holder):
+            _end(process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Lab:
@@ -140,6 +208,13 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(10)
+    for stream in filter(None, (process.stdout, process.stderr)):
+        stream.close()
 
 
 def _enter(pid: int, *spaces: str) -> list[str]:
