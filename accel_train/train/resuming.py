@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from accel_train.classes import same_optimizer
 from accel_train.config.plain import differences
 from accel_train.data.fingerprint import changed
 from accel_train.errors import UserError, brief
-from accel_train.run.checkpoint import MANIFEST, read_progress, verified
-from accel_train.system import waiting
+from accel_train.run.checkpoint import read_progress, verified
 from accel_train.task import Event
 from accel_train.train import averages
 from accel_train.train.groups import Group
@@ -23,9 +21,6 @@ from accel_train.train.optim import renew_groups, renew_options
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
 from accel_train.train.state import RunState
-
-SEEN_S = 60.0
-"""How long a machine waits for a checkpoint that another one sees."""
 
 
 def restore(saver: Saver) -> dict[str, Any] | None:
@@ -45,9 +40,6 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     if value is None:
         return None
     path = Path(value)
-    if not session.ranks.all_agree(_appears(path / MANIFEST)):
-        raise UserError(f"{path} is not there for every process: where a run goes on, all of its machines must see the "
-                        "same output_dir")  # fmt: skip
     try:
         session.accelerator.load_state(str(path))
         averages.load(session.stepper.averages, path)
@@ -60,16 +52,6 @@ def restore(saver: Saver) -> dict[str, Any] | None:
     saver.last_saved = progress["position"]["step"] if path.parent == saver.checkpoints.root else None
     saver.resumed_from = path
     return progress
-
-
-def _appears(file: Path) -> bool:
-    """On a shared disk, what one machine has just written may be there for another one a little later."""
-    ends = time.monotonic() + SEEN_S
-    while not file.exists():
-        if time.monotonic() > ends:
-            return False
-        waiting.sleep(0.1)
-    return True
 
 
 def what_to_say(saver: Saver, state: RunState) -> Iterator[Event]:
