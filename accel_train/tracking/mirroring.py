@@ -15,8 +15,9 @@ from accel_train.system import waiting
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer, Record, Run
 
-STOP_S, END_S = 60.0, 600.0
-"""Whoever was told to stop, or has failed, waits at most so long for the last copies; a run that is done, longer."""
+STOP_S, END_S = 20.0, 600.0
+"""A run that was told to stop, or has failed, waits at most so long for the last copies, since a scheduler may end it
+soon; one that is done, longer."""
 SLOW_S = 600.0
 """A copy that takes longer is remarked upon."""
 PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
