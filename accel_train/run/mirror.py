@@ -108,6 +108,8 @@ class Mirror:
                 self._damaged.add(found)
                 self.checkpoints.abandon(found)
                 self.emit(Event("warning", f"checkpoint {self.folder}/{self.folder.name(found)}: {reason} - not used"))
+            if step is None and self._damaged:
+                raise UserError(f"every checkpoint in {self.folder} is damaged; remove them there to start over")
         return None
 
     def claim(self, step: int | None) -> None:

@@ -63,21 +63,18 @@ class Mirroring(Observer):
         self._say()
 
     def on_end(self, outcome: str, status: Record) -> None:
-        if not self._thread.is_alive():
-            self._say()
-            return
         with self._changed:
             self._closing = True
             self._dropped = outcome == "lost"
             self._changed.notify_all()
         self._wait(outcome == "completed")
+        newest = self.mirror.newest
+        holds = "the mirror holds " + ("no checkpoint of this session" if newest is None else f"step {newest:,}")
         if self._thread.is_alive() and outcome != "lost":
-            self._note("end", f"the last copy was not finished in {self._limit(outcome == 'completed'):g} s")
+            self._note("end", f"the last copy was not finished in {self._limit(outcome == 'completed'):g} s; {holds}")
         self._dropped = True
         if self._failed:
-            newest = self.mirror.newest
-            holds = "holds no checkpoint of this session" if newest is None else f"holds step {newest:,}"
-            self._note("count", f"{self._failed:,} of {self._tried:,} copies failed; the mirror {holds}")
+            self._note("count", f"{self._failed:,} of {self._tried:,} copies failed; {holds}")
         self._say()
 
     def _wait(self, completed: bool) -> None:

@@ -82,7 +82,7 @@ def test_a_mirror_that_fails_is_no_matter_of_the_training(tmp_path, whole, monke
         assert (result["outcome"], result["step"]) == ("stopped", 13), kind
         said = [title for k, title in result["events"] if k == "warning"]
         assert 1 <= len(said) <= 3 and all(title.startswith("checkpoint_mirror: ") for title in said), said
-        assert "the mirror holds no checkpoint of this session" in said[-1] or kind == "hang"
+        assert "the mirror holds no checkpoint of this session" in said[-1]
         assert "abcdefgh123" not in "".join(said) + (folder / "events.jsonl").read_text()
     result = train(folder, f"memory://{kind}")
     assert result["outcome"] == "completed"
