@@ -266,14 +266,13 @@ def _because(damaged: list[Damage]) -> str:
 
 
 def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
-    entries = {str(path.relative_to(folder)): entry_of(path) for path in files_in(folder) if path.name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps({"version": 1, **extra, "files": entries}, indent=1))
-
-
-def entry_of(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
     kind = next(iter(_HASHES))
-    return {"size": path.stat().st_size, kind: _hash(path, kind)}
+    entries = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, kind: _hash(path, kind)}
+        for path in files_in(folder)
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"version": 1, **extra, "files": entries}, indent=1))
 
 
 def verify(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ says which run this is the mirror of, which session of it writes here now, and w
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -20,10 +21,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from accel_train.config.plain import flatten
 from accel_train.data.remote.requests import MissingError
 from accel_train.errors import AccessError, UserError
-from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, entry_of
+from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder
 from accel_train.run.folder import write_json
 from accel_train.run.mirror_folder import FILE, ForeignError, MirrorFolder, as_object
 from accel_train.system import waiting
@@ -105,6 +108,8 @@ class Mirror:
                 self._damaged.add(found)
                 self.checkpoints.abandon(found)
                 self.emit(Event("warning", f"checkpoint {self.folder}/{self.folder.name(found)}: {reason} - not used"))
+            if step is None and self._damaged:
+                raise UserError(f"every checkpoint in {self.folder} is damaged; remove them there to start over")
         return None
 
     def claim(self, step: int | None) -> None:
@@ -200,7 +205,7 @@ class Mirror:
         new = path.with_name(f".{path.name}.coming")
         try:
             self.folder.get(name, new)
-            if name in LOGS or entry_of(new) == entry:  # a log may be longer by now, and is cut to the checkpoint
+            if name in LOGS or _entry(new) == entry:  # a log may be longer by now, and is cut to the checkpoint
                 os.replace(new, path)
             else:
                 self.emit(Event("warning", f"{self.folder}/{name} is not what it should be: not used"))
@@ -301,7 +306,7 @@ class Mirror:
             with tempfile.TemporaryDirectory() as aside:
                 if name in LOGS:  # they grow meanwhile
                     file = Path(shutil.copyfile(file, os.path.join(aside, file.name)))
-                entry = entry_of(file)
+                entry = _entry(file)
                 self.folder.put(file, name)
             self._sent[name] = state, entry
         return self._sent[name][1]
@@ -320,6 +325,12 @@ class Mirror:
         new = {**known, "run": run, "url": scrub(str(self.folder)), **copied}
         if new != known:
             write_json(self.output_dir / FILE, new)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """By which a file is known again."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "xxh3_128": hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}
 
 
 def read(output_dir: Path) -> dict[str, Any] | None:

@@ -15,8 +15,9 @@ from accel_train.system import waiting
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer, Record, Run
 
-STOP_S, END_S = 60.0, 600.0
-"""Whoever was told to stop, or has failed, waits at most so long for the last copies; a run that is done, longer."""
+STOP_S, END_S = 20.0, 600.0
+"""A run that was told to stop, or has failed, waits at most so long for the last copies, since a scheduler may end it
+soon; one that is done, longer."""
 SLOW_S = 600.0
 """A copy that takes longer is remarked upon."""
 PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
@@ -62,21 +63,18 @@ class Mirroring(Observer):
         self._say()
 
     def on_end(self, outcome: str, status: Record) -> None:
-        if not self._thread.is_alive():
-            self._say()
-            return
         with self._changed:
             self._closing = True
             self._dropped = outcome == "lost"
             self._changed.notify_all()
         self._wait(outcome == "completed")
+        newest = self.mirror.newest
+        holds = "the mirror holds " + ("no checkpoint of this session" if newest is None else f"step {newest:,}")
         if self._thread.is_alive() and outcome != "lost":
-            self._note("end", f"the last copy was not finished in {self._limit(outcome == 'completed'):g} s")
+            self._note("end", f"the last copy was not finished in {self._limit(outcome == 'completed'):g} s; {holds}")
         self._dropped = True
         if self._failed:
-            newest = self.mirror.newest
-            holds = "holds no checkpoint of this session" if newest is None else f"holds step {newest:,}"
-            self._note("count", f"{self._failed:,} of {self._tried:,} copies failed; the mirror {holds}")
+            self._note("count", f"{self._failed:,} of {self._tried:,} copies failed; {holds}")
         self._say()
 
     def _wait(self, completed: bool) -> None:

@@ -18,8 +18,8 @@ from accel_train.errors import LockLostError, NonFiniteError, UserError, brief, 
 from accel_train.run import folder as run_folder
 from accel_train.run import late, weights
 from accel_train.run import lock as run_lock
+from accel_train.run import mirror as run_mirror
 from accel_train.run.checkpoint import PROGRESS, CheckpointFolder
-from accel_train.run.mirror import Mirror
 from accel_train.system import waiting
 from accel_train.system.waiting import StoppedError
 from accel_train.system.writing import writing
@@ -42,13 +42,13 @@ class Saver:
         self.checkpoints = CheckpointFolder(
             session.output_dir / "checkpoints", config.save_total_limit, config.save_keep_every
         )
+        self.mirror: run_mirror.Mirror | None = None  # rank 0 alone uses it
+        if config.checkpoint_mirror:
+            parts = (self.checkpoints, lambda: self.lineage.made, self.emit, self.lost_folder)
+            self.mirror = run_mirror.Mirror(config.checkpoint_mirror, self.output_dir, *parts)
         self.last_saved: int | None = None
         self.resumed_from: Path | None = None
         self.lineage = Lineage(session)
-        self.mirror: Mirror | None = None  # rank 0 alone uses it
-        if place := config.checkpoint_mirror:
-            about = lambda: self.lineage.made  # noqa: E731
-            self.mirror = Mirror(place, self.output_dir, self.checkpoints, about, self.emit, self.lost_folder)
         self._warned: set[str] = set()
         self._snapshots = snapshot.Snapshots(copies=config.save_in_background)
         self._on_its_way: _OnItsWay | None = None

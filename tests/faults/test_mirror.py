@@ -12,7 +12,6 @@ from support.runs import assert_same_run, config, steps_saved
 
 from accel_train.run.checkpoint import CheckpointFolder
 from accel_train.tracking import mirroring
-from accel_train.train import resuming
 
 DROPOUT = {"dropout": 0.2}
 
@@ -83,7 +82,7 @@ def test_a_mirror_that_fails_is_no_matter_of_the_training(tmp_path, whole, monke
         assert (result["outcome"], result["step"]) == ("stopped", 13), kind
         said = [title for k, title in result["events"] if k == "warning"]
         assert 1 <= len(said) <= 3 and all(title.startswith("checkpoint_mirror: ") for title in said), said
-        assert "the mirror holds no checkpoint of this session" in said[-1] or kind == "hang"
+        assert "the mirror holds no checkpoint of this session" in said[-1]
         assert "abcdefgh123" not in "".join(said) + (folder / "events.jsonl").read_text()
     result = train(folder, f"memory://{kind}")
     assert result["outcome"] == "completed"
@@ -117,11 +116,3 @@ def test_the_mirror_of_another_run_is_refused(tmp_path):
     result = train(tmp_path / "a" / "run", place, resume_from_checkpoint="never")
     assert "holds newer checkpoints (step 4) than this run would go on from" in result["error"][1]
     assert steps_saved(tmp_path / "a" / "run") == [4]
-
-
-def test_a_checkpoint_that_only_one_machine_sees_is_one_line(tmp_path, monkeypatch):
-    train(tmp_path / "run", None, stop=2)
-    monkeypatch.setattr(resuming, "SEEN_S", 0.0)
-    monkeypatch.setattr(resuming, "MANIFEST", "nowhere")
-    kind, text = train(tmp_path / "run", None)["error"]
-    assert kind == "UserError" and text.endswith("must see the same output_dir")

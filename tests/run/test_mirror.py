@@ -167,6 +167,9 @@ def test_a_file_that_is_missing_and_a_manifest_that_points_elsewhere(tmp_path):
     other = Folder(tmp_path / "b" / "run", place)
     assert other.start() == 4
     assert "model.safetensors is missing" in other.titles() and "names '../../../outside'" in other.titles()
+    change(place, "checkpoints/step-000000004/progress.json", b"")
+    with pytest.raises(UserError, match="checkpoint_mirror: every checkpoint in .* is damaged"):
+        Folder(tmp_path / "c" / "run", place).start()
 
 
 def test_the_retention_of_the_run_folder_holds_there_too(tmp_path, place):
