@@ -232,7 +232,9 @@ class TrainConfig(Checked):
     )
     resume_from_checkpoint: str = setting("auto", "auto (the newest whole checkpoint of output_dir), never, or a path.")
     allow_changed_config: bool = setting(False, "resume even if the config says that it is another run.")
-    allow_changed_data: bool = setting(False, "resume even if files, items or their content are not those of before.")
+    allow_changed_data: bool = setting(
+        False, "resume even if files, items or their content are not those of before, be they trained or evaluated on."
+    )
     init_from: str | None = setting(None, "take only the weights from this checkpoint or model folder.")
 
     report_to: list[str] = setting(

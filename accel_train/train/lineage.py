@@ -16,6 +16,11 @@ from accel_train.run.checkpoint import CONTENTS, CONTENTS_VALIDATION, read_progr
 from accel_train.task import Event
 from accel_train.train.session import Session
 
+MEANING = {
+    "data": "was trained on other data, and its position means other items now",
+    "validation data": "was evaluated on other validation data, which its best metric and early stopping are of",
+}
+
 
 class Lineage:
     """The identity of the weights of a run, at each of its steps."""
@@ -56,19 +61,19 @@ class Lineage:
                     contents.go_on(dict(known))
 
     def differences(self, checkpoint: Path) -> Iterator[tuple[str, str]]:
-        """On rank 0: where a checkpoint knows other data than are here now, what that means, and what differs."""
+        """On rank 0: of which data (``MEANING``) a checkpoint knows others than are here now, and what differs."""
         progress, session = read_progress(checkpoint), self.session
         if what := changed(progress.get("data", {}), session.data):
-            yield "was trained on other data, and its position means other items now", what
+            yield "data", what
         if what := changed(progress.get("validation", {}), session.validation):
-            yield "was evaluated on other validation data, which its best metric and early stopping are of", what
+            yield "validation data", what
 
     def expect(self, checkpoint: Path) -> None:
         """A run is trained again on the way to this checkpoint: its data must be those that it was made of. Every rank
         must call it. Raises ``UserError``."""
         session, found = self.session, ""
         if session.ranks.is_main and not session.config.allow_changed_data:
-            found = "; ".join(f"{checkpoint} {why}: {what}" for why, what in self.differences(checkpoint))
+            found = "; ".join(f"{checkpoint} {MEANING[of]}: {what}" for of, what in self.differences(checkpoint))
         if found := session.ranks.from_main(found):
             raise UserError(f"{found}. Give the data of before")
         self._know(checkpoint)

@@ -18,6 +18,7 @@ from accel_train.system.waiting import StoppedError
 from accel_train.task import Event
 from accel_train.train import averages
 from accel_train.train.groups import Group
+from accel_train.train.lineage import MEANING
 from accel_train.train.optim import renew_groups, renew_options
 from accel_train.train.saving import Saver
 from accel_train.train.session import Session
@@ -143,13 +144,12 @@ def _compare(saver: Saver, path: Path) -> None:
             f"{path} belongs to another run: {shown}. Give another output_dir, init_from to take its weights only, "
             "or --allow_changed_config=true"
         )
-    for why, what in saver.lineage.differences(path):
+    for of, what in saver.lineage.differences(path):
         if not session.config.allow_changed_data:
             raise UserError(
-                f"{path} {why}: {what}. Give the data of before, another output_dir, init_from to take its weights "
-                "only, or --allow_changed_data=true"
+                f"{path} {MEANING[of]}: {what}. Give the data of before, another output_dir, init_from to take its "
+                "weights only, or --allow_changed_data=true"
             )
-        of = "validation data" if "validation" in why else "data"
         session.emit(Event("warning", f"resuming with changed {of}: {what}"))
     quiet = ("output_dir", "resume_from_checkpoint", "allow_changed_config", "allow_changed_data", "init_from")
     for line in [*identity, *(line for line in free if not line.startswith(quiet))]:

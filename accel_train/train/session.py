@@ -78,7 +78,7 @@ class Session:
         self.data = self.source.fingerprint() if self.ranks.is_main else {}
         self.contents = self.source.content_hashes()
         eval_source = contract.source_of(task, "validation", self.global_batch_size, config.seed)
-        self._watch(None if config.eval_steps == 0 else eval_source)
+        self._watch(eval_source)
         self.models = self._models()
         contract.refuse_sparse(self.models)
         self.objectives = contract.objectives_of(task)
@@ -95,15 +95,16 @@ class Session:
 
     def _watch(self, validation: BatchSource | None) -> None:
         """What is known of the validation data; from now on the content of all data is looked at."""
-        self.validation: dict[str, Any] = validation.fingerprint() if validation and self.ranks.is_main else {}
-        self.validation_contents = validation.content_hashes() if validation else None
+        here = validation is not None
+        self.validation: dict[str, Any] = validation.fingerprint() if here and self.ranks.is_main else {}
+        self.validation_contents = validation.content_hashes() if here else None
         if self.validation_contents is self.contents:  # of one data set for both
             self.validation_contents = None
         for contents, of in ((self.contents, ""), (self.validation_contents, "validation data")):
             if contents is not None:
                 contents.watch(of, self.config.allow_changed_data)
         if self.ranks.is_main:
-            lines = unknown(self.source, self.data) + (unknown(validation, self.validation) if validation else [])
+            lines = unknown(self.source, self.data) + (unknown(validation, self.validation) if here else [])
             for line in dict.fromkeys(lines):
                 self.emit(Event("note", line))
 
