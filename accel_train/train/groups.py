@@ -49,6 +49,28 @@ class Group:
                 param_group["lr"] = lr * param_group.get("lr_factor", 1.0)
             self.lr = lr
 
+    def clip(self, max_norm: float | None) -> Tensor:
+        """The norm of the gradient before, over all ranks. None clips nothing."""
+        if max_norm:
+            norm = nn.utils.clip_grad_norm_(self.params, max_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+
+    def apply(self, norm: Tensor) -> Tensor:
+        """Let the optimiser step if the gradient is finite, and say whether it is, where possible without reading."""
+        optimizer, scaler, finite = self.optimizer, self.scaler, torch.isfinite(norm)
+        if scaler is not None:  # it looks for non-finite gradients itself and adapts its scale
+            scaler.step(optimizer)
+            scaler.update()
+        elif norm.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif finite.item():  # on a GPU, without a fused kernel, this waits for the device
+            optimizer.step()
+        return finite
+
 
 def group_objectives(
     objectives: Sequence[Objective], model_names: Sequence[str]

@@ -90,6 +90,29 @@ def complete(models: Iterable[nn.Module], ranks: Ranks, device: torch.device) ->
         model.to(device)
 
 
+@contextlib.contextmanager
+def whole(modules: Iterable[nn.Module], accelerator: Accelerator) -> Generator[None]:
+    """Inside, every parameter of these is whole on every rank. All ranks must enter together; what they do inside needs
+    no further agreement."""
+    from torch.distributed.fsdp import FSDPModule
+
+    roots: list[Any] = [each for each in modules if isinstance(each, FSDPModule)]
+    for root in roots:  # before a part of it is called alone, or that would take itself for a root, for good
+        root._get_fsdp_state()._lazy_init()
+    shards = [m for root in roots for m in root.modules() if isinstance(m, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        forget_forwards(shards)
+        plugin = accelerator.state.fsdp_plugin
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
+
+
 def forget_forwards(shards: Iterable[Any]) -> None:
     """FSDP2 gathers ahead, in the backward pass, in the order of all forward passes since the last one. An evaluation
     is not as long on every rank, and a look at a batch is one rank's own: then the ranks would wait for each other."""

@@ -30,7 +30,7 @@ from accel_train.train.groups import Group, communicate, remembered
 from accel_train.train.optim import build_optimizer, memory_of, parameter_groups
 from accel_train.train.reduction import Reduction
 from accel_train.train.schedules import Schedule
-from accel_train.train.sharding import forget_forwards, is_sharded, shard
+from accel_train.train.sharding import is_sharded, shard, whole
 from accel_train.train.step_module import StepModule, unsay_that_all_are_used
 from accel_train.train.totals import Totals
 from accel_train.train.world import Ranks
@@ -347,32 +347,14 @@ class Stepper:
         if self.on_gradients is not None:
             self.on_gradients(group)
         norm = self._clip(group)
-        made = self._apply(group, norm)
+        made = group.apply(norm)
         if group.average is not None:
             group.average.note(made)
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _apply(self, group: Group, norm: Tensor) -> Tensor:
-        """Let the optimiser step if the gradient is finite, and say whether it is, where possible without reading."""
-        optimizer, scaler, finite = group.optimizer, group.scaler, torch.isfinite(norm)
-        if scaler is not None:  # it looks for non-finite gradients itself and adapts its scale
-            scaler.step(optimizer)
-            scaler.update()
-        elif norm.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
-        elif finite.item():  # on a GPU, without a fused kernel, this waits for the device
-            optimizer.step()
-        return finite
-
     def _clip(self, group: Group) -> Tensor:
-        if self.max_grad_norm:
-            norm = nn.utils.clip_grad_norm_(group.params, self.max_grad_norm)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in group.params if p.grad is not None])
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+        return group.clip(self.max_grad_norm)
 
     def end_step(self, step: int) -> None:
         """After all objectives of ``step`` (from 0): what the task does then, and averages of what comes of it."""
@@ -415,30 +397,10 @@ class Stepper:
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
-    @contextlib.contextmanager
-    def whole_weights(self) -> Generator[None]:
+    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         """Inside, every parameter is whole on every rank, for evaluation and export; only FSDP has anything to do.
         All ranks must enter together; what they do inside needs no further agreement."""
-        if not self._sharded:
-            yield
-            return
-        from torch.distributed.fsdp import FSDPModule
-
-        roots: list[Any] = [g.module for g in self.groups.values() if isinstance(g.module, FSDPModule)]
-        for root in roots:  # before a part of it is called alone, or that would take itself for a root, for good
-            root._get_fsdp_state()._lazy_init()
-        shards = [m for root in roots for m in root.modules() if isinstance(m, FSDPModule)]
-        for module in shards:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-        try:
-            yield
-        finally:
-            forget_forwards(shards)
-            plugin = self.accelerator.state.fsdp_plugin
-            for module in shards:
-                module.reshard()
-                module.set_reshard_after_forward(plugin is None or bool(plugin.reshard_after_forward), recurse=False)
+        return whole([group.module for group in self.each_group()], self.accelerator) if self._sharded else _NOTHING
 
     def memory(self) -> dict[str, int]:
         """Bytes on this rank, as ``memory_of`` says; a batch and its activations come on top."""

@@ -12,6 +12,7 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file
 from support import small_tasks
 from support.memory import Peak
+from support.processes import alone
 from support.runs import assert_same_run
 from torch import nn
 
@@ -186,8 +187,12 @@ def build_deep(folder, sharded):
 
 
 def on_two_ranks(*arguments, function="train"):
-    """In a process of its own: a launcher forks, and may not find an accelerator that another test has left. What it
-    frees goes back to the system at once."""
+    """In a process of its own: a launcher forks, and may not find an accelerator that another test has left."""
+    alone(debug_launcher, globals()[function], arguments, 2)
+
+
+def on_two_ranks_that_free_memory(*arguments, function):
+    """What they free goes back to the system at once."""
     done = subprocess.run(
         [sys.executable, __file__, function, json.dumps(arguments)], capture_output=True, text=True, timeout=200,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": "1000000"},
@@ -282,7 +287,7 @@ def test_sherlock(tmp_path, options):
 @pytest.mark.slow
 def test_no_rank_but_the_first_builds_the_whole_model(tmp_path):
     """Of 64 MB: rank 0 has them all, and less and less while it hands them out; rank 1 its half."""
-    on_two_ranks(str(tmp_path / "run"), True, function="build_deep")
+    on_two_ranks_that_free_memory(str(tmp_path / "run"), True, function="build_deep")
     first, second = (float((tmp_path / f"run-{rank}").read_text()) for rank in (0, 1))
     print(f"MB on the ranks: {first:.0f}, {second:.0f}")
     assert 60 < first < 64 + 15 and 30 < second < 32 + 15

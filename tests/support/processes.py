@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def _context():
     with mock.patch.dict(os.environ, ON_CPU | {"PYTHONPATH": _python_path()}):
         forkserver.ensure_running()
     return context
+
+
+def alone(function: Callable[..., Any], *arguments: Any, timeout: float = 200.0) -> None:
+    """Call it in a process of its own, which must end well."""
+    process = _context().Process(target=function, args=arguments)
+    process.start()
+    process.join(timeout)
+    process.kill()
+    assert process.exitcode == 0
 
 
 class Child:
