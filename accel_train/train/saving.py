@@ -260,8 +260,10 @@ class Saver:
         if coming is None:
             return self.last_saved
         if self.ranks.is_main:
+            outcome = coming.outcome()
             try:
-                self._learn(coming.outcome())
+                if not self.lost_folder():  # else nothing more is written there, not even a warning
+                    self._learn(outcome)
             except NonFiniteError as error:
                 self.emit(Event("warning", str(error)))
         elif self.checkpoints.path(coming.step).is_dir():
@@ -278,7 +280,7 @@ class Saver:
             self.last_saved = step
             self.session.observers.call("on_save", step, self.checkpoints.path(step))
             return outcome.seconds
-        if self.ranks.is_main and not self.lost_folder():
+        if self.ranks.is_main:
             self.checkpoints.abandon(step)
         if isinstance(outcome.error, NonFiniteError):
             raise outcome.error
