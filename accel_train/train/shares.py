@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accel_train.task import Objective
 
-FAR, GAP = 8.0, 2.0
+FAR, GAP = 12.0, 2.0
 """An item stands out if it is so many spreads from the median, and so many times as far as the next item: the tails of
 an ordinary batch are long, too."""
 TIMES = 100.0
@@ -127,7 +127,8 @@ def beyond_sizes(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         return values
     known = np.column_stack([np.ones(len(values)), varying])
     left = values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
-    return np.where(values != 0, left, 0.0)
+    rounding = ROUNDING * np.abs(values).mean()
+    return np.where((values != 0) & (np.abs(left) > rounding), left, 0.0)
 
 
 def standing_out(sizes: np.ndarray, least: float, gap: float) -> tuple[list[int], float]:

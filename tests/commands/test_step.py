@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.movie_brain import movie, write_prepared
+from support.processes import run
+from support.runs import config
 from support.shots import write_shots
 from support.small_tasks import Brains, Disruptions, GDyNet, Muon
 from support.stimuli import FilmItems
@@ -87,6 +89,7 @@ def test_a_step_that_nobody_watched(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "step 9, epoch 1, replayed from the checkpoint of step 5" in said
     assert f"{at.updates[0].outstanding(1)[0].name}\n" in said
+    assert not at.suspects and "no item stands out from the others" in said
     for number in ("0", "14"):
         assert main(["step", str(folder), number]) == 2
         assert "has steps 1 to 12" in capsys.readouterr().err
@@ -190,8 +193,9 @@ def test_a_gap_in_the_values_that_the_loss_does_not_notice(tmp_path: Path, monke
 def test_shares_of_each_task_add_up_to_what_was_logged(tmp_path: Path, name: str):
     task = muons(tmp_path) if name == "muon" else TASKS[name][0](tmp_path)
     folder = trained(task, tmp_path / "run", global_batch_size=32)
+    rounding = 1e-5 if name == "gdynet" else 1e-6  # the covariances of a batch may nearly be singular
     for update in Trainer.at(folder, step=3).updates:
-        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=1e-6, abs=1e-6)
+        assert math.fsum(share.loss for share in update.shares) == pytest.approx(update.loss, rel=rounding, abs=1e-6)
 
 
 # -- in files, as a scientist has them -------------------------------------------------------------------------------
@@ -252,15 +256,27 @@ def test_a_value_times_1000_in_a_file(tmp_path: Path, make: Callable[[Path], tup
     assert f"look at these items first:\n  {name}" in said and f".parts[{at.names.index(at.suspects[0].name)}]" in said
 
 
+def test_a_frame_from_elsewhere_is_nothing_that_could_be_named(tmp_path: Path):
+    """It is a state like others; where nothing can be seen, nothing is claimed."""
+    task = crystal(tmp_path)
+    for name in ("nbr_lists", "nbr_dists", "atom_directions"):
+        values = np.load(tmp_path / "data" / "train" / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+        values[20] = values[5]
+    assert not Trainer.at(trained(task, tmp_path / "run", global_batch_size=400, max_steps=1), step=1).suspects
+
+
 # -- labels: wrong ones stand out under weights that know the right ones ----------------------------------------------
 
 
 @pytest.mark.slow
-def test_swapped_parities_are_named_by_later_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of a row of the first step, which the model cannot judge yet."""
+@pytest.mark.parametrize("tokens_flipped", [96, 1])
+def test_inverted_parities_are_named_by_later_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_flipped: int
+):
+    """Of a row of the first step, which the model cannot judge yet. One token is too little to claim anything."""
 
     def flipped(batch: dict[str, Any], row: int) -> None:
-        tokens = batch["tokens"][row]
+        tokens = batch["tokens"][row, 20 : 20 + tokens_flipped] if tokens_flipped == 1 else batch["tokens"][row]
         tokens[tokens < 2] ^= 1
 
     planted(monkeypatch, Rows, 17, flipped)
@@ -268,8 +284,10 @@ def test_swapped_parities_are_named_by_later_weights(tmp_path: Path, monkeypatch
     source: Any = task.build_data("train", 32, 0)
     (name,) = source.item_names(source.data.read(np.array([17])))
     at = Trainer.at(trained(task, tmp_path / "run", max_steps=150, global_batch_size=32, save_steps=None), step=1)
-    assert at.later == 150 and first(at, "next") == {name}
-    assert [suspect.name for suspect in at.suspects if "next" in suspect.reasons[0]] == [name]
+    assert at.later == 150
+    named = [suspect.name for suspect in at.suspects if "share of next" in suspect.reasons[0]]
+    assert named == ([] if tokens_flipped == 1 else [name])
+    assert tokens_flipped == 1 or first(at, "next") == {name}
 
 
 @pytest.mark.slow
@@ -297,3 +315,10 @@ def test_a_step_in_parts(tmp_path: Path):
     assert at.names == whole.names and all(name.startswith("item ") for name in at.names)
     assert [share.loss for share in at.shares] == pytest.approx([share.loss for share in whole.shares], rel=1e-5)
     assert math.fsum(share.loss for share in at.shares) == pytest.approx(at.updates[0].loss, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_step_in_parts_of_two_ranks_on_one(tmp_path: Path):
+    settings = config(tmp_path, reduction="fixed", reduction_parts=4, max_steps=8, save_steps=4, logging_steps=1)
+    run({"task": "Toy", "task_args": {"items": 50, "dropout": 0.2}, "config": settings}, 2)
+    assert Trainer.at(tmp_path, step=6).updates[0].loss == logged(tmp_path, 6)
