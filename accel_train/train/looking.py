@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,64 +20,23 @@ from accel_train.data import loader
 from accel_train.data.source import IndexedSource
 from accel_train.errors import UserError
 from accel_train.plan import Position
+from accel_train.run.checkpoint import read_progress
+from accel_train.run.weights import load_weights
 from accel_train.task import Batch, Objective, Task
 from accel_train.train.additivity import eager, untouched
 from accel_train.train.groups import Group
 from accel_train.train.loop import Loop
 from accel_train.train.replay import replayed
 from accel_train.train.session import Session
+from accel_train.train.sharding import is_sharded
+from accel_train.train.shares import Share, Suspect, Update, by_share, by_value, suspects
 from accel_train.train.verifying import Recorded
+from accel_train.train.world import start_accelerate
 
-FAR = 100.0
-"""Times the median: what is beyond that is unusual."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one item adds to the loss of its batch.
-
-    Args:
-        name: which item it is: file, row group and row; shot; frame; else its number.
-        loss: with the totals of the whole batch, so that the shares of all items add up to the loss.
-        terms: the same of the terms in the log.
-        finite: loss, terms, and what the item adds to the totals.
-    """
-
-    name: str
-    loss: float
-    terms: dict[str, float]
-    finite: bool = True
-
-
-@dataclass(frozen=True)
-class Update:
-    """One update of a step: an objective may be repeated, and a phase may have several.
-
-    Args:
-        totals: sums over the whole batch, on all ranks.
-        shares: of every item, over all ranks, in the order of the ranks and of their micro-batches.
-        loss: of the update as it was made, over all ranks. With drop-out the shares do not add up to it, since an item
-            alone draws other masks.
-        norm: of the gradient before clipping. Not finite: nothing was updated.
-        norms: the same by module that has parameters of its own, such as "model.encoder.0".
-        first_non_finite: the first module, in the order of the forward pass, with an output that is not finite; "" if
-            there is none.
-    """
-
-    objective: Objective
-    totals: dict[str, Tensor]
-    shares: list[Share]
-    loss: float
-    norm: float
-    norms: dict[str, float]
-    first_non_finite: str
-
-    def outstanding(self, count: int = 10, term: str = "") -> list[Share]:
-        """The items that stand out most: what is not finite first, then by how far the share is from the median; of the
-        loss, or of a term in the log."""
-        size = {id(each): each.terms[term] if term else each.loss for each in self.shares}
-        usual = median([value for value in size.values() if math.isfinite(value)] or [0.0])
-        return sorted(self.shares, key=lambda each: (each.finite, -abs(size[id(each)] - usual)))[:count]
+Weights = dict[str, Tensor]
+"""Parameters and buffers, by model and name."""
+FEW = 8
+"""Numbers of a total that say how large an item is; more of them, such as a matrix of moments, are no size."""
 
 
 @dataclass
@@ -88,10 +46,13 @@ class Moment:
     Attributes:
         step: its number, from 1; ``checkpoint`` the step that it was replayed from (0: the seed).
         models: by name, on the device, with the weights before the step.
-        batch: this rank's share of the global batch, on the device; None if that was empty.
+        batch: this rank's share of the global batch, on the device; None if that was empty. With ``reduction: fixed``,
+            a list with that of each of its parts.
         parts: the same as batches of one item each, with their ``names``.
-        unusual: items with a value far beyond those of the others, on any rank, which a loss need not notice.
+        later: the step of the newest weights, under which items have a share as well; 0: the run has none of after
+            this step.
         updates: what the step did, in order. ``totals`` and ``shares`` are those of the first one.
+        suspects: items that stand out from the others, on any rank, and by what; often there is none.
     """
 
     step: int
@@ -99,11 +60,12 @@ class Moment:
     checkpoint: int
     task: Task
     models: dict[str, nn.Module]
-    batch: Batch | None
+    batch: loader.Share
     parts: list[Batch]
     names: list[str]
-    unusual: list[str] = field(default_factory=list)
+    later: int = 0
     updates: list[Update] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
 
     @property
     def totals(self) -> dict[str, Tensor]:
@@ -132,30 +94,27 @@ def look(run: Path | str, step: int, given: Sequence[str] = (), trust: bool = Fa
         raise UserError(f"step {step}: {run} has steps 1 to {newest}, and the next one can be looked at, too")
     begin = max((each for each in recorded.steps if each < step), default=0)
     task, config = recorded.config_at(step)
+    if is_sharded(start_accelerate(replace(config, output_dir="", report_to=[]))):
+        raise UserError("step: not under FSDP, where no rank has whole weights; replay it on one device")
+    newest, _ = recorded.checkpoints.newest_verified() if newest else (None, [])
     with replayed(task, config, recorded.checkpoints.path(begin) if begin else None, step - 1) as loop:
         if loop.state.position.step != step - 1 or loop.state.done():
             raise UserError(f"step {step}: the run ended before it, at step {loop.state.position.step}")
-        if loop.session.is_sharded:
-            raise UserError("step: not under FSDP, where no rank has whole weights; replay it on one device")
-        return _look(loop, begin)
+        return _look(loop, begin, newest)
 
 
-def _look(loop: Loop, begin: int) -> Moment:
+def _look(loop: Loop, begin: int, newest: Path | None) -> Moment:
     session, position = loop.session, loop.state.position
-    stepper, task = session.stepper, session.task
     epoch, batch, parts, names = next_batch(loop)
-    if isinstance(batch, list):
-        raise UserError(f"step {position.step + 1}: cannot be looked at, not with reduction: fixed, whose batch is in "
-                        "parts; `accel-train verify` is for both")  # fmt: skip
-    moment = Moment(position.step + 1, epoch, begin, task, session.models, batch, parts, names)
-    moment.unusual = [line for of_rank in session.ranks.gather(_unusual(names, parts)) for line in of_rank]
-    before = {name: _copied(model) for name, model in session.models.items()}
+    moment = Moment(position.step + 1, epoch, begin, session.task, session.models, batch, parts, names)
+    later = read_progress(newest)["position"]["step"] if newest is not None else 0
+    moment.later = later if later > moment.step else 0
+    weights = _saved(session, newest) if newest is not None and moment.later else None
+    before = _copied(session.models)
     for objective in next_updates(loop):
-        moment.updates.append(_update(session, moment, stepper.groups[objective.name], objective))
-    with torch.no_grad():
-        for name, model in session.models.items():
-            for key, tensor in _tensors(model).items():
-                tensor.copy_(before[name][key])
+        moment.updates.append(_update(session, moment, objective, weights))
+    _put(session.models, before)
+    moment.suspects = _suspects(session, moment)
     return moment
 
 
@@ -205,38 +164,67 @@ def watched(models: dict[str, nn.Module], saw: Callable[[str, nn.Module, Any, An
             handle.remove()
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _tensors(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": tensor for name, model in models.items()
+            for key, tensor in [*model.named_parameters(), *model.named_buffers()]}  # fmt: skip
 
 
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.detach().clone() for key, tensor in _tensors(model).items()}
+def _copied(models: dict[str, nn.Module]) -> Weights:
+    return {key: tensor.detach().clone() for key, tensor in _tensors(models).items()}
 
 
-def _update(session: Session, moment: Moment, group: Group, objective: Objective) -> Update:
-    """Shares by item with the weights as they are, then the update itself, watched."""
-    stepper, task, batch = session.stepper, session.task, moment.batch
-    micro = [] if batch is None else task.split(batch, stepper.micro_batch_size or task.size(batch))
-    stepper.seed_generators(objective)
-    totals = stepper.totals.of(group.local, objective, micro, False)
-    shares = []
+@torch.no_grad()
+def _put(models: dict[str, nn.Module], weights: Weights) -> None:
+    for key, tensor in _tensors(models).items():
+        tensor.copy_(weights[key])
+
+
+def _saved(session: Session, checkpoint: Path) -> Weights:
+    """Those of a checkpoint; models that no phase trains are not in it, and are as they were built."""
+    trained = {name: session.models[name] for group in session.stepper.each_group() for name in group.local.trained}
+    with untouched(session.models):
+        load_weights(trained, checkpoint)
+        return _copied(session.models)
+
+
+def _update(session: Session, moment: Moment, objective: Objective, newest: Weights | None) -> Update:
+    """Shares by item with the weights as they are, and with the newest ones; then the update itself, watched."""
+    stepper, ranks, group = session.stepper, session.ranks, session.stepper.groups[objective.name]
     with untouched(session.models), eager(session.models):
-        for name, part in zip(moment.names, moment.parts, strict=True):
-            stepper.seed_generators(objective)
-            shares.append(_share(session, group, objective, totals, part, name))
+        totals, shares = _shares(session, moment, group, objective)
+    if newest is not None:
+        with untouched(session.models), eager(session.models):
+            _put(session.models, newest)
+            later = [{"loss": each.loss, **each.terms} for each in _shares(session, moment, group, objective)[1]]
+        shares = [replace(share, later=values) for share, values in zip(shares, later, strict=True)]
     norms: dict[str, float] = {}
     stepper.on_gradients = lambda reduced: norms.update(_norms(reduced))
     try:
         with _first_non_finite(session.models) as found:
-            values, norm = stepper.step(objective, batch)
+            values, norm = stepper.step(objective, moment.batch)
     finally:
         stepper.on_gradients = None
-    ranks = session.ranks
     losses = ranks.gather(float(values["loss"]) if "loss" in values else 0.0)
     everywhere = [share for of_rank in ranks.gather(shares) for share in of_rank]
     first = next((name for name in ranks.gather("".join(found[:1])) if name), "")
     return Update(objective, totals, everywhere, math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan,
                   float(norm), norms, first)  # fmt: skip
+
+
+def _shares(
+    session: Session, moment: Moment, group: Group, objective: Objective
+) -> tuple[dict[str, Tensor], list[Share]]:
+    """Totals of the whole batch, and the shares of this rank's items, with the weights that the models have."""
+    stepper, task = session.stepper, session.task
+    micro = [piece for batch in loader.batches_of(moment.batch)
+             for piece in task.split(batch, stepper.micro_batch_size or task.size(batch))]  # fmt: skip
+    stepper.seed_generators(objective)
+    totals = stepper.totals.of(group.local, objective, micro, False)
+    shares = []
+    for name, part in zip(moment.names, moment.parts, strict=True):
+        stepper.seed_generators(objective)
+        shares.append(_share(session, group, objective, totals, part, name))
+    return totals, shares
 
 
 def _share(
@@ -251,7 +239,8 @@ def _share(
     terms = {term: float(share) for term, share in loss.terms.items()}
     # where the totals are not finite no share is, and what an item adds to them says whose fault it is
     looked_at = [loss.value, *loss.terms.values()] if _is_finite(totals) else own
-    return Share(name, float(loss.value.detach()), terms, _is_finite(looked_at))
+    sizes = [number for value in own.values() if value.numel() <= FEW for number in value.double().flatten().tolist()]
+    return Share(name, float(loss.value.detach()), terms, _is_finite(looked_at), sizes=sizes)
 
 
 def _is_finite(value: Any) -> bool:
@@ -285,19 +274,22 @@ def _first_non_finite(models: dict[str, nn.Module]) -> Generator[list[str]]:
         yield found
 
 
-def _unusual(names: list[str], parts: list[Batch]) -> list[str]:
-    """By the largest number of each field, beside that of the median item."""
-    found = []
+def _suspects(session: Session, moment: Moment) -> list[Suspect]:
+    """Over the values of all ranks, and the shares of all updates. Every rank must call it."""
+    parts = moment.parts
     fields = [name for name, value in parts[0].items() if isinstance(value, Tensor)] if parts else []
-    for field_ in (name for name in fields if parts[0][name].is_floating_point()):
-        sizes = [float(part[field_].abs().max()) if part[field_].numel() else 0.0 for part in parts]
-        usual = median([size for size in sizes if math.isfinite(size)] or [0.0])
-        found += [
-            f"{name}: {field_} reaches {size:.4g}, {size / usual:,.0f} times the median item"
-            for name, size in zip(names, sizes, strict=True)
-            if usual > 0 and FAR * usual < size < math.inf
-        ]
-    return found
+    sizes = {
+        name: [float(part[name].abs().max()) if part[name].numel() else 0.0 for part in parts]
+        for name in fields if parts[0][name].is_floating_point()
+    }  # fmt: skip
+    everywhere = session.ranks.gather((moment.names, sizes))
+    names = [name for of_rank, _ in everywhere for name in of_rank]
+    spoilt = {share.name for update in moment.updates for share in update.shares if not share.finite}
+    reasons = [reason for update in moment.updates for reason in by_share(update, moment.later)]
+    for field_ in dict.fromkeys(name for _, of_rank in everywhere for name in of_rank):
+        found = [size for of_rank, of_fields in everywhere for size in of_fields.get(field_, [0.0] * len(of_rank))]
+        reasons += by_value(field_, names, found, spoilt)
+    return suspects(reasons)
 
 
 def _names(session: Session, parts: list[Batch], position: Position, number: int) -> list[str]:

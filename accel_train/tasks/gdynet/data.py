@@ -113,9 +113,12 @@ class _Frames:
 
     def item_names(self, batch: Mapping[str, Any]) -> list[str]:
         which, first = self.place(np.array(batch[self.item].tolist(), np.int64))
-        places = zip(which.tolist(), first.tolist(), strict=True)
-        frames = [(self.trajectories[number].name, [frame + lag for lag in self.lags]) for number, frame in places]
-        return [f"{name}, frame {' and '.join(map(str, numbers))}" for name, numbers in frames]
+        names = []
+        for number, frame in zip(which.tolist(), first.tolist(), strict=True):
+            one = self.trajectories[number]
+            frames = [str(frame + lag + (one.span[0] if one.span else 0)) for lag in self.lags]  # as in the file
+            names.append(f"{one.name}, frame{'s' if len(frames) > 1 else ''} {' and '.join(frames)}")
+        return names
 
     def _look_at_new(self, frames: np.ndarray) -> None:
         new, due = {*frames[~self._good[frames]].tolist()}, {*frames[self.contents.due(frames)].tolist()}
