@@ -353,6 +353,11 @@ def test_places_that_are_refused(tmp_path):
         Folder(tmp_path / "run", "nosuch://x").start()
 
 
+def test_a_place_that_cannot_be_made(tmp_path):
+    with pytest.raises(UserError, match="checkpoint_mirror: /proc/nowhere/run/mirror.json cannot be written"):
+        Folder(tmp_path / "run", "/proc/nowhere").start()
+
+
 def test_a_mirror_that_was_copied_by_hand_is_the_run_folder(tmp_path):
     place = str(tmp_path / "there")
     one = Folder(tmp_path / "a" / "run", place)

@@ -47,7 +47,10 @@ class RemoteFolder:
             if (arrived := fs.size(there)) != size:
                 raise OSError(f"{arrived} bytes arrived instead of {size}")
 
-        self._attempt(once, name)
+        try:
+            self._attempt(once, name)
+        except MissingError:  # what it would be written into
+            raise AccessError(f"{self}/{name} cannot be written: there is no such place") from None
 
     def write(self, name: str, data: bytes) -> None:
         with tempfile.NamedTemporaryFile() as file:
