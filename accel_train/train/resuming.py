@@ -114,12 +114,23 @@ def _choose(saver: Saver) -> str | None:
     else:
         path = verified(Path(choice))
     path = path.resolve() if path.is_symlink() else path
+    _refuse_other_form(session, path)
     _compare(session, path)
     _compare_optimizers(session, path)
     here = path.parent.resolve() == folder.root.resolve()
     for moved in folder.set_aside(read_progress(path)["position"]["step"] if here else -1):
         session.emit(Event("warning", f"{moved.name}: newer than the checkpoint this run goes on from"))
     return str(path)
+
+
+def _refuse_other_form(session: Session, path: Path) -> None:
+    whole = (path / "model.safetensors").exists()  # FSDP writes pieces
+    if whole == session.is_sharded:
+        form, now = ("whole", "with FSDP") if whole else ("in the pieces of FSDP", "without FSDP")
+        raise UserError(
+            f"{path} holds its state {form}, from which a run {now} cannot go on: take the launch config of before, or "
+            f"only the weights (--init_from={session.output_dir / 'model'}, or best, and another --output_dir)"
+        )
 
 
 def _compare(session: Session, path: Path) -> None:

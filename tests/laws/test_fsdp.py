@@ -18,6 +18,7 @@ from torch import nn
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
+from accel_train.run.weights import read_weights
 from accel_train.system import process
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
@@ -143,7 +144,7 @@ def shard_from_now_on(parts):
 
 
 def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None, **more):
-    assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
+    assert "RANK" not in os.environ and process.world_size() > 0  # this launcher only tells torch
     if sharded:
         shard_from_now_on(list(parts))
     try:
@@ -185,11 +186,12 @@ def build_deep(folder, sharded):
         file.write(str(peak.growth["anonymous"]))
 
 
-def on_two_ranks(*arguments, function="train"):
+def on_two_ranks(*arguments, function="train", ranks=2):
     """In a process of its own: a launcher forks, and may not find an accelerator that another test has left. What it
     frees goes back to the system at once."""
     done = subprocess.run(
-        [sys.executable, __file__, function, json.dumps(arguments)], capture_output=True, text=True, timeout=200,
+        [sys.executable, __file__, function, json.dumps(arguments), str(ranks)],
+        capture_output=True, text=True, timeout=200,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": "1000000"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -213,6 +215,25 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
     seen = [(tmp_path / f"{name}-seen").read_text().splitlines() for name in ("sharded", "replicated")]
     assert seen[0] == seen[1] == [*["anomaly"] * 2, "12 8", *["anomaly"] * 4, "24 8"]
     assert any((sharded / "checkpoints" / "latest").glob("*/*.distcp"))  # it really was sharded
+
+
+@pytest.mark.slow
+def test_pieces_go_on_on_another_number_of_ranks(tmp_path):
+    """And neither without FSDP nor from what it has not written."""
+    sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
+    on_two_ranks(str(replicated), 30, False, 12)
+    for ranks, steps in ((2, 10), (3, 20), (1, 30)):
+        on_two_ranks(str(sharded), steps, True, 12, ranks=ranks)
+    assert losses(sharded) == pytest.approx(losses(replicated), rel=1e-9)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (replicated, sharded))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    with pytest.raises(UserError, match="in the pieces of FSDP"):
+        read_weights(sharded / "checkpoints" / "latest", ["model"])
+    for folder, now in ((sharded, False), (replicated, True)):
+        on_two_ranks(str(folder), 40, now, 12)
+        said = (tmp_path / f"{folder.name}-error").read_text().splitlines()
+        assert len(said) == 2 and all("take the launch config of before" in line for line in said)
 
 
 @pytest.mark.slow
@@ -289,4 +310,4 @@ def test_no_rank_but_the_first_builds_the_whole_model(tmp_path):
 
 
 if __name__ == "__main__":
-    debug_launcher(globals()[sys.argv[1]], tuple(json.loads(sys.argv[2])), 2)
+    debug_launcher(globals()[sys.argv[1]], tuple(json.loads(sys.argv[2])), int(sys.argv[3]))
