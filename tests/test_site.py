@@ -23,7 +23,7 @@ from accel_train.registry import TASKS, commands_of
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 HOWTO = sorted((DOCS / "howto").glob("*.md"))
-PAGES = [DOCS / "tutorial.md", DOCS / "faq.md", DOCS / "gallery.md", *HOWTO]
+PAGES = [DOCS / "tutorial.md", DOCS / "faq.md", DOCS / "gallery.md", DOCS / "cluster.md", *HOWTO]
 
 
 def blocks(page: Path, language: str) -> list[str]:

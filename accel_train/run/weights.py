@@ -183,7 +183,12 @@ def read_weights(path: Path, names: list[str]) -> dict[str, dict[str, Tensor]]:
         )
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     checkpoint = verified(path)
-    for file in [*sorted(checkpoint.glob("model*.safetensors")), *checkpoint.glob(AVERAGES)]:
+    files = [*sorted(checkpoint.glob("model*.safetensors")), *checkpoint.glob(AVERAGES)]
+    if not files:
+        raise UserError(
+            f"{checkpoint} holds weights in the pieces of FSDP; those in model/ and best/ of its run are whole"
+        )
+    for file in files:
         for key, tensor in load_tensors(file).items():
             name, _, rest = key.removeprefix("trained.").partition(".")
             if name in tensors:

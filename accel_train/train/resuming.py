@@ -105,6 +105,7 @@ def _choose(saver: Saver) -> str | None:
         path = path.resolve() if path.is_symlink() else path
     step = -1
     if path is not None:
+        _refuse_other_form(session, path)
         _compare(saver, path)
         _compare_optimizers(session, path)
         if path.parent.resolve() == folder.root.resolve():
@@ -132,6 +133,16 @@ def _newest(saver: Saver) -> Path | None:
             "resume_from_checkpoint=never starts over"
         )
     return path
+
+
+def _refuse_other_form(session: Session, path: Path) -> None:
+    whole = (path / "model.safetensors").exists()  # FSDP writes pieces
+    if whole == session.is_sharded:
+        form, now = ("whole", "with FSDP") if whole else ("in the pieces of FSDP", "without FSDP")
+        raise UserError(
+            f"{path} holds its state {form}, from which a run {now} cannot go on: take the launch config of before, or "
+            f"only the weights (--init_from={session.output_dir / 'model'}, or best, and another --output_dir)"
+        )
 
 
 def _compare(saver: Saver, path: Path) -> None:

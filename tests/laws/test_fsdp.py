@@ -19,6 +19,7 @@ from torch import nn
 from accel_train import IndexedSource, Loss, Objective, Task, Trainer
 from accel_train.config.schema import TrainConfig
 from accel_train.errors import UserError
+from accel_train.run.weights import read_weights
 from accel_train.system import process
 from accel_train.task import Event
 from accel_train.tracking.observer import Observer
@@ -144,7 +145,7 @@ def shard_from_now_on(parts):
 
 
 def train(folder, steps, sharded, batch=16, parts=(), task="Product", init_from=None, **more):
-    assert "RANK" not in os.environ and process.world_size() == 2  # this launcher only tells torch
+    assert "RANK" not in os.environ and process.world_size() > 0  # this launcher only tells torch
     if sharded:
         shard_from_now_on(list(parts))
     try:
@@ -186,9 +187,9 @@ def build_deep(folder, sharded):
         file.write(str(peak.growth["anonymous"]))
 
 
-def on_two_ranks(*arguments, function="train"):
+def on_ranks(*arguments, function="train", ranks=2):
     """In a process of its own: a launcher forks, and may not find an accelerator that another test has left."""
-    alone(debug_launcher, globals()[function], arguments, 2)
+    alone(debug_launcher, globals()[function], arguments, ranks)
 
 
 def on_two_ranks_that_free_memory(*arguments, function):
@@ -206,9 +207,9 @@ def losses(folder):
 
 def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
     sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
-    on_two_ranks(str(replicated), 30, False)
-    on_two_ranks(str(sharded), 20, True)
-    on_two_ranks(str(sharded), 30, True)
+    on_ranks(str(replicated), 30, False)
+    on_ranks(str(sharded), 20, True)
+    on_ranks(str(sharded), 30, True)
     wanted, found = losses(replicated), losses(sharded)
     assert found == pytest.approx(wanted, rel=1e-9) and len(wanted) == 9
     for name in ("model", "best"):
@@ -221,11 +222,30 @@ def test_sharded_equals_replicated_also_after_a_resume(tmp_path):
 
 
 @pytest.mark.slow
+def test_pieces_go_on_on_another_number_of_ranks(tmp_path):
+    """And neither without FSDP nor from what it has not written."""
+    sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
+    on_ranks(str(replicated), 30, False, 12)
+    for ranks, steps in ((2, 10), (3, 20), (1, 30)):
+        on_ranks(str(sharded), steps, True, 12, ranks=ranks)
+    assert losses(sharded) == pytest.approx(losses(replicated), rel=1e-9)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (replicated, sharded))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
+    with pytest.raises(UserError, match="in the pieces of FSDP"):
+        read_weights(sharded / "checkpoints" / "latest", ["model"])
+    for folder, now in ((sharded, False), (replicated, True)):
+        on_ranks(str(folder), 40, now, 12)
+        said = (tmp_path / f"{folder.name}-error").read_text().splitlines()
+        assert len(said) == 2 and all("take the launch config of before" in line for line in said)
+
+
+@pytest.mark.slow
 def test_averages_of_pieces_are_those_of_whole_weights(tmp_path):
     """Also after a resume; and what is trained does not notice."""
     for name, sharded, lengths in (("replicated", False, [30]), ("whole", True, [30]), ("pieces", True, [20, 30])):
         for steps in lengths:
-            on_two_ranks(str(tmp_path / name), steps, sharded, function="train_averaged")
+            on_ranks(str(tmp_path / name), steps, sharded, function="train_averaged")
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "replicated"), rel=1e-9)
     for file in ("model/model.safetensors", "checkpoints/latest/averages.safetensors"):
         one, other = (load_file(tmp_path / name / file) for name in ("replicated", "whole"))
@@ -238,8 +258,8 @@ def test_averages_of_pieces_are_those_of_whole_weights(tmp_path):
 def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
     """A run begins with an evaluation, which calls the models without what was wrapped around them; and one rank alone
     looks at a batch after step 12."""
-    on_two_ranks(str(tmp_path / "replicated"), 15, False)
-    on_two_ranks(str(tmp_path / "sharded"), 15, True, 16, ["Linear"])
+    on_ranks(str(tmp_path / "replicated"), 15, False)
+    on_ranks(str(tmp_path / "sharded"), 15, True, 16, ["Linear"])
     wanted = losses(tmp_path / "replicated")
     assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 5
 
@@ -248,21 +268,21 @@ def test_parts_that_are_sharded_by_themselves_change_nothing(tmp_path):
 def test_a_model_that_is_only_read_and_weights_from_elsewhere(tmp_path):
     for name, sharded in (("replicated", False), ("sharded", True)):
         folder = str(tmp_path / name)
-        on_two_ranks(folder, 5, sharded, 16, [], "Taught")
-        on_two_ranks(f"{folder}-2", 5, sharded, 16, [], "Taught", f"{folder}/model")
+        on_ranks(folder, 5, sharded, 16, [], "Taught")
+        on_ranks(f"{folder}-2", 5, sharded, 16, [], "Taught", f"{folder}/model")
     for more in ("", "-2"):
         wanted = losses(tmp_path / f"replicated{more}")
         assert losses(tmp_path / f"sharded{more}") == pytest.approx(wanted, rel=1e-9)
 
 
 def test_unequal_shares_are_refused_on_every_rank(tmp_path):
-    on_two_ranks(str(tmp_path / "run"), 30, True, 95)  # the last batch of an epoch has one item
+    on_ranks(str(tmp_path / "run"), 30, True, 95)  # the last batch of an epoch has one item
     said = (tmp_path / "run-error").read_text().splitlines()
     assert len(said) == 2 and all("FSDP: the ranks have [0, 1]" in line for line in said)
 
 
 def test_freezing_on_the_way_is_refused(tmp_path):
-    on_two_ranks(str(tmp_path / "run"), 3, True, 16, [], "Freezing")
+    on_ranks(str(tmp_path / "run"), 3, True, 16, [], "Freezing")
     said = (tmp_path / "run-error").read_text().splitlines()
     assert len(said) == 2 and all("FSDP cannot freeze model.0" in line and "detach" in line for line in said)
 
@@ -272,7 +292,7 @@ def test_freezing_on_the_way_is_refused(tmp_path):
 def test_sherlock(tmp_path, options):
     """Parts that the model names are gathered one by one, also those within others; a stop changes no bit."""
     for name, sharded in (("replicated", False), ("sharded", True)):
-        on_two_ranks(str(tmp_path / name), 10, sharded, options, function="train_brains")
+        on_ranks(str(tmp_path / name), 10, sharded, options, function="train_brains")
     wanted = losses(tmp_path / "replicated")
     assert losses(tmp_path / "sharded") == pytest.approx(wanted, rel=1e-9) and len(wanted) == 4
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("replicated", "sharded"))
@@ -280,7 +300,7 @@ def test_sherlock(tmp_path, options):
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-12)
     for steps in (5, 10):
-        on_two_ranks(str(tmp_path / "stopped"), steps, True, options, function="train_brains")
+        on_ranks(str(tmp_path / "stopped"), steps, True, options, function="train_brains")
     assert_same_run(tmp_path / "stopped", tmp_path / "sharded")
 
 
