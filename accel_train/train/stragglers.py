@@ -9,8 +9,9 @@ from accel_train.task import Event
 
 STANDS_OUT = 1.3
 """A rank that took so many times as long as the median of the others, in two log lines running, is named."""
-WORTH_SAYING = 0.05
-"""But only if what it took longer is so much of the time of a step."""
+WORTH_SAYING, NOISE_S = 0.05, 0.25
+"""But only if what it took longer is so much of the time of a step, and more than so many seconds in each of the two:
+a millisecond in a few steps is chance."""
 PARTS = ("reading data", "computing")
 """What a rank does alone, in the order of ``Whereabouts.take_own_seconds``."""
 
@@ -53,7 +54,8 @@ class Stragglers:
         ratio = own[slowest] / max(others, 1e-9)
         more = [mine - median(parts) for mine, parts in zip(taken[slowest], zip(*taken, strict=True), strict=True)]
         part = PARTS[more.index(max(more))]
-        stands_out = ratio >= STANDS_OUT and own[slowest] - others >= WORTH_SAYING * step_s
+        longer = own[slowest] - others
+        stands_out = ratio >= STANDS_OUT and longer >= WORTH_SAYING * step_s and longer * steps >= NOISE_S
         self._judge((slowest, part) if stands_out else None, ratio, own[slowest], others)
         return {"slowest/rank": slowest, "slowest/ratio": ratio}
 

@@ -28,9 +28,7 @@ def test_one_process(tmp_path, place):
     one_failed(tmp_path / "full", results, tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("place", "rank"), [("size limit", 1), ("optimizer", 1), ("optimizer", 0), ("manifest", 0), ("folder", 0)]
-)
+@pytest.mark.parametrize(("place", "rank"), [("size limit", 0), ("optimizer", 0), ("manifest", 0), ("folder", 0)])
 def test_one_of_two_ranks(tmp_path, place, rank):
     run({"config": config(tmp_path / "whole", **SETTINGS)}, 2)
     disk = {"place": place, "steps": [16], "rank": rank}

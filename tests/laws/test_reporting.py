@@ -112,7 +112,7 @@ def test_figures_are_drawn_at_every_evaluation_if_that_takes_little_of_the_time(
     for rest, drawn, steps in ((50.0, some, [24]), (0.0, some, [6, 12, 18, 24]), (0.0, nothing, [6])):
         monkeypatch.setattr("accel_train.train.reporter.REST", rest)
         asked, folder = [], tmp_path / f"{rest:g}-{len(drawn)}"
-        fit(folder, Drawing(), report_to=["tensorboard"])
+        fit(folder, Drawing(), report_to=["tensorboard"], save_in_background=False)
         assert asked == steps
     curves = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = curves.EventAccumulator(str(tmp_path / "0-1" / "tensorboard"), {"images": 0}).Reload()

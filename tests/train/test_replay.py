@@ -42,6 +42,7 @@ def test_the_same_bits_and_an_untouched_folder(whole: Path, start: int, end: int
         assert loop.state.position.step == end
         if checkpoints.path(end).is_dir():
             loop.saver.save(end, loop.state.progress())
+            loop.saver.settle()
             name = f"checkpoints/step-{end:09d}/model.safetensors"
             mine, its = load_tensors(folder / name), load_tensors(whole / name)
             assert mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in its)
