@@ -21,9 +21,10 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # per process; the same everywhere, or bits differ
 
 # Machines meet on MAIN, the one that must stay. PROCESSES: of each machine; gpu is one for each of its GPUs.
+# hang_timeout: of a run that stands still; it is ended, and started again.
 # requeue_exit_code: of a run that was told to stop; with 0, torchrun would take it for one that is done.
 # last_call_timeout: seconds that fewer than MAX machines wait for another one before they begin.
 exec torchrun --nnodes="${NODES:-1:2}" --nproc-per-node="${PROCESSES:-gpu}" --max-restarts="${RESTARTS:-20}" \
     --rdzv-backend=c10d --rdzv-endpoint="$MAIN:${PORT:-29400}" --rdzv-id="${JOB:-accel_train}" \
     --rdzv-conf="last_call_timeout=${LAST_CALL:-30}" \
-    -m accel_train train --config "$@" --requeue_exit_code=85
+    -m accel_train train --hang_timeout=30min --config "$@" --requeue_exit_code=85
