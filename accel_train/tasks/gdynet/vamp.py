@@ -129,8 +129,7 @@ def loss_share(
 ) -> Tensor:
     """The part of these rows in the loss of all rows that ``covariances`` was made of: a float64 scalar.
 
-    Shares add up to the global loss, and their gradients by x and y are the rows of its gradient, in closed form. The
-    value of a share is the mean over rows and what these rows do to the score, to first order (of ``vamp1`` the mean).
+    Shares add up to the global loss, and their gradients by x and y are the rows of its gradient, in closed form.
 
     Args:
         x, y: [rows, k] as for ``moments``, with gradient; no rows give a zero with a zero gradient.
@@ -153,8 +152,8 @@ def loss_share(
     matrix = 2 / (covariances.rows - 1) * expand @ slope @ expand.T
     z = torch.cat([x, y], 1).double()
     gradient = (z.detach() - covariances.means.view(-1).to(z.device)) @ matrix.to(z.device)
-    linear = (z * gradient).sum()  # over all rows its value is 0, since the scale of x or of y changes no score
-    return rows / covariances.rows * value + (linear - linear.detach() if loss == "vamp1" else linear)
+    linear = (z * gradient).sum()  # its gradient is ours; its value is rounding, which a singular covariance magnifies
+    return rows / covariances.rows * value + (linear - linear.detach())
 
 
 # -- the value of a loss and its derivative by the joint covariance ----------------------------------------------------
