@@ -34,6 +34,23 @@ def test_a_machine_is_lost_and_another_joins(lab, tmp_path, whole):
     assert_equal_bits([folder, whole])
 
 
+def test_up_to_four_machines(lab, tmp_path, whole):
+    there, folder = lab(3), tmp_path / "run"
+    command = with_config(tmp_path, train(folder, 2 * SLOW))
+    first, second, _ = elastic(there.hosts, tmp_path, command, nodes="1:4")
+    wait_for(lambda: newest(folder) >= 10, what="a checkpoint of three")
+    there.hosts[2].die()
+    before = newest(folder)
+    wait_for(lambda: newest(folder) > before, 120, what="a checkpoint of two")
+    joined = elastic([there.add(), there.add()], tmp_path, command, nodes="1:4")
+    everyone = [first, second, *joined]
+    said = outputs(everyone, 200)
+    assert [each.returncode for each in everyone] == [0] * 4, said
+    sizes = re.findall(r"precision no, (\d) process", "".join(said))
+    assert {"2", "3", "4"} <= {*sizes}
+    assert_equal_bits([folder, whole])
+
+
 def test_a_machine_is_replaced(lab, tmp_path, whole):
     """As a pod of a Job is: never fewer than two."""
     there, folder = lab(2), tmp_path / "run"
