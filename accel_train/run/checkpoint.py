@@ -266,13 +266,14 @@ def _because(damaged: list[Damage]) -> str:
 
 
 def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
-    kind = next(iter(_HASHES))
-    entries = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, kind: _hash(path, kind)}
-        for path in files_in(folder)
-        if path.name != MANIFEST
-    }
+    entries = {str(path.relative_to(folder)): entry_of(path) for path in files_in(folder) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps({"version": 1, **extra, "files": entries}, indent=1))
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """By which a file is known again: what a manifest says of it."""
+    kind = next(iter(_HASHES))
+    return {"size": path.stat().st_size, kind: _hash(path, kind)}
 
 
 def verify(folder: Path) -> str | None:

@@ -8,7 +8,6 @@ says which run this is the mirror of, which session of it writes here now, and w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -21,12 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from accel_train.config.plain import flatten
 from accel_train.data.remote.requests import MissingError
 from accel_train.errors import AccessError, UserError
-from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder
+from accel_train.run.checkpoint import MANIFEST, PROGRESS, CheckpointFolder, entry_of
 from accel_train.run.folder import write_json
 from accel_train.run.mirror_folder import FILE, ForeignError, MirrorFolder, as_object
 from accel_train.system import waiting
@@ -205,7 +202,7 @@ class Mirror:
         new = path.with_name(f".{path.name}.coming")
         try:
             self.folder.get(name, new)
-            if name in LOGS or _entry(new) == entry:  # a log may be longer by now, and is cut to the checkpoint
+            if name in LOGS or entry_of(new) == entry:  # a log may be longer by now, and is cut to the checkpoint
                 os.replace(new, path)
             else:
                 self.emit(Event("warning", f"{self.folder}/{name} is not what it should be: not used"))
@@ -306,7 +303,7 @@ class Mirror:
             with tempfile.TemporaryDirectory() as aside:
                 if name in LOGS:  # they grow meanwhile
                     file = Path(shutil.copyfile(file, os.path.join(aside, file.name)))
-                entry = _entry(file)
+                entry = entry_of(file)
                 self.folder.put(file, name)
             self._sent[name] = state, entry
         return self._sent[name][1]
@@ -325,12 +322,6 @@ class Mirror:
         new = {**known, "run": run, "url": scrub(str(self.folder)), **copied}
         if new != known:
             write_json(self.output_dir / FILE, new)
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    """By which a file is known again."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "xxh3_128": hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}
 
 
 def read(output_dir: Path) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def _buffer(size: int, pinned: bool) -> Tensor:
 
 
 def write(folder: Path, states: States) -> None:
-    """Rank 0 alone; what others call does nothing."""
+    """Into a checkpoint; rank 0 has all that is to be written."""
     from accelerate.utils import save
 
     for name, state in states.items():
@@ -100,7 +100,7 @@ def write(folder: Path, states: States) -> None:
 
 
 def write_rest(accelerator: Accelerator, folder: Path) -> None:
-    """The few kilobytes that every rank has for itself, and that ``load_state`` looks for: generators, the scaler."""
+    """The few kilobytes of this rank that ``load_state`` looks for: generators, the scaler."""
     from accelerate.checkpointing import save_accelerator_state
 
     rank, scaler = accelerator.process_index, accelerator.scaler

@@ -9,23 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.runs import config, steps_saved
+from support.toy_sources import Arrays
 from support.toys import Toy
 
 from accel_train import IndexedSource, Trainer, inspect
 from accel_train.cli import main
 from accel_train.errors import DataError, UserError
-
-
-class Arrays:
-    def __init__(self, path: Path) -> None:
-        self.x = np.load(path, mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        x = self.x[indices]
-        return {"index": indices, "x": x, "y": x.sum(-1), "mask": np.ones(x.shape[:2], np.float32)}
 
 
 class OnFiles(Toy):

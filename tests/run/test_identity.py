@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from support.runs import config
+from support.toy_sources import Arrays
 from support.toys import Toy
 
 from accel_train import IndexedSource, Trainer, inspect
@@ -16,18 +17,6 @@ from accel_train.commands.export import export_run
 from accel_train.errors import DataError, UserError
 from accel_train.run import identity
 from accel_train.run.checkpoint import write_manifest
-
-
-class Arrays:
-    def __init__(self, folder: Path) -> None:
-        self.x = np.load(folder / "x.npy", mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        x = self.x[indices]
-        return {"index": indices, "x": x, "y": x.sum(-1), "mask": np.ones(x.shape[:2], np.float32)}
 
 
 class OnFiles(Toy):
@@ -38,7 +27,7 @@ class OnFiles(Toy):
         self.folder = Path(folder)
 
     def build_data(self, split: str, batch_size: int, seed: int) -> IndexedSource | None:
-        return IndexedSource(Arrays(self.folder), batch_size, seed) if split == "train" else None
+        return IndexedSource(Arrays(self.folder / "x.npy"), batch_size, seed) if split == "train" else None
 
 
 @pytest.fixture

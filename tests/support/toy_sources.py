@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,20 @@ from torch.utils.data import default_collate
 from accel_train import BatchSource, IndexedSource, from_dataset, from_iterable, from_load_dataset
 from support.faults import FAULTS
 from support.toys import Numbers, Toy
+
+
+class Arrays:
+    """Items of a toy task in a file that stays mapped: float32 [items, 1, width]."""
+
+    def __init__(self, path: Path) -> None:
+        self.x = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        x = self.x[indices]
+        return {"index": indices, "x": x, "y": x.sum(-1), "mask": np.ones(x.shape[:2], np.float32)}
 
 
 class Endless(BatchSource):
